@@ -1,0 +1,10 @@
+//! What the end-to-end tests and the demo are made of: a world of network namespaces, real peers in it, the
+//! product's own binaries started in it, and fixtures that say what must come out.
+//!
+//! Nothing here is linked into the product. Called by the binaries beside it and by `tests/*.rs`.
+
+pub mod harness;
+pub mod proto;
+pub mod world;
+
+pub use world::{Attach, Node, NodeSpec, Pod, PodSpec, Process, World, WorldBuilder};
