@@ -1,0 +1,158 @@
+//! Folds the rules of a profile into L3/L4 rows for the kernel.
+//!
+//! Every row is what [`Side::row`](crate::profile::Side::row) answers for its ports: the kernel and the proxy
+//! cannot disagree, because both ask the same walk. Knows nothing of maps or of eBPF.
+
+use crate::class::ClassId;
+use crate::port::{PortRange, Protocol};
+use crate::profile::{Direction, IsolatedPorts, ProfileId, Side};
+use crate::snapshot::Snapshot;
+use crate::verdict::Connection;
+use std::collections::BTreeSet;
+
+/// What the kernel does with a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum RowAction {
+    /// Let it pass.
+    Allow,
+    /// Refuse it.
+    Deny,
+    /// Hand it to the proxy.
+    ToProxy,
+}
+
+/// One verdict of the kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Row {
+    /// What happens.
+    pub action: RowAction,
+    /// `ToProxy` only because of audited policies: without a proxy the flow passes.
+    pub fail_open: bool,
+    /// Audited policies would refuse this flow at L3/L4: it passes and is counted.
+    pub audit: bool,
+}
+
+/// Ports by their leading bits, as a longest-prefix map keys on them: `len` 0 is every port, 16 is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortPrefix {
+    /// The first port; bits beyond `len` are zero.
+    pub port: u16,
+    /// How many leading bits count, 0 to 16.
+    pub len: u8,
+}
+
+/// A row with its key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RowEntry {
+    /// Whose rules.
+    pub profile: ProfileId,
+    /// Seen from the endpoint.
+    pub direction: Direction,
+    /// The other end.
+    pub class: ClassId,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The peer's port on egress, the endpoint's on ingress: always the destination port of the connection.
+    pub ports: PortPrefix,
+    /// The verdict.
+    pub row: Row,
+}
+
+impl Snapshot {
+    /// Every row of the node: for each profile, direction, class and protocol the fewest port prefixes that say
+    /// what the walk says of each port. A key that is not among them does not exist: the kernel denies it.
+    pub fn rows(&self) -> impl Iterator<Item = RowEntry> + '_ {
+        let classes = u32::try_from(self.classes.len()).unwrap_or(u32::MAX);
+        let sides = self.profiles.iter().zip(0..).flat_map(|(profile, id)| {
+            Direction::ALL.map(|direction| (ProfileId(id), direction, profile.side(direction)))
+        });
+        sides.flat_map(move |(profile, direction, side)| {
+            let cuts = Protocol::ALL.map(|protocol| (protocol, Cuts::of(side, protocol)));
+            (0..classes).map(ClassId).flat_map(move |class| {
+                let entry =
+                    move |protocol, ports, row| RowEntry { profile, direction, class, protocol, ports, row };
+                cuts.iter()
+                    .flat_map(|(protocol, cuts)| {
+                        let rows = cuts
+                            .fold(|port| side.row(&Connection { peer: class, protocol: *protocol, port }));
+                        rows.into_iter().map(|(ports, row)| entry(*protocol, ports, row)).collect::<Vec<_>>()
+                    })
+                    .collect::<Vec<_>>()
+            })
+        })
+    }
+}
+
+/// The port numbers where something may change, for one side and protocol.
+#[derive(Clone, Debug)]
+struct Cuts {
+    /// First ports of the intervals between which no rule tells ports apart; begins with 0.
+    starts: Vec<u16>,
+    /// A port that no rule names, if there is one: what holds for it is the row of every port.
+    unnamed: Option<u16>,
+}
+
+impl Cuts {
+    fn of(side: &Side, protocol: Protocol) -> Self {
+        let rules = side.deny.iter().chain(side.layers.iter().flat_map(|layer| &layer.allow));
+        let mut ranges: Vec<(u16, u16)> = if protocol.has_ports() {
+            rules
+                .flat_map(|rule| rule.ranges())
+                .filter(|range: &&PortRange| range.protocol == protocol)
+                .map(|range| (range.first, range.last))
+                .collect()
+        } else {
+            Vec::new()
+        };
+        for isolation in side.layers.iter().flat_map(|layer| &layer.isolation) {
+            if let IsolatedPorts::Listed(listed) = &isolation.ports
+                && protocol.has_ports()
+            {
+                ranges.extend(listed);
+            }
+        }
+        let mut starts = BTreeSet::from([0]);
+        for (first, last) in &ranges {
+            starts.insert(*first);
+            starts.extend(last.checked_add(1));
+        }
+        let named = |port: u16| ranges.iter().any(|(first, last)| *first <= port && port <= *last);
+        let unnamed = starts.iter().copied().find(|port| !named(*port));
+        Self { starts: starts.into_iter().collect(), unnamed }
+    }
+
+    fn fold(&self, row: impl Fn(u16) -> Row) -> Vec<(PortPrefix, Row)> {
+        let rest = row(self.unnamed.unwrap_or(0));
+        let mut out = vec![(PortPrefix { port: 0, len: 0 }, rest)];
+        let ends = self.starts.iter().skip(1).map(|start| start - 1).chain([u16::MAX]);
+        let mut merged: Vec<(u16, u16, Row)> = Vec::new();
+        for (first, last) in self.starts.iter().copied().zip(ends) {
+            let row = row(first);
+            match merged.last_mut() {
+                Some((_, end, same)) if *same == row => *end = last,
+                _ => merged.push((first, last, row)),
+            }
+        }
+        for (first, last, row) in merged.into_iter().filter(|(_, _, row)| *row != rest) {
+            out.extend(prefixes(first, last).into_iter().map(|prefix| (prefix, row)));
+        }
+        out
+    }
+}
+
+/// The fewest prefixes that make up a range: at most 30 for any range of 16-bit ports.
+#[must_use]
+pub fn prefixes(first: u16, last: u16) -> Vec<PortPrefix> {
+    let mut out = Vec::new();
+    let (mut at, end) = (u32::from(first), u32::from(last));
+    while at <= end {
+        let mut size = if at == 0 { 1 << 16 } else { at & at.wrapping_neg() };
+        while at + size - 1 > end {
+            size >>= 1;
+        }
+        let len = 16 - u8::try_from(size.trailing_zeros()).unwrap_or(16);
+        out.push(PortPrefix { port: u16::try_from(at).unwrap_or(u16::MAX), len });
+        at += size;
+    }
+    out
+}

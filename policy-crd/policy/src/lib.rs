@@ -1,0 +1,32 @@
+//! The pure core: rules, matchers, verdicts, rows and the snapshot of one node.
+//!
+//! Knows nothing of Kubernetes types, serde, sockets, clocks or environment variables. Everything that
+//! it needs travels in its arguments; everything that it decides travels in its results. Control compiles
+//! into these types, the proxy and the loader read them, and `explain` walks the same walk.
+
+pub mod class;
+pub mod fold;
+pub mod http;
+pub mod origin;
+pub mod path;
+pub mod port;
+pub mod prefix;
+pub mod profile;
+pub mod regex;
+pub mod snapshot;
+pub mod verdict;
+
+pub use class::{ClassId, ClassSet};
+pub use fold::{PortPrefix, Row, RowAction, RowEntry};
+pub use http::{
+    Conditions, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, HttpVersion, Miss, PathMatch, Request,
+};
+pub use origin::{Kind, Mode, Origin, Policy, PolicyId, RuleName};
+pub use port::{PortRange, PortSet, Protocol};
+pub use prefix::{Prefix, PrefixTable};
+pub use profile::{
+    Direction, IsolatedPorts, Isolation, Layer, LayerKind, Profile, ProfileId, Rule, Scope, Side,
+};
+pub use regex::Regex;
+pub use snapshot::{Class, Endpoint, Identity, Snapshot, Workload};
+pub use verdict::{Audit, Connection, Decision, Facts, NearestMiss, Outcome, Reason, SideVerdict, Verdict};

@@ -1,0 +1,343 @@
+//! The readings of a request path: one strict reading for allows, every plausible one for denies.
+//!
+//! An allow must know exactly what the server will serve; a deny must not be walked round by a spelling. So an
+//! allow matches only a path on which all servers agree after RFC 3986 normalisation (§6.2.2: case of escapes,
+//! decoding of unreserved characters, dot segments), and a deny matches if any reading of it does.
+
+use std::borrow::Cow;
+
+/// Rounds of percent-decoding that denies look through. Servers behind gateways decode once or twice; a third
+/// round costs little and ends the game.
+const DECODE_ROUNDS: usize = 3;
+
+/// A request path, read in the ways that matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path<'a> {
+    raw: &'a str,
+    strict: Option<Cow<'a, str>>,
+}
+
+impl<'a> Path<'a> {
+    /// Reads the path of a request target, without its query.
+    #[must_use]
+    pub fn new(raw: &'a str) -> Self {
+        Self { raw, strict: strict(raw) }
+    }
+
+    /// The bytes as they came.
+    #[must_use]
+    pub const fn raw(&self) -> &'a str {
+        self.raw
+    }
+
+    /// The one reading that allows match, or `None` where readers could differ.
+    #[must_use]
+    pub fn strict(&self) -> Option<&str> {
+        self.strict.as_deref()
+    }
+
+    /// Whether what was judged differs from what was sent, so that the strict reading must go on.
+    #[must_use]
+    pub fn rewritten(&self) -> Option<&str> {
+        match &self.strict {
+            Some(Cow::Owned(strict)) if strict != self.raw => Some(strict),
+            _ => None,
+        }
+    }
+
+    /// Whether any reading satisfies `test`. Only denies ask this.
+    pub fn any_reading(&self, mut test: impl FnMut(&str) -> bool) -> bool {
+        if test(self.raw) || self.strict.as_deref().is_some_and(&mut test) {
+            return true;
+        }
+        let mut decoded = self.raw.to_owned();
+        for _ in 0..=DECODE_ROUNDS {
+            if folded_readings(&decoded).iter().any(|reading| test(reading)) {
+                return true;
+            }
+            let next = decode_once(&decoded);
+            if next == decoded {
+                return false;
+            }
+            decoded = next;
+        }
+        // Still changing after every round: too deep to read, so a deny takes it.
+        true
+    }
+}
+
+/// A path of a policy, spelt as the strict reading of a request spells it. One without a strict reading stays as
+/// written: it can still be met by a deny's other readings.
+pub(crate) fn pattern(value: &str) -> String {
+    let mut escaped = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        if is_path_byte(byte) || byte == b'%' || byte == b'\\' {
+            escaped.push(char::from(byte));
+        } else {
+            escaped.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    strict(&escaped).map_or_else(|| value.to_owned(), Cow::into_owned)
+}
+
+/// The spellings a server may fold a path to: slashes, parameters, NUL and dot segments, each and together.
+fn folded_readings(path: &str) -> Vec<String> {
+    let slashed = path.replace('\\', "/");
+    let truncated = slashed.split('\0').next().unwrap_or_default().to_owned();
+    let queryless = truncated.split(['?', '#']).next().unwrap_or_default().to_owned();
+    let mut readings = Vec::with_capacity(24);
+    for base in [path.to_owned(), slashed, truncated, queryless] {
+        let bare = strip_parameters(&base);
+        for form in [base, bare] {
+            let resolved = remove_dot_segments(&form);
+            let merged = merge_slashes(&form);
+            let both = remove_dot_segments(&merged);
+            readings.extend([form, resolved, merged, both]);
+        }
+    }
+    readings.sort_unstable();
+    readings.dedup();
+    readings
+}
+
+/// The strict reading, or `None` where two servers could serve different things.
+fn strict(raw: &str) -> Option<Cow<'_, str>> {
+    if raw == "*" {
+        return Some(Cow::Borrowed(raw)); // OPTIONS * (RFC 9112 §3.2.4)
+    }
+    if !raw.starts_with('/') {
+        return None;
+    }
+    let plain = raw.bytes().all(|b| is_path_byte(b) && b != b'%')
+        && !raw.contains("//")
+        && !raw.contains(';')
+        && !raw.contains("/.");
+    if plain {
+        return Some(Cow::Borrowed(raw));
+    }
+    let normalised = normalise_escapes(raw)?;
+    if normalised.contains(';') || normalised.contains("//") {
+        return None;
+    }
+    let resolved = resolve_strictly(&normalised)?;
+    // `/a/.%2e/b` decodes to dot segments too, which is why they are resolved after the escapes.
+    Some(if resolved == raw { Cow::Borrowed(raw) } else { Cow::Owned(resolved) })
+}
+
+/// RFC 3986 §6.2.2.1 and §6.2.2.2: upper-case escapes, unreserved characters decoded.
+fn normalise_escapes(raw: &str) -> Option<String> {
+    let bytes = raw.as_bytes();
+    let mut out = String::with_capacity(raw.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        if byte == b'%' {
+            let value = escape(bytes, at)?;
+            match value {
+                // A slash, a backslash, a NUL, another control byte or a second escape in disguise.
+                b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f => return None,
+                _ if is_unreserved(value) => out.push(char::from(value)),
+                _ => out.push_str(&format!("%{value:02X}")),
+            }
+            at += 3;
+        } else if is_path_byte(byte) {
+            out.push(char::from(byte));
+            at += 1;
+        } else {
+            return None;
+        }
+    }
+    Some(out)
+}
+
+/// RFC 3986 §5.2.4, but `..` at the root has nowhere to go and is refused.
+fn resolve_strictly(path: &str) -> Option<String> {
+    let mut kept: Vec<&str> = Vec::new();
+    let segments: Vec<&str> = path[1..].split('/').collect();
+    let last = segments.len() - 1;
+    let mut directory = false;
+    for (index, segment) in segments.iter().enumerate() {
+        directory = false;
+        match *segment {
+            "." => directory = index == last,
+            ".." => {
+                kept.pop()?;
+                directory = index == last;
+            }
+            // Three and more dots mean a parent to some servers.
+            dots if dots.len() > 2 && dots.bytes().all(|b| b == b'.') => return None,
+            other => kept.push(other),
+        }
+    }
+    let mut out = String::with_capacity(path.len());
+    for segment in &kept {
+        out.push('/');
+        out.push_str(segment);
+    }
+    if directory || out.is_empty() {
+        out.push('/');
+    }
+    Some(out)
+}
+
+fn remove_dot_segments(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let body = path.strip_prefix('/').unwrap_or(path);
+    let mut directory = false;
+    for segment in body.split('/') {
+        directory = matches!(segment, "." | "..");
+        match segment {
+            "." => {}
+            ".." => {
+                kept.pop();
+            }
+            other => kept.push(other),
+        }
+    }
+    let mut out = format!("/{}", kept.join("/"));
+    if directory && !out.ends_with('/') {
+        out.push('/');
+    }
+    out
+}
+
+fn merge_slashes(path: &str) -> String {
+    let mut out = String::with_capacity(path.len());
+    for c in path.chars() {
+        if c != '/' || !out.ends_with('/') {
+            out.push(c);
+        }
+    }
+    out
+}
+
+fn strip_parameters(path: &str) -> String {
+    path.split('/').map(|segment| segment.split(';').next().unwrap_or_default()).collect::<Vec<_>>().join("/")
+}
+
+fn decode_once(path: &str) -> String {
+    let bytes = path.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while let Some(&byte) = bytes.get(at) {
+        if byte == b'%'
+            && let Some(value) = escape(bytes, at)
+        {
+            out.push(value);
+            at += 3;
+        } else {
+            out.push(byte);
+            at += 1;
+        }
+    }
+    String::from_utf8_lossy(&out).into_owned()
+}
+
+fn escape(bytes: &[u8], at: usize) -> Option<u8> {
+    let hex = |byte: u8| char::from(byte).to_digit(16);
+    let value = hex(*bytes.get(at + 1)?)? * 16 + hex(*bytes.get(at + 2)?)?;
+    u8::try_from(value).ok()
+}
+
+const fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
+}
+
+/// RFC 3986 §3.3 `pchar` without escapes, and the slash.
+const fn is_path_byte(byte: u8) -> bool {
+    is_unreserved(byte)
+        || matches!(
+            byte,
+            b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' | b'/'
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strict_reading_normalises_what_all_servers_agree_on() {
+        for (raw, strict) in [
+            ("/", "/"),
+            ("*", "*"),
+            ("/a/b", "/a/b"),
+            ("/a/", "/a/"),
+            ("/a/./b", "/a/b"),
+            ("/a/../b", "/b"),
+            ("/a/b/..", "/a/"),
+            ("/a/.", "/a/"),
+            ("/%61%2D", "/a-"),
+            ("/a%2e%2e/b", "/a../b"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/caf%c3%a9", "/caf%C3%A9"),
+            ("/.well-known/x", "/.well-known/x"),
+            ("/a%20b", "/a%20b"),
+        ] {
+            assert_eq!(Path::new(raw).strict(), Some(strict), "{raw}");
+        }
+    }
+
+    #[test]
+    fn strict_reading_refuses_what_servers_read_differently() {
+        for raw in [
+            "",
+            "a",
+            "/a%2fb",
+            "/a%2Fb",
+            "/a%5cb",
+            "/a\\b",
+            "/a%00",
+            "//a",
+            "/a//b",
+            "/a;x",
+            "/a/..;/b",
+            "/..",
+            "/../a",
+            "/a/../../b",
+            "/%",
+            "/%4",
+            "/%zz",
+            "/a%252fb",
+            "/.../a",
+            "/a%3bx",
+            "/a b",
+            "/é",
+            "/a/%2e%2e/%2e%2e/b",
+        ] {
+            assert_eq!(Path::new(raw).strict(), None, "{raw}");
+        }
+    }
+
+    #[test]
+    fn denies_see_through_spellings() {
+        for raw in [
+            "/admin",
+            "//admin",
+            "/x/../admin",
+            "/%61dmin",
+            "/x%2f..%2fadmin",
+            "/admin;a=b",
+            "/x/..;/admin",
+            "/%2561dmin",
+            "/\\admin",
+            "/x\\..\\admin",
+            "/./admin",
+            "/admin%00.png",
+            "/x/%252e%252e/admin",
+            "/admin%3fx",
+            "/%25252561dmin",
+            "/..;x=y/admin",
+        ] {
+            assert!(Path::new(raw).any_reading(|p| p == "/admin" || p.starts_with("/admin/")), "{raw}");
+        }
+        assert!(!Path::new("/public").any_reading(|p| p == "/admin"));
+        assert!(!Path::new("/a%20b").any_reading(|p| p == "/admin"));
+    }
+
+    #[test]
+    fn what_was_judged_goes_on() {
+        assert_eq!(Path::new("/a/../b").rewritten(), Some("/b"));
+        assert_eq!(Path::new("/b").rewritten(), None);
+        assert_eq!(Path::new("/.well-known").rewritten(), None);
+    }
+}

@@ -1,0 +1,98 @@
+//! Everything that one node needs, immutable, with a generation number.
+//!
+//! The compiler builds it, the wire carries it, the loader turns it into rows and the proxy judges by it.
+
+use crate::class::ClassId;
+use crate::origin::Policy;
+use crate::prefix::PrefixTable;
+use crate::profile::{Profile, ProfileId};
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// The state of one node.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Grows with every publication of one control plane.
+    pub generation: u64,
+    /// The policies that some rule here came from, by [`PolicyId`](crate::PolicyId).
+    pub policies: Vec<Arc<Policy>>,
+    /// What each class stands for, by [`ClassId`]. Entry 0 is [`ClassId::MISSING`].
+    pub classes: Vec<Class>,
+    /// Address → class. [`Prefix::EVERYTHING`](crate::Prefix::EVERYTHING) is always in it once compiled.
+    pub addresses: PrefixTable<ClassId>,
+    /// The endpoints of this node that are in the dataplane.
+    pub endpoints: Vec<Arc<Endpoint>>,
+    /// The distinct profiles, by [`ProfileId`].
+    pub profiles: Vec<Profile>,
+    /// Who has which address, for names in telemetry. No verdict reads it.
+    pub workloads: HashMap<IpAddr, Arc<Workload>>,
+}
+
+impl Snapshot {
+    /// The class of an address. Unknown where nothing says otherwise.
+    #[must_use]
+    pub fn class_of(&self, address: IpAddr) -> ClassId {
+        self.addresses.lookup(address).copied().unwrap_or(ClassId::MISSING)
+    }
+
+    /// The local endpoint with this address. Linear: look-ups on a hot path keep an index of their own.
+    #[must_use]
+    pub fn endpoint_at(&self, address: IpAddr) -> Option<&Arc<Endpoint>> {
+        self.endpoints.iter().find(|endpoint| endpoint.addresses.contains(&address))
+    }
+
+    /// A profile by its id.
+    #[must_use]
+    pub fn profile(&self, ProfileId(id): ProfileId) -> Option<&Profile> {
+        self.profiles.get(id as usize)
+    }
+}
+
+/// What a peer class stands for, for people to read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Class {
+    /// Who.
+    pub identity: Identity,
+    /// The policy CIDRs that contain it, as written.
+    pub cidrs: Vec<Arc<str>>,
+}
+
+/// Who a peer is for policy.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Identity {
+    /// Nobody knows.
+    Missing,
+    /// Pods with the same namespace, service account and policy-relevant labels; the canonical form.
+    Workload(Arc<str>),
+    /// A node of the cluster.
+    Node,
+    /// Everything outside the cluster.
+    World,
+}
+
+/// One pod's network interface on this node.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Endpoint {
+    /// The pod.
+    pub workload: Arc<Workload>,
+    /// Its addresses, all of them: it may send from no other.
+    pub addresses: Vec<IpAddr>,
+    /// Its rules.
+    pub profile: ProfileId,
+}
+
+/// The names of a pod, for telemetry and for people.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Workload {
+    /// `metadata.namespace`.
+    pub namespace: Arc<str>,
+    /// `metadata.name`.
+    pub pod: Arc<str>,
+    /// `metadata.uid`; empty where the manifest has none.
+    pub uid: Arc<str>,
+    /// `spec.serviceAccountName`, `default` where the pod names none.
+    pub service_account: Arc<str>,
+    /// `spec.nodeName`.
+    pub node: Arc<str>,
+}

@@ -1,0 +1,181 @@
+//! What must hold for every policy: the kernel's rows and the walk agree, and audit keeps its promise.
+
+mod common;
+
+use common::{allow, conditions, connection, get, isolate, policy};
+use proptest::prelude::*;
+use sluice_policy::{
+    Class, ClassId, Connection, Decision, Direction, Facts, Identity, IsolatedPorts, Kind, Mode, PathMatch,
+    PortPrefix, PortRange, PortSet, Profile, Protocol, Row, RowEntry, Rule, Side, Snapshot,
+};
+use std::sync::Arc;
+
+const CLASSES: u32 = 4;
+
+fn range() -> impl Strategy<Value = PortRange> {
+    let port = prop_oneof![
+        Just(0u16),
+        Just(1),
+        Just(79),
+        Just(80),
+        Just(443),
+        Just(65534),
+        Just(65535),
+        any::<u16>()
+    ];
+    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
+    (protocol, port.clone(), port).prop_map(|(protocol, a, b)| PortRange {
+        protocol,
+        first: a.min(b),
+        last: a.max(b),
+    })
+}
+
+fn rule(id: u32, mode: Mode) -> impl Strategy<Value = Rule> {
+    let ports = prop_oneof![
+        1 => Just(PortSet::All),
+        3 => prop::collection::vec(range(), 0..3).prop_map(PortSet::Ranges)
+    ];
+    (prop::collection::vec(1..CLASSES, 0..3), ports, prop::option::of(prop_oneof![Just("/a"), Just("/b")]))
+        .prop_map(move |(peers, ports, path)| {
+            let conditions = path.map(|path| conditions("GET", PathMatch::prefix(path)));
+            let policy = policy(id, Kind::L7NetworkPolicy, mode);
+            let mut rule = allow(&policy, peers.into_iter().map(ClassId), &[], conditions);
+            rule.scopes[0].ports = ports;
+            rule
+        })
+}
+
+/// One policy's share of a side: denies, isolation and allows in either layer.
+fn share(id: u32) -> impl Strategy<Value = Share> {
+    let listed = prop::collection::vec((any::<u16>(), any::<u16>()), 1..2)
+        .prop_map(|v| IsolatedPorts::Listed(v.into_iter().map(|(a, b)| (a.min(b), a.max(b))).collect()));
+    let ports = prop_oneof![2 => Just(IsolatedPorts::All), 1 => listed];
+    let rules = |n| prop::collection::vec(rule(id, Mode::Enforce), 0..n);
+    (rules(2), rules(3), prop::option::of(ports), 0..2usize)
+        .prop_map(move |(denies, allows, ports, layer)| Share(Arc::new((id, denies, allows, ports, layer))))
+}
+
+type Parts = (u32, Vec<Rule>, Vec<Rule>, Option<IsolatedPorts>, usize);
+
+#[derive(Clone, Debug)]
+struct Share(Arc<Parts>);
+
+impl Share {
+    fn add(&self, side: &mut Side, mode: Mode) {
+        let (id, denies, allows, ports, layer) = &*self.0;
+        let policy = policy(*id, Kind::L7NetworkPolicy, mode);
+        let owned = |rule: &Rule| Rule { policy: policy.clone(), ..rule.clone() };
+        side.deny.extend(denies.iter().map(owned));
+        side.layers[*layer].allow.extend(allows.iter().map(owned));
+        if let Some(ports) = ports {
+            let mut isolation = isolate(&policy);
+            isolation.ports = ports.clone();
+            side.layers[*layer].isolation.push(isolation);
+        }
+    }
+}
+
+fn snapshot(side: Side) -> Snapshot {
+    let class = |_| Class { identity: Identity::World, cidrs: vec![] };
+    Snapshot {
+        classes: (0..CLASSES).map(class).collect(),
+        profiles: vec![Profile { ingress: side, egress: Side::default() }],
+        ..Snapshot::default()
+    }
+}
+
+fn kernel(rows: &[RowEntry], peer: ClassId, protocol: Protocol, port: u16) -> Row {
+    let matches = |p: &PortPrefix| p.len == 0 || (port ^ p.port) >> (16 - u16::from(p.len)) == 0;
+    rows.iter()
+        .filter(|e| e.direction == Direction::Ingress && e.class == peer && e.protocol == protocol)
+        .filter(|e| matches(&e.ports))
+        .max_by_key(|e| e.ports.len)
+        .map(|e| e.row)
+        .expect("every key has a row of length 0")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn rows_are_what_the_walk_says(
+        a in share(0), b in share(1), c in share(2),
+        audited in any::<[bool; 3]>(),
+        ports in prop::collection::vec(any::<u16>(), 8),
+    ) {
+        let mut side = Side::default();
+        let mode = |i: usize| if audited[i] { Mode::Audit } else { Mode::Enforce };
+        a.add(&mut side, mode(0));
+        b.add(&mut side, mode(1));
+        c.add(&mut side, mode(2));
+        let edges: Vec<u16> = side.deny.iter().chain(side.layers.iter().flat_map(|l| &l.allow))
+            .flat_map(|r| r.ranges().flat_map(|r| [r.first, r.last, r.first.wrapping_sub(1), r.last.wrapping_add(1)]))
+            .collect();
+        let rows: Vec<RowEntry> = snapshot(side.clone()).rows().collect();
+        for peer in (0..CLASSES).map(ClassId) {
+            for protocol in Protocol::ALL {
+                for port in ports.iter().chain(&edges).copied() {
+                    let port = if protocol.has_ports() { port } else { 0 };
+                    let walk = side.row(&Connection { peer, protocol, port });
+                    prop_assert_eq!(kernel(&rows, peer, protocol, port), walk, "{:?} {} {}", peer, protocol, port);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn promoting_does_what_audit_said(
+        a in share(0), b in share(1), c in share(2),
+        port in prop_oneof![Just(80u16), Just(443), any::<u16>()],
+        peer in 0..CLASSES,
+        path in prop_oneof![Just("/a"), Just("/b"), Just("/c")],
+    ) {
+        let build = |modes: [Mode; 3]| {
+            let mut side = Side::default();
+            a.add(&mut side, modes[0]);
+            b.add(&mut side, modes[1]);
+            c.add(&mut side, modes[2]);
+            side
+        };
+        use Mode::{Audit, Enforce};
+        let request = get(path);
+        let connection = connection(ClassId(peer), port);
+        let decide = |modes| build(modes).judge(&connection, Facts::Request(&request));
+        let said = decide([Enforce, Audit, Audit]);
+        let says = |id: u32| said.audit.would_deny.iter().any(|f| f.policy.as_ref().is_some_and(|p| p.id.0 == id));
+        let denied = |modes| decide(modes).decision == Decision::Deny;
+        let mut alone = Side::default();
+        a.add(&mut alone, Enforce);
+        prop_assert_eq!(said.decision, alone.judge(&connection, Facts::Request(&request)).decision,
+            "audit never decides");
+        if said.decision == Decision::Allow {
+            let one = [denied([Enforce, Enforce, Audit]), denied([Enforce, Audit, Enforce])];
+            prop_assert_eq!(said.audit.would_deny.len(), usize::from(one[0]) + usize::from(one[1]));
+            prop_assert!(says(1) <= one[0] && says(2) <= one[1]);
+            prop_assert_eq!(said.audit.together_deny.is_some(), denied([Enforce; 3]));
+        } else {
+            prop_assert_eq!(said.audit.would_allow, !denied([Enforce; 3]));
+        }
+    }
+
+    #[test]
+    fn a_row_that_denies_never_meets_an_allow(
+        a in share(0), b in share(1),
+        port in any::<u16>(), peer in 0..CLASSES,
+        path in prop_oneof![Just("/a"), Just("/b"), Just("/c")],
+    ) {
+        let mut side = Side::default();
+        a.add(&mut side, Mode::Enforce);
+        b.add(&mut side, Mode::Enforce);
+        let connection = connection(ClassId(peer), port);
+        let request = get(path);
+        let row = side.row(&connection).action;
+        let facts = [Facts::Request(&request), Facts::Unknown].map(|facts| side.judge(&connection, facts).decision);
+        match row {
+            sluice_policy::RowAction::Deny => prop_assert_eq!(facts, [Decision::Deny; 2]),
+            sluice_policy::RowAction::Allow => prop_assert_eq!(facts, [Decision::Allow; 2]),
+            sluice_policy::RowAction::ToProxy => {}
+        }
+    }
+}
