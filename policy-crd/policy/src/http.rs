@@ -1,8 +1,10 @@
-//! Conditions on a request: HTTP and gRPC matches, and what they missed by.
+//! Conditions on a request: HTTP and gRPC matches.
 //!
-//! A matcher is asked with a polarity. For an allow everything must be known and unambiguous; for a deny one
-//! suspicious reading is enough. Knows nothing of sockets, of hyper or of who asks.
+//! Each answers two questions that are not each other's opposite. For an allow everything must be known and
+//! unambiguous; for a deny one suspicious reading is enough. Knows nothing of sockets, of hyper or of who asks.
 
+use crate::header::HeaderMatch;
+use crate::miss::Miss;
 use crate::path::{self, Path};
 use crate::regex::Regex;
 use std::fmt;
@@ -34,12 +36,12 @@ pub struct Request<'a> {
 
 impl Request<'_> {
     /// The values of a header.
-    fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s [u8]> {
+    pub(crate) fn values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s [u8]> {
         self.headers.iter().filter(move |(n, _)| *n == name).map(|(_, value)| *value)
     }
 
     /// Values of every header that some server takes for this one: `_` beside `-`.
-    fn loose_values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s [u8]> {
+    pub(crate) fn loose_values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s [u8]> {
         let same = move |other: &str| {
             other.len() == name.len()
                 && other.bytes().zip(name.bytes()).all(|(a, b)| {
@@ -61,15 +63,6 @@ impl Request<'_> {
         });
         grpc && types.next().is_none() && self.version == HttpVersion::Http2 && self.method == "POST"
     }
-}
-
-/// Whether a match is asked for an allow or for a deny.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Polarity {
-    /// Everything must be known.
-    Allow,
-    /// Any suspicion is enough.
-    Deny,
 }
 
 /// The conditions of one rule; any of them is enough.
@@ -143,121 +136,38 @@ impl fmt::Display for PathMatch {
     }
 }
 
-/// A header condition.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct HeaderMatch {
-    /// The field name, in lower case.
-    pub name: Arc<str>,
-    /// What of it.
-    pub test: HeaderTest,
-}
-
-/// What a header must be.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum HeaderTest {
-    /// Exactly this value.
-    Exact(Arc<str>),
-    /// The whole value matches.
-    Regex(Regex),
-    /// Present, with any value.
-    Present,
-    /// Not present.
-    Absent,
-}
-
-impl fmt::Display for HeaderTest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Exact(value) => write!(f, "Exact {value}"),
-            Self::Regex(regex) => write!(f, "RegularExpression {}", regex.source()),
-            Self::Present => write!(f, "Present"),
-            Self::Absent => write!(f, "Absent"),
-        }
-    }
-}
-
-impl HeaderMatch {
-    fn test_value(&self, value: &[u8]) -> bool {
-        match &self.test {
-            HeaderTest::Exact(expected) => value == expected.as_bytes(),
-            HeaderTest::Regex(regex) => regex.is_match(value),
-            HeaderTest::Present => true,
-            HeaderTest::Absent => false,
-        }
-    }
-
-    fn allows(&self, request: &Request<'_>) -> Result<(), Miss> {
-        // `_` beside `-` is the same header to CGI-like servers: seen beside the name, it is ambiguous.
-        let mut values = request.loose_values(&self.name);
-        let found = match (values.next(), values.next()) {
-            (None, _) => "absent",
-            (Some(_), Some(_)) => "given more than once",
-            (Some(_), None) => match request.values(&self.name).next() {
-                None => "spelt with _",
-                Some(value) if self.test_value(value) => return Ok(()),
-                Some(_) if self.test == HeaderTest::Absent => "present",
-                Some(_) => "different",
-            },
-        };
-        if self.test == HeaderTest::Absent && found == "absent" {
-            return Ok(());
-        }
-        Err(Miss::Header { name: self.name.clone(), expected: self.test.to_string(), found })
-    }
-
-    fn denies(&self, request: &Request<'_>) -> bool {
-        let mut values = request.loose_values(&self.name).peekable();
-        match self.test {
-            HeaderTest::Absent => values.peek().is_none() || request.values(&self.name).next().is_none(),
-            _ => values.any(|value| {
-                self.test_value(value)
-                    || self.test_value(value.trim_ascii())
-                    || decoded(value).is_some_and(|plain| self.test_value(&plain))
-                    || value.split(|b| *b == b',').any(|part| self.test_value(part.trim_ascii()))
-            }),
-        }
-    }
-}
-
-/// The value with its percent-escapes decoded, if it has any.
-fn decoded(value: &[u8]) -> Option<Vec<u8>> {
-    if !value.contains(&b'%') {
-        return None;
-    }
-    let hex = |byte: Option<&u8>| byte.and_then(|b| char::from(*b).to_digit(16));
-    let mut out = Vec::with_capacity(value.len());
-    let mut at = 0;
-    while let Some(&byte) = value.get(at) {
-        match (byte, hex(value.get(at + 1)), hex(value.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => {
-                out.push(u8::try_from(high * 16 + low).unwrap_or(b'%'));
-                at += 3;
-            }
-            _ => {
-                out.push(byte);
-                at += 1;
-            }
-        }
-    }
-    Some(out)
-}
-
 impl HttpMatch {
-    fn allows(&self, request: &Request<'_>) -> Result<(), Miss> {
-        let named = self.methods.iter().any(|method| &**method == request.method);
-        if !named && (!self.methods.is_empty() || request.method == "CONNECT") {
-            return Err(Miss::Method { got: request.method.into(), expected: self.methods.clone() });
+    fn allows_method(&self, method: &str) -> bool {
+        self.methods.iter().any(|named| &**named == method)
+            || (self.methods.is_empty() && method != "CONNECT")
+    }
+
+    fn allows_path(&self, path: &Path<'_>) -> bool {
+        self.path.as_ref().is_none_or(|wanted| path.strict().is_some_and(|strict| wanted.matches(strict)))
+    }
+
+    fn allows(&self, request: &Request<'_>) -> bool {
+        self.allows_method(request.method)
+            && self.allows_path(&request.path)
+            && self.headers.iter().all(|header| header.allows(request).is_ok())
+    }
+
+    /// What an item that does not allow failed on. The path first: on the right path a wrong method is nearer
+    /// than anything on the wrong one.
+    fn miss(&self, request: &Request<'_>) -> Option<Miss> {
+        if !self.allows_path(&request.path) {
+            return Some(match (request.path.strict(), &self.path) {
+                (Some(strict), Some(path)) => Miss::Path { got: strict.into(), expected: path.to_string() },
+                _ => Miss::AmbiguousPath { got: request.path.raw().into() },
+            });
         }
-        if let Some(path) = &self.path {
-            match request.path.strict() {
-                None => return Err(Miss::AmbiguousPath { got: request.path.raw().into() }),
-                Some(strict) if !path.matches(strict) => {
-                    return Err(Miss::Path { got: strict.into(), expected: path.to_string() });
-                }
-                Some(_) => {}
-            }
+        if !self.allows_method(request.method) {
+            return Some(Miss::Method { got: request.method.into(), expected: self.methods.clone() });
         }
-        self.headers.iter().try_for_each(|header| header.allows(request))
+        self.headers.iter().find_map(|header| {
+            let found = header.allows(request).err()?;
+            Some(Miss::Header { name: header.name.clone(), expected: header.test.to_string(), found })
+        })
     }
 
     fn denies(&self, request: &Request<'_>) -> bool {
@@ -290,21 +200,23 @@ impl GrpcMatch {
         })
     }
 
-    fn allows(&self, request: &Request<'_>) -> Result<(), Miss> {
-        if !request.is_grpc() {
-            return Err(Miss::NotGrpc);
-        }
-        // The bytes themselves: a gRPC server routes by them and decodes nothing.
+    /// By the bytes themselves: a gRPC server routes by them and decodes nothing.
+    fn allows(&self, request: &Request<'_>) -> bool {
+        request.is_grpc() && self.matches(request.path.raw())
+    }
+
+    fn miss(&self, request: &Request<'_>) -> Option<Miss> {
         let path = request.path.raw();
         match Self::split(path) {
+            _ if self.allows(request) => None,
+            _ if !request.is_grpc() => Some(Miss::NotGrpc),
+            None => Some(Miss::Path { got: path.into(), expected: "gRPC /service/method".into() }),
             Some((service, _)) if service != &*self.service => {
-                Err(Miss::GrpcService { got: service.into(), expected: self.service.clone() })
+                Some(Miss::GrpcService { got: service.into(), expected: self.service.clone() })
             }
-            Some((_, method)) if !self.matches(path) => {
-                Err(Miss::GrpcMethod { got: method.into(), expected: self.methods.clone() })
+            Some((_, method)) => {
+                Some(Miss::GrpcMethod { got: method.into(), expected: self.methods.clone() })
             }
-            Some(_) => Ok(()),
-            None => Err(Miss::Path { got: path.into(), expected: "gRPC /service/method".into() }),
         }
     }
 
@@ -315,150 +227,28 @@ impl GrpcMatch {
 }
 
 impl Conditions {
-    /// Whether an allow with these conditions grants the request; else the nearest miss.
-    ///
-    /// # Errors
-    /// What the item that came furthest failed on.
-    pub fn allows(&self, request: &Request<'_>) -> Result<(), Miss> {
-        let mut nearest: Option<Miss> = None;
-        let http = self.http.iter().map(|item| item.allows(request));
-        let grpc = self.grpc.iter().map(|item| item.allows(request));
-        for result in http.chain(grpc) {
-            match result {
-                Ok(()) => return Ok(()),
-                Err(miss) if nearest.as_ref().is_none_or(|best| miss.depth() > best.depth()) => {
-                    nearest = Some(miss);
-                }
-                Err(_) => {}
-            }
+    /// Whether an allow with these conditions grants the request.
+    #[must_use]
+    pub fn allows(&self, request: &Request<'_>) -> bool {
+        self.http.iter().any(|item| item.allows(request)) || self.grpc.iter().any(|item| item.allows(request))
+    }
+
+    /// What the item that came furthest failed on; `None` if one of them grants the request.
+    #[must_use]
+    pub fn nearest_miss(&self, request: &Request<'_>) -> Option<Miss> {
+        if self.allows(request) {
+            return None;
         }
-        Err(nearest.unwrap_or(Miss::NoCondition))
+        let http = self.http.iter().filter_map(|item| item.miss(request));
+        let grpc = self.grpc.iter().filter_map(|item| item.miss(request));
+        let nearest =
+            http.chain(grpc).reduce(|best, miss| if miss.depth() > best.depth() { miss } else { best });
+        Some(nearest.unwrap_or(Miss::NoCondition))
     }
 
     /// Whether a deny with these conditions takes the request.
     #[must_use]
     pub fn denies(&self, request: &Request<'_>) -> bool {
         self.http.iter().any(|item| item.denies(request)) || self.grpc.iter().any(|item| item.denies(request))
-    }
-}
-
-/// What a rule failed on. Displays as people read it: `method HEAD not in [GET]`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Miss {
-    /// The rule does not name this peer.
-    Peer,
-    /// The rule names the peer, on other ports.
-    Port {
-        /// The protocol of the connection.
-        protocol: crate::port::Protocol,
-        /// Its port.
-        port: u16,
-    },
-    /// The bytes are no request that anybody could judge.
-    Unreadable,
-    /// Not a gRPC request by its version, method and content type.
-    NotGrpc,
-    /// Another gRPC service.
-    GrpcService {
-        /// The service called.
-        got: Arc<str>,
-        /// The service allowed.
-        expected: Arc<str>,
-    },
-    /// Another gRPC method.
-    GrpcMethod {
-        /// The method called.
-        got: Arc<str>,
-        /// The methods allowed.
-        expected: Vec<Arc<str>>,
-    },
-    /// Another HTTP method.
-    Method {
-        /// The method sent.
-        got: Arc<str>,
-        /// The methods allowed.
-        expected: Vec<Arc<str>>,
-    },
-    /// A path that servers read differently.
-    AmbiguousPath {
-        /// The path sent.
-        got: Arc<str>,
-    },
-    /// Another path.
-    Path {
-        /// The path, normalised.
-        got: Arc<str>,
-        /// The condition.
-        expected: String,
-    },
-    /// A header.
-    Header {
-        /// Its name.
-        name: Arc<str>,
-        /// The condition.
-        expected: String,
-        /// What was found instead.
-        found: &'static str,
-    },
-    /// The rule has an empty list of conditions, which nothing meets.
-    NoCondition,
-}
-
-impl Miss {
-    /// How far the rule came: the deepest miss is the nearest one. A wrong method on the right path is nearer
-    /// than the wrong path, so the method ranks above it although it is tested first.
-    #[must_use]
-    pub const fn depth(&self) -> u8 {
-        match self {
-            Self::Peer => 0,
-            Self::Port { .. } => 1,
-            Self::NoCondition => 2,
-            Self::Unreadable | Self::NotGrpc => 3,
-            Self::GrpcService { .. } => 4,
-            Self::AmbiguousPath { .. } => 5,
-            Self::Path { .. } => 6,
-            Self::Method { .. } | Self::GrpcMethod { .. } => 7,
-            Self::Header { .. } => 8,
-        }
-    }
-}
-
-/// Longest list printed in a miss: a message is read by people.
-const SHOWN: usize = 8;
-
-fn list(f: &mut fmt::Formatter<'_>, items: &[Arc<str>]) -> fmt::Result {
-    f.write_str("[")?;
-    for (index, item) in items.iter().take(SHOWN).enumerate() {
-        write!(f, "{}{item}", if index == 0 { "" } else { ", " })?;
-    }
-    f.write_str(if items.len() > SHOWN { ", …]" } else { "]" })
-}
-
-impl fmt::Display for Miss {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Peer => f.write_str("peer not selected"),
-            Self::Port { protocol, port } if protocol.has_ports() => {
-                write!(f, "port {port}/{protocol} not named")
-            }
-            Self::Port { protocol, .. } => write!(f, "protocol {protocol} not named"),
-            Self::Unreadable => f.write_str("not readable as HTTP"),
-            Self::NotGrpc => f.write_str("not a gRPC request (HTTP/2, POST, content-type application/grpc)"),
-            Self::GrpcService { got, expected } => write!(f, "gRPC service {got} is not {expected}"),
-            Self::GrpcMethod { got, expected } => {
-                write!(f, "gRPC method {got} not in ")?;
-                list(f, expected)
-            }
-            Self::Method { got, expected } => {
-                write!(f, "method {got} not in ")?;
-                list(f, expected)
-            }
-            Self::AmbiguousPath { got } => write!(f, "path {got} is read differently by different servers"),
-            Self::Path { got, expected } => write!(f, "path {got} does not match {expected}"),
-            Self::Header { name, expected, found } => {
-                write!(f, "header {name} is {found}, expected {expected}")
-            }
-            Self::NoCondition => f.write_str("the rule's list of conditions is empty"),
-        }
     }
 }

@@ -6,7 +6,9 @@
 
 pub mod class;
 pub mod fold;
+pub mod header;
 pub mod http;
+pub mod miss;
 pub mod origin;
 pub mod path;
 pub mod port;
@@ -15,12 +17,13 @@ pub mod profile;
 pub mod regex;
 pub mod snapshot;
 pub mod verdict;
+mod walk;
 
 pub use class::{ClassId, ClassSet};
 pub use fold::{PortPrefix, Row, RowAction, RowEntry};
-pub use http::{
-    Conditions, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, HttpVersion, Miss, PathMatch, Request,
-};
+pub use header::{HeaderMatch, HeaderTest};
+pub use http::{Conditions, GrpcMatch, HttpMatch, HttpVersion, PathMatch, Request};
+pub use miss::Miss;
 pub use origin::{Kind, Mode, Origin, Policy, PolicyId, RuleName};
 pub use port::{PortRange, PortSet, Protocol};
 pub use prefix::{Prefix, PrefixTable};
@@ -28,5 +31,7 @@ pub use profile::{
     Direction, IsolatedPorts, Isolation, Layer, LayerKind, Profile, ProfileId, Rule, Scope, Side,
 };
 pub use regex::Regex;
-pub use snapshot::{Class, Endpoint, Identity, Snapshot, Workload};
-pub use verdict::{Audit, Connection, Decision, Facts, NearestMiss, Outcome, Reason, SideVerdict, Verdict};
+pub use snapshot::{Class, Endpoint, Endpoints, Identity, Snapshot, Workload};
+pub use verdict::{
+    Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Outcome, Reason, SideVerdict, Verdict,
+};

@@ -22,7 +22,7 @@ pub struct Snapshot {
     /// Address → class. [`Prefix::EVERYTHING`](crate::Prefix::EVERYTHING) is always in it once compiled.
     pub addresses: PrefixTable<ClassId>,
     /// The endpoints of this node that are in the dataplane.
-    pub endpoints: Vec<Arc<Endpoint>>,
+    pub endpoints: Endpoints,
     /// The distinct profiles, by [`ProfileId`].
     pub profiles: Vec<Profile>,
     /// Who has which address, for names in telemetry. No verdict reads it.
@@ -36,10 +36,10 @@ impl Snapshot {
         self.addresses.lookup(address).copied().unwrap_or(ClassId::MISSING)
     }
 
-    /// The local endpoint with this address. Linear: look-ups on a hot path keep an index of their own.
+    /// The local endpoint with this address.
     #[must_use]
     pub fn endpoint_at(&self, address: IpAddr) -> Option<&Arc<Endpoint>> {
-        self.endpoints.iter().find(|endpoint| endpoint.addresses.contains(&address))
+        self.endpoints.at(address)
     }
 
     /// A profile by its id.
@@ -95,4 +95,43 @@ pub struct Workload {
     pub service_account: Arc<str>,
     /// `spec.nodeName`.
     pub node: Arc<str>,
+}
+
+/// The endpoints of a node, with an index by address. Reads like a slice; made from a `Vec`.
+#[derive(Clone, Debug, Default)]
+pub struct Endpoints {
+    list: Vec<Arc<Endpoint>>,
+    by_address: HashMap<IpAddr, Arc<Endpoint>>,
+}
+
+impl Endpoints {
+    /// The endpoint with this address.
+    #[must_use]
+    pub fn at(&self, address: IpAddr) -> Option<&Arc<Endpoint>> {
+        self.by_address.get(&address)
+    }
+}
+
+impl From<Vec<Arc<Endpoint>>> for Endpoints {
+    fn from(list: Vec<Arc<Endpoint>>) -> Self {
+        let entries = |endpoint: &Arc<Endpoint>| {
+            endpoint.addresses.iter().map(|address| (*address, endpoint.clone())).collect::<Vec<_>>()
+        };
+        let by_address = list.iter().flat_map(entries).collect();
+        Self { list, by_address }
+    }
+}
+
+impl FromIterator<Arc<Endpoint>> for Endpoints {
+    fn from_iter<I: IntoIterator<Item = Arc<Endpoint>>>(endpoints: I) -> Self {
+        endpoints.into_iter().collect::<Vec<_>>().into()
+    }
+}
+
+impl std::ops::Deref for Endpoints {
+    type Target = [Arc<Endpoint>];
+
+    fn deref(&self) -> &Self::Target {
+        &self.list
+    }
 }
