@@ -1,0 +1,61 @@
+//! What control and the nodes say to each other: versioned messages, decoded into valid types or refused whole.
+//!
+//! Knows the pure core's types and nothing of manifests, sockets or files. Control encodes, the proxy decodes;
+//! both open their own transports. A message that breaks any rule of [`decode()`] is refused with the field's name,
+//! so that a node keeps what it had instead of enforcing half of something.
+
+mod decode;
+mod encode;
+mod file;
+pub mod limits;
+
+pub use decode::{DecodeError, decode};
+pub use encode::encode;
+pub use file::{FileError, from_bytes, to_bytes};
+
+use tonic::transport::Channel;
+
+/// The version of [`pb::Snapshot`] that this build speaks. Grows with every change after which an older decoder
+/// would allow more than was meant.
+pub const WIRE_VERSION: u32 = 1;
+
+/// The generated messages, client and server.
+#[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines, clippy::large_futures)]
+pub mod pb {
+    tonic::include_proto!("sluice.wire.v1");
+}
+
+/// The client of a feed, for nodes.
+pub type FeedClient = pb::feed_client::FeedClient<Channel>;
+pub use pb::feed_server::{Feed, FeedServer};
+
+/// A client that takes messages up to [`limits::MESSAGE_BYTES`] (tonic's own bound is 4 MiB).
+#[must_use]
+pub fn feed_client(channel: Channel) -> FeedClient {
+    FeedClient::new(channel).max_decoding_message_size(limits::MESSAGE_BYTES)
+}
+
+/// A server that takes acks and reports up to [`limits::FROM_NODE_BYTES`].
+#[must_use]
+pub fn feed_server<T: Feed>(feed: T) -> FeedServer<T> {
+    FeedServer::new(feed).max_decoding_message_size(limits::FROM_NODE_BYTES)
+}
+
+/// The message that carries a snapshot to a node.
+#[must_use]
+pub fn to_node(snapshot: pb::Snapshot) -> pb::ToNode {
+    pb::ToNode { message: Some(pb::to_node::Message::Snapshot(snapshot)) }
+}
+
+/// The first message of a node.
+#[must_use]
+pub fn hello(node: &str, last_generation: u64) -> pb::FromNode {
+    let hello = pb::Hello { node: node.to_owned(), wire_version: WIRE_VERSION, last_generation };
+    pb::FromNode { message: Some(pb::from_node::Message::Hello(hello)) }
+}
+
+/// The message that carries an ack.
+#[must_use]
+pub fn ack(ack: pb::Ack) -> pb::FromNode {
+    pb::FromNode { message: Some(pb::from_node::Message::Ack(ack)) }
+}

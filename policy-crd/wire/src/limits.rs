@@ -1,0 +1,44 @@
+//! The sizes that a message may have. Each is far above what a node needs and far below what would hurt it.
+
+/// One message from control. A node of 250 pods among 100,000 others takes some 20 MB.
+pub const MESSAGE_BYTES: usize = 64 << 20;
+/// One message from a node: its endpoints with a reason each, or a batch of records.
+pub const FROM_NODE_BYTES: usize = 4 << 20;
+/// Policies that reach one node.
+pub const POLICIES: usize = 1 << 16;
+/// Peer classes: the kernel's rows multiply with them.
+pub const CLASSES: usize = 1 << 16;
+/// CIDRs noted on a class, for people.
+pub const CLASS_CIDRS: usize = 1 << 10;
+/// Prefixes of the address table: the kernel's map holds no more.
+pub const ADDRESSES: usize = 1 << 20;
+/// Pods that telemetry can name.
+pub const WORKLOADS: usize = 1 << 20;
+/// Endpoints of one node; the kubelet's own default is 110 pods.
+pub const ENDPOINTS: usize = 1 << 12;
+/// Addresses of one endpoint or workload: dual stack needs two.
+pub const POD_ADDRESSES: usize = 64;
+/// Rules of one deny list or one layer.
+pub const RULES: usize = 1 << 16;
+/// Isolations of one layer.
+pub const ISOLATIONS: usize = 1 << 16;
+/// Scopes of one rule: one per peer and number of a named port.
+pub const SCOPES: usize = 1 << 12;
+/// Port ranges of one scope or isolation.
+pub const RANGES: usize = 1 << 10;
+/// Distinct conditions.
+pub const CONDITIONS: usize = 1 << 16;
+/// Matches of one list of conditions.
+pub const MATCHES: usize = 1 << 10;
+/// Methods of one match.
+pub const METHODS: usize = 1 << 8;
+/// Headers of one match.
+pub const HEADERS: usize = 1 << 6;
+/// Distinct regular expressions. Each may take `sluice_policy::regex::REGEX_SIZE_LIMIT` bytes and milliseconds.
+pub const REGEXES: usize = 1 << 12;
+/// Names of objects, nodes, service accounts, rules: Kubernetes has 253, our places like `ingress[12]` add some.
+pub const NAME_BYTES: usize = 1 << 10;
+/// The canonical form of an identity: labels with their values.
+pub const IDENTITY_BYTES: usize = 1 << 16;
+/// A method, a path, a header's value, a regular expression.
+pub const TEXT_BYTES: usize = 1 << 13;

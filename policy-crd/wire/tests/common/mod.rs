@@ -1,0 +1,151 @@
+//! Random valid snapshots, for the tests of this crate. Called by them alone.
+
+use proptest::collection::{btree_map, vec};
+use proptest::prelude::*;
+use sluice_policy::{
+    Class, ClassId, ClassSet, Conditions, Endpoint, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, Identity,
+    IsolatedPorts, Isolation, Kind, Layer, Mode, Origin, PathMatch, Policy, PolicyId, PortRange, PortSet,
+    Prefix, PrefixTable, Profile, ProfileId, Protocol, Regex, Rule, Scope, Side, Snapshot, Workload,
+};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+fn name() -> impl Strategy<Value = Arc<str>> {
+    "[a-z][a-z0-9-]{0,8}".prop_map(Arc::from)
+}
+
+fn address() -> impl Strategy<Value = IpAddr> {
+    prop_oneof![any::<[u8; 4]>().prop_map(IpAddr::from), any::<[u8; 16]>().prop_map(IpAddr::from)]
+}
+
+fn workload() -> impl Strategy<Value = Arc<Workload>> {
+    (name(), name(), "[0-9a-f]{0,8}", name(), name()).prop_map(
+        |(namespace, pod, uid, service_account, node)| {
+            Arc::new(Workload { namespace, pod, uid: uid.into(), service_account, node })
+        },
+    )
+}
+
+fn policies() -> impl Strategy<Value = Vec<Arc<Policy>>> {
+    let origin = (0..Kind::ALL.len(), name(), name(), any::<bool>());
+    vec(origin, 1..4).prop_map(|origins| {
+        let policy = |(id, (kind, namespace, name, audit)): (u32, (usize, Arc<str>, Arc<str>, bool))| {
+            let origin = Origin { kind: Kind::ALL[kind], namespace, name };
+            let mode = if audit { Mode::Audit } else { Mode::Enforce };
+            Arc::new(Policy { id: PolicyId(id), origin, mode })
+        };
+        (0..).zip(origins).map(policy).collect()
+    })
+}
+
+fn class() -> impl Strategy<Value = Class> {
+    let identity =
+        prop_oneof![name().prop_map(Identity::Workload), Just(Identity::Node), Just(Identity::World)];
+    (identity, vec(Just(Arc::from("10.0.0.0/8")), 0..2))
+        .prop_map(|(identity, cidrs)| Class { identity, cidrs })
+}
+
+fn regex() -> impl Strategy<Value = Regex> {
+    "[a-z]{1,4}[+*?]?(\\|[a-z]{1,3})?".prop_map(|source| Regex::new(&source).expect("a valid pattern"))
+}
+
+fn conditions() -> impl Strategy<Value = Arc<Conditions>> {
+    let path = prop_oneof![
+        "/[a-z/]{0,6}".prop_map(|p| PathMatch::Exact(p.into())),
+        "/[a-z/]{0,6}".prop_map(|p| PathMatch::prefix(&p)),
+        regex().prop_map(PathMatch::Regex)
+    ];
+    let test = prop_oneof![
+        "[ -~]{0,6}".prop_map(|v| HeaderTest::Exact(v.into())),
+        regex().prop_map(HeaderTest::Regex),
+        Just(HeaderTest::Present),
+        Just(HeaderTest::Absent)
+    ];
+    let header = (name(), test).prop_map(|(name, test)| HeaderMatch { name, test });
+    let http = (vec("[A-Z]{1,6}".prop_map(Arc::from), 0..3), proptest::option::of(path), vec(header, 0..3))
+        .prop_map(|(methods, path, headers)| HttpMatch { methods, path, headers });
+    let grpc = (name(), vec(name(), 0..3)).prop_map(|(service, methods)| GrpcMatch { service, methods });
+    (vec(http, 0..3), vec(grpc, 0..2)).prop_map(|(http, grpc)| Arc::new(Conditions { http, grpc }))
+}
+
+fn span() -> impl Strategy<Value = (u16, u16)> {
+    (any::<u16>(), any::<u16>()).prop_map(|(a, b)| (a.min(b), a.max(b)))
+}
+
+fn scope(classes: u32) -> impl Strategy<Value = Scope> {
+    // Class 0 is in no set.
+    let peers = prop_oneof![
+        Just(ClassSet::All),
+        vec(1..classes.max(2), 0..4)
+            .prop_map(move |ids| { ClassSet::of(ids.into_iter().filter(|id| *id < classes).map(ClassId)) })
+    ];
+    let range = (0..Protocol::ALL.len(), span()).prop_map(|(protocol, (first, last))| PortRange {
+        protocol: Protocol::ALL[protocol],
+        first,
+        last,
+    });
+    let ports = prop_oneof![Just(PortSet::All), vec(range, 0..3).prop_map(PortSet::Ranges)];
+    (peers, ports).prop_map(|(peers, ports)| Scope { peers, ports })
+}
+
+fn rules(policies: Vec<Arc<Policy>>, classes: u32) -> impl Strategy<Value = Vec<Rule>> {
+    let rule = (
+        proptest::sample::select(policies),
+        name(),
+        vec(scope(classes), 0..3),
+        proptest::option::of(conditions()),
+    );
+    vec(rule.prop_map(|(policy, name, scopes, conditions)| Rule { policy, name, scopes, conditions }), 0..3)
+}
+
+fn layer(policies: Vec<Arc<Policy>>, classes: u32) -> impl Strategy<Value = Layer> {
+    let ports = prop_oneof![Just(IsolatedPorts::All), vec(span(), 0..3).prop_map(IsolatedPorts::Listed)];
+    let isolation = (proptest::sample::select(policies.clone()), ports)
+        .prop_map(|(policy, ports)| Isolation { policy, ports });
+    (vec(isolation, 0..2), rules(policies, classes)).prop_map(|(isolation, allow)| Layer { isolation, allow })
+}
+
+fn side(policies: &[Arc<Policy>], classes: u32) -> impl Strategy<Value = Side> + use<> {
+    let own = policies.to_vec();
+    (rules(own.clone(), classes), layer(own.clone(), classes), layer(own, classes))
+        .prop_map(|(deny, k, l)| Side { deny, layers: [k, l] })
+}
+
+fn parts(policies: Vec<Arc<Policy>>, mut classes: Vec<Class>) -> impl Strategy<Value = Snapshot> {
+    classes.insert(0, Class { identity: Identity::Missing, cidrs: Vec::new() });
+    let count = u32::try_from(classes.len()).expect("few classes");
+    let profile = (side(&policies, count), side(&policies, count))
+        .prop_map(|(ingress, egress)| Profile { ingress, egress });
+    let prefixes = btree_map((address(), 0_u8..=128), 0..count, 0..8);
+    let pods =
+        (vec((workload(), vec(address(), 0..3), any::<u32>()), 0..4), btree_map(address(), workload(), 0..5));
+    (any::<u64>(), vec(profile, 1..3), prefixes, pods).prop_map(
+        move |(generation, profiles, prefixes, (endpoints, workloads))| {
+            let mut addresses = PrefixTable::new();
+            addresses.insert(Prefix::EVERYTHING, ClassId(0));
+            for ((address, len), class) in prefixes {
+                addresses
+                    .insert(Prefix::from_mapped(sluice_policy::prefix::bits(address), len), ClassId(class));
+            }
+            let count = u32::try_from(profiles.len()).expect("few profiles");
+            let endpoint = |(workload, addresses, profile): (Arc<Workload>, Vec<IpAddr>, u32)| {
+                Arc::new(Endpoint { workload, addresses, profile: ProfileId(profile % count) })
+            };
+            Snapshot {
+                generation,
+                policies: policies.clone(),
+                classes: classes.clone(),
+                addresses,
+                endpoints: endpoints.into_iter().map(endpoint).collect(),
+                profiles,
+                workloads: workloads.into_iter().collect(),
+            }
+        },
+    )
+}
+
+/// Snapshots as the compiler could make them.
+pub(crate) fn snapshot() -> impl Strategy<Value = Snapshot> {
+    // Up to 130 classes, so that class sets take one, two and three words.
+    (policies(), vec(class(), 0..130)).prop_flat_map(|(policies, classes)| parts(policies, classes))
+}
