@@ -5,23 +5,34 @@
 //! decoding of unreserved characters, dot segments), and a deny matches if any reading of it does.
 
 use std::borrow::Cow;
+use std::sync::OnceLock;
 
 /// Rounds of percent-decoding that denies look through. Servers behind gateways decode once or twice; a third
 /// round costs little and ends the game.
 const DECODE_ROUNDS: usize = 3;
 
 /// A request path, read in the ways that matter.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Path<'a> {
     raw: &'a str,
     strict: Option<Cow<'a, str>>,
+    /// Read once, when the first deny asks.
+    readings: OnceLock<Readings>,
+}
+
+/// Every plausible reading of a path.
+#[derive(Clone, Debug)]
+struct Readings {
+    texts: Vec<String>,
+    /// The path still changed after every round of decoding: any deny takes it.
+    bottomless: bool,
 }
 
 impl<'a> Path<'a> {
     /// Reads the path of a request target, without its query.
     #[must_use]
     pub fn new(raw: &'a str) -> Self {
-        Self { raw, strict: strict(raw) }
+        Self { raw, strict: strict(raw), readings: OnceLock::new() }
     }
 
     /// The bytes as they came.
@@ -50,19 +61,24 @@ impl<'a> Path<'a> {
         if test(self.raw) || self.strict.as_deref().is_some_and(&mut test) {
             return true;
         }
-        let mut decoded = self.raw.to_owned();
+        let readings = self.readings.get_or_init(|| Readings::of(self.raw));
+        readings.bottomless || readings.texts.iter().any(|reading| test(reading))
+    }
+}
+
+impl Readings {
+    fn of(raw: &str) -> Self {
+        let mut texts = Vec::new();
+        let mut decoded = raw.to_owned();
         for _ in 0..=DECODE_ROUNDS {
-            if folded_readings(&decoded).iter().any(|reading| test(reading)) {
-                return true;
-            }
+            texts.extend(folded_readings(&decoded));
             let next = decode_once(&decoded);
             if next == decoded {
-                return false;
+                return Self { texts, bottomless: false };
             }
             decoded = next;
         }
-        // Still changing after every round: too deep to read, so a deny takes it.
-        true
+        Self { texts, bottomless: true }
     }
 }
 
