@@ -16,11 +16,16 @@ pub use netns::{NETNS_DIR, Netns};
 pub use process::{Process, binary, eventually};
 pub use spec::{Attach, Family, MAX_NODES, MAX_PODS, NodeSpec, OutsideSpec, PodSpec};
 
+use crate::peer::{Ask, Stats, Version, http_client};
 use anyhow::{Context, Result, ensure};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+/// How long a peer may take to listen.
+const SERVE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Numbers the worlds of this process.
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -223,6 +228,31 @@ impl World {
     /// When it cannot be started.
     pub fn start(&self, name: &str, netns: &Netns, program: &Path, arguments: &[&str]) -> Result<Process> {
         Process::start(name, &self.dir, netns.command(program).args(arguments))
+    }
+
+    /// Starts `sluice-peer serve` in a pod and waits until it listens.
+    ///
+    /// # Errors
+    /// When it does not come up; with what it wrote.
+    pub fn serve(&self, pod: &str, arguments: &[&str]) -> Result<Process> {
+        let pod = self.pod(pod);
+        let name = format!("peer-{}", pod.name.replace('/', "-"));
+        let all: Vec<&str> = ["serve", "--name", pod.short_name()].iter().chain(arguments).copied().collect();
+        let mut process = self.start(&name, &pod.netns, &binary("sluice-peer")?, &all)?;
+        process.wait_line(0, SERVE_DEADLINE, "that it listens", |line| line.contains("\"ready\""))?;
+        Ok(process)
+    }
+
+    /// What reached the `sluice-peer serve` of a pod, asked from within the pod.
+    ///
+    /// # Errors
+    /// When it does not answer on that port.
+    pub fn stats(&self, pod: &str, http_port: u16) -> Result<Stats> {
+        let target = SocketAddr::from((Ipv4Addr::LOCALHOST, http_port));
+        let asks = [Ask::new("GET", "/__stats")];
+        let answers = self.pod(pod).netns.block_on(|| http_client::ask(target, Version::Http1, &asks))??;
+        let answer = answers.first().context("no answer")?;
+        serde_json::from_str(&answer.body).with_context(|| format!("the ledger of {pod}: {answer:?}"))
     }
 
     /// The state of every namespace, to be printed when a test failed.

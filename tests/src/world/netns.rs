@@ -130,6 +130,18 @@ impl Netns {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
+
+    /// Runs a future on a thread and a runtime of its own inside the namespace. Sockets that it opens stay
+    /// there; it must not hand its work to another runtime.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered.
+    pub fn block_on<T: Send, F: Future<Output = T>>(&self, run: impl FnOnce() -> F + Send) -> Result<T> {
+        self.inside(|| {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            Ok(runtime.block_on(run()))
+        })?
+    }
 }
 
 /// Runs a command that must succeed; returns what it printed.
