@@ -1,0 +1,92 @@
+//! The contract between the eBPF programs and the loader: map names, keys, values, limits.
+//!
+//! `no_std`, `repr(C)`, padding spelt out and sizes asserted, because both sides read the same bytes. Knows
+//! nothing of aya: the programs and the loader bring their own map types. Read by `sluice-bpf` and
+//! `sluice-redirect`. Change anything here and [`ABI_VERSION`] goes up: the pin directory carries it, so
+//! that a new loader never takes over maps that mean something else.
+
+#![no_std]
+
+mod counter;
+mod flow;
+mod row;
+
+pub use counter::{COUNTERS, Counter};
+pub use flow::{FlowEntry, FlowKey, FlowKind, FlowState, flow_flag};
+pub use row::{Action, RowKey, RowValue, row_flag};
+
+/// The version of everything in this crate.
+pub const ABI_VERSION: u32 = 1;
+
+/// The names of the programs in the object.
+pub mod program {
+    /// Hook A: tcx ingress of a pod's veth, node side.
+    pub const FROM_POD: &str = "from_pod";
+    /// Hook B: tcx egress of a pod's veth, node side.
+    pub const TO_POD: &str = "to_pod";
+    /// Hook C: tcx ingress of the helper's inner end, in the proxy's namespace.
+    pub const TO_PROXY: &str = "to_proxy";
+    /// Hook D: tcx ingress of the helper's outer end, in the node's namespace.
+    pub const FROM_PROXY: &str = "from_proxy";
+    /// All of them.
+    pub const ALL: [&str; 4] = [FROM_POD, TO_POD, TO_PROXY, FROM_PROXY];
+}
+
+/// The names of the maps in the object.
+pub mod map {
+    /// Array of one [`Config`](crate::Config).
+    pub const CONFIG: &str = "CONFIG";
+    /// Array of one `u64`, the epoch. Its lowest bit is the slot in force.
+    pub const EPOCH: &str = "EPOCH";
+    /// Array of [`SLOTS`](crate::SLOTS) maps: address prefix → class.
+    pub const CLASSES: &str = "CLASSES";
+    /// Array of [`SLOTS`](crate::SLOTS) maps: [`RowKey`](crate::RowKey) prefix →
+    /// [`RowValue`](crate::RowValue).
+    pub const ROWS: &str = "ROWS";
+    /// Array of [`SLOTS`](crate::SLOTS) maps: ifindex → profile.
+    pub const ENDPOINTS: &str = "ENDPOINTS";
+    /// Array of [`SLOTS`](crate::SLOTS) maps: address → ifindex of the local endpoint that owns it.
+    pub const LOCALS: &str = "LOCALS";
+    /// [`FlowKey`](crate::FlowKey) → [`FlowEntry`](crate::FlowEntry).
+    pub const FLOWS: &str = "FLOWS";
+    /// Per-CPU array of `u64` by [`Counter`](crate::Counter).
+    pub const COUNTERS: &str = "COUNTERS";
+    /// The maps that are pinned by name and outlive the loader.
+    pub const PINNED: [&str; 8] = [CONFIG, EPOCH, CLASSES, ROWS, ENDPOINTS, LOCALS, FLOWS, COUNTERS];
+}
+
+/// Generations held at once: the one in force and the one being written.
+pub const SLOTS: u32 = 2;
+/// Flows remembered per node. An entry is about 160 bytes of kernel memory, so this is some 20 MB.
+pub const MAX_FLOWS: u32 = 131_072;
+/// Rows of one generation: about 100 bytes each in a trie, so at most some 25 MB.
+pub const MAX_ROWS: u32 = 262_144;
+/// Address prefixes of one generation.
+pub const MAX_CLASSES: u32 = 262_144;
+/// Endpoints of one node: twice what kubelets are run with at the most.
+pub const MAX_ENDPOINTS: u32 = 2_048;
+/// Addresses of endpoints and of the node itself on one node.
+pub const MAX_LOCALS: u32 = 8_192;
+/// What [`map::LOCALS`] says of an address of the node itself.
+pub const LOCAL_NODE: u32 = u32::MAX;
+
+/// An address as every map has it: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`.
+pub type Address = [u8; 16];
+
+/// What the programs must know of this node.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// The helper's outer end. 0: there is none, and what should go to the proxy is dropped.
+    pub helper_ifindex: u32,
+    /// The mark that hook D sets and hook B trusts.
+    pub mark: u32,
+    /// The proxy's namespace as the node's knows it, for the look-up whether anybody listens.
+    pub proxy_nsid: u32,
+    /// The proxy's listeners, on `127.0.0.1` and `::1` in its namespace. Host byte order.
+    pub listen_port: u16,
+    /// Explicit padding.
+    pub pad: u16,
+}
+
+const _: () = assert!(size_of::<Config>() == 16);

@@ -1,0 +1,79 @@
+//! Rows: what the kernel does with a new flow of an endpoint.
+
+/// The key of a row, in the order a longest-prefix match wants it: the port's leading bits come last.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RowKey {
+    /// Whose rules.
+    pub profile: u32,
+    /// The other end's class.
+    pub class: u32,
+    /// 0 ingress, 1 egress, as [`FlowKind`](crate::FlowKind) numbers them.
+    pub direction: u8,
+    /// What [`RowKey::protocol_of`] says.
+    pub protocol: u8,
+    /// The destination port of the connection, network order. 0 where the protocol has none.
+    pub port: [u8; 2],
+}
+
+impl RowKey {
+    /// The bits before the port.
+    pub const FIXED_BITS: u32 = 80;
+    /// All bits.
+    pub const BITS: u32 = 96;
+    /// The number of TCP.
+    pub const TCP: u8 = 6;
+    /// The number of UDP.
+    pub const UDP: u8 = 17;
+    /// The number of SCTP.
+    pub const SCTP: u8 = 132;
+    /// The number of ICMP, which stands for `ICMPv6` as well.
+    pub const ICMP: u8 = 1;
+    /// Stands for every other protocol (255 is reserved by IANA).
+    pub const OTHER: u8 = 255;
+
+    /// The protocol that a row has for this IP protocol.
+    #[must_use]
+    pub const fn protocol_of(ip_protocol: u8) -> u8 {
+        match ip_protocol {
+            Self::TCP | Self::UDP | Self::SCTP | Self::ICMP => ip_protocol,
+            58 => Self::ICMP,
+            _ => Self::OTHER,
+        }
+    }
+}
+
+/// What happens.
+#[repr(u8)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Drop. Zero, so that what nobody wrote denies.
+    Deny = 0,
+    /// Pass.
+    Allow = 1,
+    /// To the proxy.
+    ToProxy = 2,
+}
+
+/// Bits of [`RowValue::flags`].
+pub mod row_flag {
+    /// To the proxy only because of audited policies: without a listener the flow passes.
+    pub const FAIL_OPEN: u8 = 1;
+    /// Audited policies would refuse the flow: it passes and is counted.
+    pub const AUDIT: u8 = 2;
+}
+
+/// A row.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RowValue {
+    /// An [`Action`]. Any other number denies.
+    pub action: u8,
+    /// [`row_flag`].
+    pub flags: u8,
+    /// Explicit padding.
+    pub pad: u16,
+}
+
+const _: () = assert!(size_of::<RowKey>() == 12 && align_of::<RowKey>() == 4);
+const _: () = assert!(size_of::<RowValue>() == 4);

@@ -1,0 +1,92 @@
+//! The eBPF programs: hooks A, B, C and D of the datapath, as tcx classifiers.
+//!
+//! They decide L3 and L4, and hand the flows that an L7 rule governs to the proxy's own network namespace.
+//! They never look behind a transport header: no L7 here. Everything not understood is dropped and counted
+//! by reason. Loaded, attached and pinned by `sluice-redirect`.
+//!
+//! ```text
+//!   pod ── veth ──A──▶ node's stack ──▶ …            A from_pod    to-proxy flows, replies to upstreams ─┐
+//!   pod ◀── veth ──B── node's stack ◀── …            B to_pod      the same, seen at the other end      ─┤
+//!   node's stack ◀──D── helper outer ◀── inner ◀── proxy            D from_proxy  marks both legs           │
+//!                       helper outer ──▶ inner ──C──▶ proxy sockets C to_proxy    assigns to its socket  ◀──┘
+//! ```
+
+#![no_std]
+#![no_main]
+
+mod maps;
+mod packet;
+mod pod;
+mod proxy;
+mod row;
+mod steer;
+
+use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use sluice_bpf_abi::Counter;
+
+/// What becomes of a packet. The reason is counted either way.
+pub(crate) enum Fate {
+    /// It goes on.
+    Pass(Counter),
+    /// It goes to the proxy's namespace.
+    ToProxy(Counter),
+    /// It ends here.
+    Drop(Counter),
+}
+
+#[classifier]
+pub fn from_pod(ctx: TcContext) -> i32 {
+    finish(pod::from_pod(&ctx))
+}
+
+#[classifier]
+pub fn to_pod(ctx: TcContext) -> i32 {
+    finish(pod::to_pod(&ctx))
+}
+
+#[classifier]
+pub fn to_proxy(ctx: TcContext) -> i32 {
+    finish(proxy::to_proxy(&ctx))
+}
+
+#[classifier]
+pub fn from_proxy(ctx: TcContext) -> i32 {
+    finish(proxy::from_proxy(&ctx))
+}
+
+#[inline(always)]
+fn finish(fate: Fate) -> i32 {
+    match fate {
+        Fate::Pass(reason) => {
+            maps::count(reason);
+            TC_ACT_OK as i32
+        }
+        Fate::Drop(reason) => {
+            maps::count(reason);
+            TC_ACT_SHOT as i32
+        }
+        Fate::ToProxy(reason) => {
+            let helper = maps::config().helper_ifindex;
+            if helper == 0 {
+                maps::count(Counter::NoProxy);
+                return TC_ACT_SHOT as i32;
+            }
+            maps::count(reason);
+            // SAFETY: a helper without pointers. A device that is gone makes the kernel drop the packet.
+            unsafe { aya_ebpf::helpers::bpf_redirect(helper, 0) as i32 }
+        }
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Nothing here panics: the verifier would refuse the loop.
+    loop {}
+}
+
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 11] = *b"Apache-2.0\0";

@@ -1,0 +1,104 @@
+//! The maps, and the few reads that every hook makes.
+//!
+//! A generation is four inner maps in one slot. A program reads the epoch once and takes the slot from it,
+//! so that a packet sees one generation whole, whatever the loader swaps meanwhile.
+
+use aya_ebpf::btf_maps::lpm_trie::Key;
+use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::macros::btf_map;
+use sluice_bpf_abi::{
+    Address, COUNTERS as COUNTER_COUNT, Config, Counter, FlowEntry, FlowKey, LOCAL_NODE, MAX_CLASSES,
+    MAX_ENDPOINTS, MAX_FLOWS, MAX_LOCALS, MAX_ROWS, RowKey, RowValue, SLOTS,
+};
+
+type Classes = LpmTrie<Address, u32, { MAX_CLASSES as usize }>;
+type Rows = LpmTrie<RowKey, RowValue, { MAX_ROWS as usize }>;
+type Endpoints = HashMap<u32, u32, { MAX_ENDPOINTS as usize }>;
+type Locals = HashMap<Address, u32, { MAX_LOCALS as usize }>;
+
+#[btf_map]
+static CONFIG: Array<Config, 1> = Array::new();
+#[btf_map]
+static EPOCH: Array<u64, 1> = Array::new();
+#[btf_map]
+static CLASSES: ArrayOfMaps<Classes, { SLOTS as usize }> = ArrayOfMaps::new();
+#[btf_map]
+static ROWS: ArrayOfMaps<Rows, { SLOTS as usize }> = ArrayOfMaps::new();
+#[btf_map]
+static ENDPOINTS: ArrayOfMaps<Endpoints, { SLOTS as usize }> = ArrayOfMaps::new();
+#[btf_map]
+static LOCALS: ArrayOfMaps<Locals, { SLOTS as usize }> = ArrayOfMaps::new();
+// LRU: a flood evicts the flows idle the longest. What is evicted is judged again by the rows at its next
+// packet, so a full table never allows what they do not.
+#[btf_map]
+pub(crate) static FLOWS: LruHashMap<FlowKey, FlowEntry, { MAX_FLOWS as usize }> = LruHashMap::new();
+#[btf_map]
+static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();
+
+/// One more for this reason.
+#[inline(always)]
+pub(crate) fn count(reason: Counter) {
+    if let Some(cell) = COUNTERS.get_ptr_mut(reason as u32) {
+        // SAFETY: the cell is this CPU's own and softirqs do not nest on one CPU.
+        unsafe { *cell += 1 }
+    }
+}
+
+/// The node's configuration; all zero before the loader wrote it, which drops what should go to the proxy.
+#[inline(always)]
+pub(crate) fn config() -> Config {
+    CONFIG.get(0).copied().unwrap_or_default()
+}
+
+/// The generation in force, read once per packet.
+#[derive(Clone, Copy)]
+pub(crate) struct Generation {
+    /// What flows are stamped with.
+    pub(crate) epoch: u64,
+    slot: u32,
+}
+
+impl Generation {
+    /// The one in force now.
+    #[inline(always)]
+    pub(crate) fn current() -> Self {
+        let epoch = EPOCH.get(0).copied().unwrap_or(0);
+        Self { epoch, slot: (epoch & 1) as u32 }
+    }
+
+    /// The profile of the endpoint behind this device.
+    #[inline(always)]
+    pub(crate) fn profile(self, ifindex: u32) -> Option<u32> {
+        let inner = ENDPOINTS.get(self.slot)?;
+        // SAFETY: inner maps of a slot in force are not written; the value is copied at once.
+        unsafe { inner.get(ifindex) }.copied()
+    }
+
+    /// Who on this node owns an address: an endpoint's ifindex, or [`LOCAL_NODE`].
+    #[inline(always)]
+    pub(crate) fn owner(self, address: &Address) -> Option<u32> {
+        let inner = LOCALS.get(self.slot)?;
+        // SAFETY: as in `profile`.
+        unsafe { inner.get(address) }.copied()
+    }
+
+    /// The endpoint of this node that owns an address.
+    #[inline(always)]
+    pub(crate) fn endpoint(self, address: &Address) -> Option<u32> {
+        self.owner(address).filter(|&owner| owner != LOCAL_NODE)
+    }
+
+    /// The class of an address; 0, the class that nothing allows, where no prefix contains it.
+    #[inline(always)]
+    pub(crate) fn class(self, address: &Address) -> u32 {
+        let Some(inner) = CLASSES.get(self.slot) else { return 0 };
+        inner.get(&Key::new(128, *address)).copied().unwrap_or(0)
+    }
+
+    /// The row with the longest port prefix.
+    #[inline(always)]
+    pub(crate) fn row(self, key: &RowKey) -> Option<RowValue> {
+        let inner = ROWS.get(self.slot)?;
+        inner.get(&Key::new(RowKey::BITS, *key)).copied()
+    }
+}

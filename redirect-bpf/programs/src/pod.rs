@@ -1,0 +1,137 @@
+//! Hooks A and B: the two ends of a pod's veth as the node sees them.
+
+use crate::Fate;
+use crate::maps::{Generation, config};
+use crate::packet::{Form, Packet, is_link_local, is_unspecified};
+use crate::steer::{Endpoint, backward, forward, recall, remember};
+use aya_ebpf::programs::TcContext;
+use sluice_bpf_abi::{Counter, FlowKind, FlowState, flow_flag};
+
+#[inline(always)]
+fn endpoint(ctx: &TcContext) -> Option<Endpoint> {
+    // SAFETY: a read of the context that the verifier allows.
+    let ifindex = unsafe { (*ctx.skb.skb).ifindex };
+    let generation = Generation::current();
+    let profile = generation.profile(ifindex)?;
+    Some(Endpoint { ifindex, profile, generation })
+}
+
+/// Hook A: what a pod sends.
+#[inline(always)]
+pub(crate) fn from_pod(ctx: &TcContext) -> Fate {
+    let Some(endpoint) = endpoint(ctx) else { return Fate::Drop(Counter::NoEndpoint) };
+    let packet = match Packet::read(ctx) {
+        Ok(packet) => packet,
+        Err(reason) => return Fate::Drop(reason),
+    };
+    let own = endpoint.generation.owner(&packet.src) == Some(endpoint.ifindex);
+    let fate = match packet.form {
+        // A probe for duplicates comes from nobody.
+        Form::Arp => own || is_unspecified(&packet.src),
+        Form::Neighbour => own || is_unspecified(&packet.src) || is_link_local(&packet.src),
+        // `dst` is the target that the pod says it has.
+        Form::Advertisement => {
+            is_link_local(&packet.dst) || endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex)
+        }
+        Form::Router => false,
+        Form::Flow | Form::Error => {
+            if !own {
+                return Fate::Drop(Counter::Spoofed);
+            }
+            return from_own_address(ctx, endpoint, packet);
+        }
+    };
+    if fate { Fate::Pass(Counter::Neighbour) } else { Fate::Drop(Counter::Spoofed) }
+}
+
+#[inline(always)]
+fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
+    if endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex) {
+        let key = forward(endpoint.ifindex, FlowKind::Egress, packet);
+        remember(&key, endpoint.generation.epoch, FlowState::Direct, flow_flag::SELF);
+        return Fate::Pass(Counter::Itself);
+    }
+    if packet.form == Form::Error
+        && let Ok(inner) = packet.about(ctx)
+        && related(endpoint, inner, FlowKind::Ingress, FlowKind::Egress)
+    {
+        return Fate::Pass(Counter::Related);
+    }
+    endpoint.steer(ctx, packet, FlowKind::Egress, FlowKind::Ingress)
+}
+
+/// Hook B: what a pod is sent.
+#[inline(always)]
+pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
+    let Some(endpoint) = endpoint(ctx) else { return Fate::Drop(Counter::NoEndpoint) };
+    let packet = match Packet::read(ctx) {
+        Ok(packet) => packet,
+        Err(reason) => return Fate::Drop(reason),
+    };
+    if !matches!(packet.form, Form::Flow | Form::Error) {
+        return Fate::Pass(Counter::Neighbour);
+    }
+    let mine = endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex);
+    if !mine && !packet.is_multicast() {
+        return Fate::Drop(Counter::NotMine);
+    }
+    // SAFETY: reads of the context that the verifier allows. `sk` is only compared with null.
+    let (mark, host) = unsafe { ((*ctx.skb.skb).mark, !(*ctx.skb.skb).__bindgen_anon_2.sk.is_null()) };
+    let trusted = config().mark;
+    if trusted != 0 && mark == trusted {
+        return Fate::Pass(Counter::FromProxy);
+    }
+    if host {
+        return from_host(endpoint, packet);
+    }
+    if endpoint.generation.owner(&packet.src) == Some(endpoint.ifindex) {
+        return from_itself(endpoint, packet);
+    }
+    if packet.form == Form::Error
+        && let Ok(inner) = packet.about(ctx)
+        && related(endpoint, inner, FlowKind::Egress, FlowKind::Ingress)
+    {
+        return Fate::Pass(Counter::Related);
+    }
+    endpoint.steer(ctx, packet, FlowKind::Ingress, FlowKind::Egress)
+}
+
+/// From a socket of the node itself, which reaches its own pods. What it opens is remembered, so that the
+/// pod's answers pass hook A; what the pod opened stays as it was judged.
+#[inline(always)]
+fn from_host(endpoint: Endpoint, packet: &Packet) -> Fate {
+    let answered = backward(endpoint.ifindex, FlowKind::Egress, packet);
+    if packet.is_open() || recall(&answered).is_none() {
+        let key = forward(endpoint.ifindex, FlowKind::Ingress, packet);
+        remember(&key, endpoint.generation.epoch, FlowState::Direct, flow_flag::HOST);
+    }
+    Fate::Pass(Counter::Host)
+}
+
+/// Its own packet, come back; anybody else's with its address is forged.
+#[inline(always)]
+fn from_itself(endpoint: Endpoint, packet: &Packet) -> Fate {
+    let key = forward(endpoint.ifindex, FlowKind::Egress, packet);
+    match recall(&key) {
+        Some(entry) if entry.flags & flow_flag::SELF != 0 => Fate::Pass(Counter::Itself),
+        _ => Fate::Drop(Counter::Spoofed),
+    }
+}
+
+/// Whether an ICMP error is about a direct flow of the endpoint. `sent` is the kind of the flows whose
+/// packets travel against the error, so that its receiver sent the packet it is about.
+///
+/// Errors about the proxy's two legs are for its sockets, not for the pod; they are judged by rows until
+/// they are steered there, as any other ICMP packet.
+#[inline(always)]
+fn related(endpoint: Endpoint, inner: &Packet, sent: FlowKind, answers: FlowKind) -> bool {
+    let key = forward(endpoint.ifindex, sent, inner);
+    if let Some(entry) = recall(&key) {
+        return entry.state == FlowState::Direct as u8 && endpoint.holds(&key, entry);
+    }
+    let key = backward(endpoint.ifindex, answers, inner);
+    match recall(&key) {
+        Some(entry) => entry.state == FlowState::Direct as u8 && endpoint.holds(&key, entry),
+        None => false,
+    }
+}

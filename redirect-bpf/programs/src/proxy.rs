@@ -1,0 +1,177 @@
+//! Hooks C and D: the two ends of the helper veth between the node and the proxy's namespace.
+
+use crate::Fate;
+use crate::maps::{Generation, config};
+use crate::packet::{Form, Packet, TCP};
+use crate::steer::{backward, forward, recall, remember};
+use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1};
+use aya_ebpf::bindings::{bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2};
+use aya_ebpf::helpers::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
+use aya_ebpf::programs::TcContext;
+use sluice_bpf_abi::{Config, Counter, FlowKey, FlowKind, FlowState};
+
+const PACKET_HOST: u32 = 0;
+const CURRENT_NETNS: u64 = u64::MAX;
+const TCP_LISTEN: u32 = 10;
+const V4_TUPLE: u32 = 12;
+const V6_TUPLE: u32 = 36;
+
+/// Hook C: assigns what arrives in the proxy's namespace to the socket it is for.
+#[inline(always)]
+pub(crate) fn to_proxy(ctx: &TcContext) -> Fate {
+    let packet = match Packet::read(ctx) {
+        Ok(packet) if packet.protocol == TCP && packet.form == Form::Flow => packet,
+        Ok(_) => return Fate::Drop(Counter::Stray),
+        Err(reason) => return Fate::Drop(reason),
+    };
+    // The frame still has the address of wherever it was going.
+    if ctx.change_type(PACKET_HOST).is_err() {
+        return Fate::Drop(Counter::NoSocket);
+    }
+    if packet.is_open() {
+        // Only the listener: a SYN that reuses the ports of a connection in TIME_WAIT is a new one.
+        let assign = |sk| assign(ctx, sk);
+        return match with_listener(ctx, packet, &config(), CURRENT_NETNS, assign) {
+            true => Fate::Pass(Counter::AssignedNew),
+            false => Fate::Drop(Counter::NoSocket),
+        };
+    }
+    let mut tuple = tuple(packet);
+    // SAFETY: the tuple lives on this stack for the call; the reference is released on every way out.
+    let assigned = unsafe {
+        let sk = lookup(ctx, &mut tuple, packet.v6, CURRENT_NETNS);
+        if sk.is_null() {
+            return Fate::Drop(Counter::NoSocket);
+        }
+        let known = (*sk).state != TCP_LISTEN;
+        if known {
+            assign(ctx, sk);
+        }
+        bpf_sk_release(sk.cast());
+        known
+    };
+    if assigned { Fate::Pass(Counter::AssignedKnown) } else { Fate::Drop(Counter::NoSocket) }
+}
+
+/// Hook D: tells the proxy's two legs apart, remembers its own connections and marks both.
+#[inline(always)]
+pub(crate) fn from_proxy(ctx: &TcContext) -> Fate {
+    let packet = match Packet::read(ctx) {
+        Ok(packet) if packet.protocol == TCP && packet.form == Form::Flow => packet,
+        Ok(_) => return Fate::Drop(Counter::Stray),
+        Err(reason) => return Fate::Drop(reason),
+    };
+    let generation = Generation::current();
+    let from = generation.endpoint(&packet.src);
+    let to = generation.endpoint(&packet.dst);
+    let client = match (from, to) {
+        (None, None) => return Fate::Drop(Counter::Stray),
+        _ => is_proxied(to, FlowKind::Egress, packet) || is_proxied(from, FlowKind::Ingress, packet),
+    };
+    if !client {
+        let known = upstream(from, generation.epoch, packet) & upstream(to, generation.epoch, packet);
+        if !known {
+            return Fate::Drop(Counter::FlowTable);
+        }
+    }
+    ctx.set_mark(config().mark);
+    Fate::Pass(Counter::FromProxy)
+}
+
+/// Whether the packet answers a flow of this endpoint that the proxy holds.
+#[inline(always)]
+fn is_proxied(endpoint: Option<u32>, kind: FlowKind, packet: &Packet) -> bool {
+    let Some(ifindex) = endpoint else { return false };
+    let key = backward(ifindex, kind, packet);
+    recall(&key).is_some_and(|entry| entry.state == FlowState::Proxied as u8)
+}
+
+/// Remembers the proxy's own connection at an endpoint, so that the hooks there bring the answers back.
+#[inline(always)]
+fn upstream(endpoint: Option<u32>, epoch: u64, packet: &Packet) -> bool {
+    let Some(ifindex) = endpoint else { return true };
+    let key: FlowKey = forward(ifindex, FlowKind::Upstream, packet);
+    recall(&key).is_some() || remember(&key, epoch, FlowState::Upstream, 0)
+}
+
+/// Calls `then` with the proxy's listener, if there is one.
+#[inline(always)]
+pub(crate) fn with_listener(
+    ctx: &TcContext,
+    packet: &Packet,
+    config: &Config,
+    netns: u64,
+    then: impl FnOnce(*mut bpf_sock),
+) -> bool {
+    let mut tuple = tuple(packet);
+    let port = config.listen_port.to_be();
+    if packet.v6 {
+        tuple.__bindgen_anon_1.ipv6.daddr = [0, 0, 0, 1_u32.to_be()];
+        tuple.__bindgen_anon_1.ipv6.dport = port;
+    } else {
+        tuple.__bindgen_anon_1.ipv4.daddr = 0x7f00_0001_u32.to_be();
+        tuple.__bindgen_anon_1.ipv4.dport = port;
+    }
+    // SAFETY: as in `to_proxy`.
+    unsafe {
+        let sk = lookup(ctx, &mut tuple, packet.v6, netns);
+        if sk.is_null() {
+            return false;
+        }
+        let listens = (*sk).state == TCP_LISTEN;
+        if listens {
+            then(sk);
+        }
+        bpf_sk_release(sk.cast());
+        listens
+    }
+}
+
+#[inline(always)]
+fn assign(ctx: &TcContext, sk: *mut bpf_sock) {
+    // SAFETY: the caller holds the reference. If it fails the packet has no socket, and no socket in this
+    // namespace but the proxy's could be found for it.
+    unsafe { bpf_sk_assign(ctx.skb.skb.cast(), sk.cast(), 0) };
+}
+
+/// # Safety
+/// The caller releases what it gets.
+#[inline(always)]
+unsafe fn lookup(ctx: &TcContext, tuple: &mut bpf_sock_tuple, v6: bool, netns: u64) -> *mut bpf_sock {
+    let length = if v6 { V6_TUPLE } else { V4_TUPLE };
+    // SAFETY: the tuple is at least as long as either family's.
+    unsafe { bpf_skc_lookup_tcp(ctx.skb.skb.cast(), tuple, length, netns, 0) }
+}
+
+#[inline(always)]
+fn tuple(packet: &Packet) -> bpf_sock_tuple {
+    let sport = u16::from_ne_bytes(packet.sport);
+    let dport = u16::from_ne_bytes(packet.dport);
+    if packet.v6 {
+        let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
+            saddr: words(&packet.src),
+            daddr: words(&packet.dst),
+            sport,
+            dport,
+        };
+        bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6 } }
+    } else {
+        let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
+            saddr: words(&packet.src)[3],
+            daddr: words(&packet.dst)[3],
+            sport,
+            dport,
+        };
+        bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv4 } }
+    }
+}
+
+#[inline(always)]
+fn words(a: &[u8; 16]) -> [u32; 4] {
+    [
+        u32::from_ne_bytes([a[0], a[1], a[2], a[3]]),
+        u32::from_ne_bytes([a[4], a[5], a[6], a[7]]),
+        u32::from_ne_bytes([a[8], a[9], a[10], a[11]]),
+        u32::from_ne_bytes([a[12], a[13], a[14], a[15]]),
+    ]
+}

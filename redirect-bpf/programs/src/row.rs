@@ -1,0 +1,76 @@
+//! The verdict on a new flow: one look-up of the peer's class, one of the row.
+
+use crate::maps::{Generation, config};
+use crate::packet::Packet;
+use crate::proxy;
+use aya_ebpf::programs::TcContext;
+use sluice_bpf_abi::{Action, Address, Counter, FlowKind, LOCAL_NODE, RowKey, row_flag};
+
+/// What a row says of a flow.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Judgement {
+    /// Let it pass; the reason to count.
+    Direct(Counter),
+    /// The proxy judges it.
+    Proxy,
+    /// The proxy would only watch it: where it cannot, the flow passes.
+    Watch,
+    /// Refuse it; the reason to count.
+    Refuse(Counter),
+}
+
+/// Whose flow is judged, in its originator's orientation.
+pub(crate) struct Question<'a> {
+    pub(crate) profile: u32,
+    pub(crate) direction: FlowKind,
+    pub(crate) peer: &'a Address,
+    pub(crate) protocol: u8,
+    pub(crate) dport: [u8; 2],
+}
+
+impl Question<'_> {
+    /// Asks the rows of a generation.
+    #[inline(always)]
+    pub(crate) fn judge(&self, generation: Generation) -> Judgement {
+        let protocol = RowKey::protocol_of(self.protocol);
+        let ports = matches!(protocol, RowKey::TCP | RowKey::UDP | RowKey::SCTP);
+        let key = RowKey {
+            profile: self.profile,
+            class: self.class(generation),
+            direction: self.direction as u8,
+            protocol,
+            port: if ports { self.dport } else { [0; 2] },
+        };
+        let Some(row) = generation.row(&key) else { return Judgement::Refuse(Counter::NoRow) };
+        if row.action == Action::Allow as u8 {
+            let audited = row.flags & row_flag::AUDIT != 0;
+            return Judgement::Direct(if audited { Counter::Audited } else { Counter::Allowed });
+        }
+        let open = row.flags & row_flag::FAIL_OPEN != 0;
+        match row.action == Action::ToProxy as u8 {
+            true if protocol == RowKey::TCP && open => Judgement::Watch,
+            true if protocol == RowKey::TCP => Judgement::Proxy,
+            // The proxy carries TCP alone.
+            true if open => Judgement::Direct(Counter::Audited),
+            _ => Judgement::Refuse(Counter::Denied),
+        }
+    }
+
+    /// Forwarded traffic that wears an address of this node is nobody's: only a socket of the node is the
+    /// node, and its packets are not judged by rows.
+    #[inline(always)]
+    fn class(&self, generation: Generation) -> u32 {
+        let inbound = self.direction as u8 == FlowKind::Ingress as u8;
+        if inbound && generation.owner(self.peer) == Some(LOCAL_NODE) {
+            return 0;
+        }
+        generation.class(self.peer)
+    }
+}
+
+/// Whether somebody listens in the proxy's namespace.
+#[inline(always)]
+pub(crate) fn proxy_listens(ctx: &TcContext, packet: &Packet) -> bool {
+    let config = config();
+    config.helper_ifindex != 0 && proxy::with_listener(ctx, packet, &config, config.proxy_nsid as u64, |_| ())
+}
