@@ -1,0 +1,29 @@
+//! The objects: our CRDs and the Kubernetes kinds we read, and how a directory of manifests becomes them.
+//!
+//! Everything is read piece by piece, so that one bad field costs its own part and nothing else, and so that
+//! what could not be read is known to whoever lowers it. Knows nothing of rules, verdicts or clusters: control
+//! and the CLI load with it, `sluice-compile` lowers what it read.
+
+mod fields;
+mod l7;
+mod load;
+mod object;
+mod policy;
+mod problem;
+mod read;
+mod yaml;
+
+pub use l7::{
+    DenyAction, DenyDetail, Entity, GrpcProtocol, GrpcRule, HeaderMatch, HeaderMatchType, HttpRule, IpBlock,
+    IsolationScope, L7NetworkPolicySpec, L7Rule, L7Rules, Mode, Peer, Port, ServiceAccountRef, StringMatch,
+    StringMatchType, TlsRules,
+};
+pub use load::{Loaded, load_dir, load_files, load_str, load_value};
+pub use object::{Objects, Source, Sourced};
+pub use policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
+pub use problem::{Problem, Severity};
+
+/// The group of our own kinds.
+pub const GROUP: &str = "policy.sluice.dev";
+/// The version of our own kinds.
+pub const VERSION: &str = "v1alpha1";

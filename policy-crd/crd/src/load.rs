@@ -1,0 +1,353 @@
+//! Files, texts and single values into objects: where control and the CLI come in.
+//!
+//! Never fails as a whole: what cannot be read is a problem, the rest is loaded. Files are read here and
+//! nowhere else in this crate.
+
+use crate::object::{Objects, Source, Sourced};
+use crate::policy::PolicyKind;
+use crate::problem::{Problem, Severity};
+use crate::read::Reader;
+use crate::yaml::{self, Flaw};
+use crate::{GROUP, VERSION, fields};
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Largest file: the dump of a big cluster's pods has some tens of megabytes.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Most files of one directory.
+const MAX_FILES: usize = 10_000;
+
+/// What was read, and what was wrong with it.
+#[derive(Clone, Debug, Default)]
+pub struct Loaded {
+    /// The objects.
+    pub objects: Objects,
+    /// The problems, in the order of the files.
+    pub problems: Vec<Problem>,
+}
+
+/// Reads every `*.yaml`, `*.yml` and `*.json` of a directory, sorted by name, or one file. Sub-directories and
+/// hidden files are left out, as `kubectl apply -f` leaves them out.
+#[must_use]
+pub fn load_dir(path: &Path) -> Loaded {
+    match list(path) {
+        Ok(files) => load_files(&files),
+        Err(problem) => Loaded { objects: Objects::default(), problems: vec![*problem] },
+    }
+}
+
+/// Reads these files, in this order.
+#[must_use]
+pub fn load_files(files: &[PathBuf]) -> Loaded {
+    let mut loader = Loader::default();
+    for path in files {
+        let name: Arc<str> = path.display().to_string().into();
+        match read(path) {
+            Ok(text) => loader.text(&name, &text),
+            Err(reason) => {
+                loader.file_problem(&name, (0, 0), reason, "nothing in it is in force: correct it");
+            }
+        }
+    }
+    loader.loaded
+}
+
+/// Reads a text as if it were a file of this name.
+#[must_use]
+pub fn load_str(name: &str, text: &str) -> Loaded {
+    let mut loader = Loader::default();
+    loader.text(&name.into(), text);
+    loader.loaded
+}
+
+/// Reads objects that came as values, from an API server or a test.
+#[must_use]
+pub fn load_value<'v>(values: impl IntoIterator<Item = &'v Value>) -> Loaded {
+    let mut loader = Loader::default();
+    let source = Source { file: "".into(), spans: Arc::default(), prefix: "".into(), object: None };
+    for value in values {
+        loader.value(value, &source, &[]);
+    }
+    loader.loaded
+}
+
+fn bare_problem(file: &Arc<str>, at: (u32, u32), reason: String, remedy: &str) -> Problem {
+    Problem {
+        file: file.clone(),
+        line: at.0,
+        column: at.1,
+        severity: Severity::Error,
+        object: None,
+        path: String::new(),
+        reason,
+        remedy: remedy.to_owned(),
+    }
+}
+
+fn list(path: &Path) -> Result<Vec<PathBuf>, Box<Problem>> {
+    let name: Arc<str> = path.display().to_string().into();
+    let fail = |error: std::io::Error| {
+        let reason = format!("cannot be read: {error}");
+        Box::new(bare_problem(&name, (0, 0), reason, "give a directory of manifests, or one manifest"))
+    };
+    if std::fs::metadata(path).map_err(fail)?.is_file() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(fail)? {
+        let path = entry.map_err(fail)?.path();
+        let hidden = path.file_name().is_none_or(|name| name.to_string_lossy().starts_with('.'));
+        let manifest = path.extension().is_some_and(|ext| ext == "yaml" || ext == "yml" || ext == "json");
+        // Following links: a mounted ConfigMap is made of them. One that leads nowhere is a problem, not nothing.
+        let directory = std::fs::metadata(&path).is_ok_and(|meta| meta.is_dir());
+        if manifest && !hidden && !directory {
+            files.push(path);
+        }
+        if files.len() > MAX_FILES {
+            let reason = format!("more than {MAX_FILES} manifests; none of them is read");
+            return Err(Box::new(bare_problem(&name, (0, 0), reason, "put several objects into one file")));
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+fn read(path: &Path) -> Result<String, String> {
+    let file = std::fs::File::open(path).map_err(|error| format!("cannot be read: {error}"))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(format!("has more than {MAX_FILE_BYTES} bytes"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let line =
+            error.as_bytes()[..error.utf8_error().valid_up_to()].iter().filter(|b| **b == b'\n').count() + 1;
+        format!("is not UTF-8: line {line}")
+    })
+}
+
+/// The place of an object with this kind and name before.
+type Seen = HashMap<(Box<str>, Box<str>, Box<str>), String>;
+
+#[derive(Default)]
+struct Loader {
+    loaded: Loaded,
+    seen: Seen,
+}
+
+impl Loader {
+    fn file_problem(&mut self, file: &Arc<str>, at: (u32, u32), reason: String, remedy: &str) {
+        self.loaded.problems.push(bare_problem(file, at, reason, remedy));
+    }
+
+    fn text(&mut self, file: &Arc<str>, text: &str) {
+        for document in yaml::documents(text) {
+            match document {
+                Ok(document) => {
+                    let source =
+                        Source { file: file.clone(), spans: document.spans, prefix: "".into(), object: None };
+                    self.value(&document.value, &source, &document.flaws);
+                }
+                Err(broken) => {
+                    let reason = format!("the document is not YAML: {}", broken.reason);
+                    let remedy = "nothing in this document is in force, the others are: correct it";
+                    self.file_problem(file, broken.at, reason, remedy);
+                }
+            }
+        }
+    }
+
+    fn value(&mut self, value: &Value, source: &Source, flaws: &[Flaw]) {
+        for flaw in flaws.iter().filter(|_| source.prefix.is_empty()) {
+            let mut problem = source.problem(Severity::Error, &flaw.path, &flaw.reason, &flaw.remedy);
+            (problem.line, problem.column) = flaw.at;
+            self.loaded.problems.push(problem);
+        }
+        let Value::Object(fields) = value else {
+            let reason = "a Kubernetes object is expected here; this is not in force";
+            let problem =
+                source.problem(Severity::Error, "", reason, "write apiVersion, kind, metadata and spec");
+            self.loaded.problems.push(problem);
+            return;
+        };
+        let text = |field: &str| fields.get(field).and_then(Value::as_str).unwrap_or_default();
+        let (api, kind) = (text("apiVersion"), text("kind"));
+        if let Some(item_kind) = kind.strip_suffix("List")
+            && let Some(Value::Array(items)) = fields.get("items")
+            && source.prefix.is_empty()
+        {
+            self.items(items, api, item_kind, source, flaws);
+            return;
+        }
+        let meta = |field: &str| {
+            fields.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or_default()
+        };
+        let (namespace, name) = (meta("namespace"), meta("name"));
+        let label =
+            [kind, namespace, name].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
+        let source = Source { object: (!label.is_empty()).then(|| label.into()), ..source.clone() };
+        self.object(api, kind, fields, value, &source, flaws);
+    }
+
+    fn items(&mut self, items: &[Value], api: &str, kind: &str, source: &Source, flaws: &[Flaw]) {
+        for (index, item) in items.iter().enumerate() {
+            let source = Source { prefix: format!("items[{index}].").into(), ..source.clone() };
+            match item {
+                // Typed lists leave the kind of their items out.
+                Value::Object(fields) if !fields.contains_key("kind") && !kind.is_empty() => {
+                    let mut fields = fields.clone();
+                    fields.insert("apiVersion".into(), api.into());
+                    fields.insert("kind".into(), kind.into());
+                    self.value(&Value::Object(fields), &source, flaws);
+                }
+                other => self.value(other, &source, flaws),
+            }
+        }
+    }
+
+    fn object(
+        &mut self,
+        api: &str,
+        kind: &str,
+        fields: &Map<String, Value>,
+        value: &Value,
+        source: &Source,
+        flaws: &[Flaw],
+    ) {
+        match (api, kind) {
+            ("v1", "Namespace") => self.typed(value, source, flaws, false, |objects| &mut objects.namespaces),
+            ("v1", "Node") => self.typed(value, source, flaws, false, |objects| &mut objects.nodes),
+            ("v1", "Pod") => self.typed(value, source, flaws, true, |objects| &mut objects.pods),
+            ("v1", "Service") => self.typed(value, source, flaws, true, |objects| &mut objects.services),
+            ("discovery.k8s.io/v1", "EndpointSlice") => {
+                self.typed(value, source, flaws, true, |objects| &mut objects.endpoint_slices);
+            }
+            ("networking.k8s.io/v1", "NetworkPolicy") => {
+                self.policy(fields, PolicyKind::NetworkPolicy, source, flaws);
+            }
+            (api, "L7NetworkPolicy") if is_ours(api) => {
+                self.policy(fields, PolicyKind::L7NetworkPolicy, source, flaws);
+            }
+            _ => self.loaded.problems.push(unread(api, kind, source)),
+        }
+    }
+
+    /// Whether this is the first object of its kind and name; a problem if not.
+    fn is_first(&mut self, source: &Source, effect: &str) -> bool {
+        let object = source.object.as_deref().unwrap_or_default();
+        let mut parts = object.splitn(3, '/').map(Box::from);
+        let mut part = || parts.next().unwrap_or_default();
+        let here = source.problem(Severity::Error, "", "", "");
+        let place = format!("{}:{}", here.file, here.line);
+        let first = match self.seen.entry((part(), part(), part())) {
+            Entry::Vacant(entry) => {
+                entry.insert(place);
+                return true;
+            }
+            Entry::Occupied(entry) => entry.get().clone(),
+        };
+        let reason = format!("the object is given twice, first at {first}; {effect}");
+        let problem = source.problem(Severity::Error, "", reason, "remove one, or give it another name");
+        self.loaded.problems.push(problem);
+        false
+    }
+
+    fn typed<T: DeserializeOwned>(
+        &mut self,
+        value: &Value,
+        source: &Source,
+        flaws: &[Flaw],
+        namespaced: bool,
+        place: impl FnOnce(&mut Objects) -> &mut Vec<Sourced<T>>,
+    ) {
+        let named =
+            |field: &str| value.get("metadata").and_then(|m| m.get(field)).is_some_and(Value::is_string);
+        for (field, needed) in [("name", true), ("namespace", namespaced)] {
+            if needed && !named(field) {
+                let reason = format!("the object has no {field}; it is left out");
+                let path = format!("metadata.{field}");
+                let remedy = format!("write metadata.{field}");
+                self.loaded.problems.push(source.problem(Severity::Error, &path, reason, remedy));
+                return;
+            }
+        }
+        if !self.is_first(source, "this one is left out") {
+            return;
+        }
+        let mut reader = Reader::new(source, flaws);
+        let object = reader.typed(value);
+        self.loaded.problems.extend(reader.into_problems());
+        if let Some(object) = object {
+            place(&mut self.loaded.objects).push(Sourced { object, source: source.slim() });
+        }
+    }
+
+    fn policy(&mut self, fields: &Map<String, Value>, kind: PolicyKind, source: &Source, flaws: &[Flaw]) {
+        let mut reader = Reader::new(source, flaws);
+        let policy = reader.policy(fields, kind);
+        self.loaded.problems.extend(reader.into_problems());
+        if let Some(mut policy) = policy {
+            policy.sound &= self.is_first(source, "this one isolates and denies, and grants nothing");
+            self.loaded.objects.policies.push(policy);
+        }
+    }
+}
+
+fn is_ours(api: &str) -> bool {
+    api.split_once('/') == Some((GROUP, VERSION))
+}
+
+/// The problem of an object of a kind that is not read.
+fn unread(api: &str, kind: &str, source: &Source) -> Problem {
+    let group = api.split_once('/').map_or("", |(group, _)| group);
+    let error =
+        |path: &str, reason: String, remedy: String| source.problem(Severity::Error, path, reason, remedy);
+    if api.is_empty() || kind.is_empty() {
+        let path = if kind.is_empty() { "kind" } else { "apiVersion" };
+        return error(
+            path,
+            "the object does not say what it is; it is not in force".into(),
+            format!("write {path}"),
+        );
+    }
+    let not_built = match (group, kind) {
+        (GROUP, "ClusterL7NetworkPolicy") => is_ours(api),
+        ("cilium.io", "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy") => true,
+        ("policy.networking.k8s.io", _) => true,
+        _ => false,
+    };
+    if not_built {
+        let reason = format!("{kind} is not built yet: not in force");
+        return error("kind", reason, "say it with L7NetworkPolicy or NetworkPolicy until it is".into());
+    }
+    if group == GROUP {
+        let kinds = ["L7NetworkPolicy", "ClusterL7NetworkPolicy"];
+        return match fields::nearest(kind, &kinds) {
+            Some(near) if near == kind => {
+                let reason = format!("{api} is no version of {kind}; the object is not in force");
+                error("apiVersion", reason, format!("write {GROUP}/{VERSION}"))
+            }
+            near => {
+                let reason = format!("{GROUP} has no kind {kind}; the object is not in force");
+                let remedy = format!("did you mean `{}`?", near.unwrap_or(kinds[0]));
+                error("kind", reason, remedy)
+            }
+        };
+    }
+    if kind.ends_with("NetworkPolicy")
+        || (matches!(group, "" | "networking.k8s.io") && kind == "L7NetworkPolicy")
+    {
+        let reason = format!("{api} {kind} is not read; it is not in force here");
+        let remedy =
+            "NetworkPolicy is of networking.k8s.io/v1, L7NetworkPolicy of policy.sluice.dev/v1alpha1";
+        return error("apiVersion", reason, remedy.into());
+    }
+    source.problem(Severity::Info, "kind", format!("{api} {kind} is not read"), "")
+}

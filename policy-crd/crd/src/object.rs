@@ -1,0 +1,100 @@
+//! The objects of one cluster, as read, each with the place it came from.
+//!
+//! Knows nothing of selection or of rules; the compiler indexes them.
+
+use crate::policy::PolicyObject;
+use crate::problem::{Problem, Severity};
+use crate::yaml::Spans;
+use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
+use k8s_openapi::api::discovery::v1::EndpointSlice;
+use std::sync::Arc;
+
+/// Everything that is judged by and about.
+#[derive(Clone, Debug, Default)]
+pub struct Objects {
+    /// Namespaces.
+    pub namespaces: Vec<Sourced<Namespace>>,
+    /// Nodes.
+    pub nodes: Vec<Sourced<Node>>,
+    /// Pods.
+    pub pods: Vec<Sourced<Pod>>,
+    /// Services.
+    pub services: Vec<Sourced<Service>>,
+    /// `EndpointSlices`.
+    pub endpoint_slices: Vec<Sourced<EndpointSlice>>,
+    /// `NetworkPolicy` and `L7NetworkPolicy` objects.
+    pub policies: Vec<PolicyObject>,
+}
+
+/// An object and its place.
+#[derive(Clone, Debug)]
+pub struct Sourced<T> {
+    /// The object.
+    pub object: T,
+    /// Its place.
+    pub source: Source,
+}
+
+/// Where an object stood, and what it is called.
+#[derive(Clone, Debug)]
+pub struct Source {
+    pub(crate) file: Arc<str>,
+    pub(crate) spans: Arc<Spans>,
+    /// What stands before the object's own paths in its document: `items[3].` in a list.
+    pub(crate) prefix: Arc<str>,
+    pub(crate) object: Option<Arc<str>>,
+}
+
+impl Source {
+    /// The place of an object that was in no file, as `Kind/namespace/name`.
+    #[must_use]
+    pub fn of_object(object: &str) -> Self {
+        Self { file: "".into(), spans: Arc::default(), prefix: "".into(), object: Some(object.into()) }
+    }
+
+    /// The object, as `Kind/namespace/name`.
+    #[must_use]
+    pub fn object(&self) -> Option<&Arc<str>> {
+        self.object.as_ref()
+    }
+
+    /// The file; empty if the object came from elsewhere.
+    #[must_use]
+    pub fn file(&self) -> &Arc<str> {
+        &self.file
+    }
+
+    /// A problem at a path of this object.
+    #[must_use]
+    pub fn problem(
+        &self,
+        severity: Severity,
+        path: &str,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) -> Problem {
+        let full = format!("{}{path}", self.prefix);
+        let (line, column) = self.spans.find(full.trim_end_matches('.')).unwrap_or_default();
+        Problem {
+            file: self.file.clone(),
+            line,
+            column,
+            severity,
+            object: self.object.clone(),
+            path: path.to_owned(),
+            reason: reason.into(),
+            remedy: remedy.into(),
+        }
+    }
+
+    /// The same place without the positions of its fields: for kinds that come in great numbers.
+    pub(crate) fn slim(&self) -> Self {
+        let at = self.spans.find(self.prefix.trim_end_matches('.'));
+        Self {
+            file: self.file.clone(),
+            spans: Arc::new(Spans::at(at)),
+            prefix: "".into(),
+            object: self.object.clone(),
+        }
+    }
+}

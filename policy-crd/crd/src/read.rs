@@ -1,0 +1,443 @@
+//! Value trees into objects, piece by piece, with a problem for everything that is not as it should be.
+//!
+//! Checks shape alone: fields, types, the words of closed lists. What a CIDR, a regular expression or a
+//! selector means is checked where it is lowered. Called by the loader.
+
+use crate::fields;
+use crate::l7::{DenyAction, DenyDetail, IpBlock, IsolationScope, Mode, Peer, Port};
+use crate::object::Source;
+use crate::policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
+use crate::problem::{Problem, Severity};
+use crate::yaml::Flaw;
+use k8s_openapi::api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+use std::sync::Arc;
+
+/// Most problems that one object reports: enough to correct it by, and no flood.
+const MAX_PROBLEMS: usize = 64;
+
+const NO_GRANT: &str = "the rule grants nothing";
+const DENIES_MORE: &str = "the rule denies as if this did not limit it";
+const OBJECT_CLOSED: &str = "the policy isolates what it selects and grants nothing";
+
+/// Reads the pieces of one object.
+pub(crate) struct Reader<'a> {
+    source: &'a Source,
+    flaws: &'a [Flaw],
+    l7: bool,
+    problems: Vec<Problem>,
+}
+
+/// What became of one value.
+enum Decoded<T> {
+    Failed { path: String, reason: String },
+    Read { value: T, unknown: Vec<(String, String)> },
+}
+
+/// Decodes a value, and names the fields that its type does not know, as (parent, field).
+fn decode<T: DeserializeOwned>(value: &Value) -> Decoded<T> {
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
+    let result = serde_ignored::deserialize(deserializer, |path| {
+        if unknown.len() < MAX_PROBLEMS {
+            unknown.push(split_ignored(&path));
+        }
+    });
+    match result {
+        Ok(value) => Decoded::Read { value, unknown },
+        Err(error) => {
+            let path = track.path().to_string();
+            let path = if path == "." { String::new() } else { path };
+            Decoded::Failed { path, reason: error.to_string() }
+        }
+    }
+}
+
+fn split_ignored(path: &serde_ignored::Path<'_>) -> (String, String) {
+    use serde_ignored::Path;
+    fn render(path: &Path<'_>, out: &mut String) {
+        match path {
+            Path::Root => {}
+            Path::Seq { parent, index } => {
+                render(parent, out);
+                out.push_str(&format!("[{index}]"));
+            }
+            Path::Map { parent, key } => {
+                render(parent, out);
+                join(out, key);
+            }
+            Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+                render(parent, out);
+            }
+        }
+    }
+    let mut out = String::new();
+    match path {
+        Path::Map { parent, key } => {
+            render(parent, &mut out);
+            (out, key.clone())
+        }
+        other => {
+            render(other, &mut out);
+            (String::new(), out)
+        }
+    }
+}
+
+fn join(path: &mut String, field: &str) {
+    if !path.is_empty() && !field.starts_with('[') && !field.is_empty() {
+        path.push('.');
+    }
+    path.push_str(field);
+}
+
+fn joined(base: &str, rest: &str) -> String {
+    let mut out = base.to_owned();
+    join(&mut out, rest);
+    out
+}
+
+/// What to do about a value of the wrong type.
+fn type_remedy(reason: &str) -> &'static str {
+    if reason.contains("expected a string") && (reason.contains("boolean") || reason.contains("integer")) {
+        "put it in quotes"
+    } else if reason.starts_with("missing field") {
+        "add it"
+    } else if reason.starts_with("unknown variant") {
+        "write one of these words"
+    } else if reason.contains("expected a sequence") {
+        "write a list, each item after a `-`"
+    } else {
+        "write a value of the type expected"
+    }
+}
+
+impl<'a> Reader<'a> {
+    pub(crate) fn new(source: &'a Source, flaws: &'a [Flaw]) -> Self {
+        Self { source, flaws, l7: false, problems: Vec::new() }
+    }
+
+    /// The problems found.
+    pub(crate) fn into_problems(self) -> Vec<Problem> {
+        self.problems
+    }
+
+    fn report(
+        &mut self,
+        severity: Severity,
+        path: &str,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        if self.problems.len() < MAX_PROBLEMS {
+            self.problems.push(self.source.problem(severity, path, reason, remedy));
+        }
+    }
+
+    /// Whether the text itself was odd in, at or around this place.
+    fn is_marred(&self, path: &str) -> bool {
+        let within = |outer: &str, inner: &str| {
+            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        let full = format!("{}{path}", self.source.prefix);
+        self.flaws.iter().any(|flaw| within(&full, &flaw.path) || within(&flaw.path, &full))
+    }
+
+    fn unknown(&mut self, severity: Severity, parent: &str, field: &str, effect: &str) {
+        let remedy = fields::remedy(parent, field, self.l7);
+        let reason = format!("unknown field `{field}`; {effect}");
+        self.report(severity, &joined(parent, field), reason, remedy);
+    }
+
+    /// One part as a whole.
+    fn part<T: DeserializeOwned>(&mut self, value: Option<&Value>, path: &str, effect: &str) -> Part<T> {
+        let Some(value) = value.filter(|value| !value.is_null()) else {
+            return if self.is_marred(path) { Part::Bad } else { Part::Absent };
+        };
+        match decode(value) {
+            Decoded::Failed { path: inner, reason } => {
+                let remedy = type_remedy(&reason);
+                self.report(Severity::Error, &joined(path, &inner), format!("{reason}; {effect}"), remedy);
+                Part::Bad
+            }
+            Decoded::Read { value, unknown } => {
+                for (parent, field) in &unknown {
+                    self.unknown(Severity::Error, &joined(path, parent), field, effect);
+                }
+                if self.is_marred(path) {
+                    Part::Bad
+                } else if unknown.is_empty() {
+                    Part::Whole(value)
+                } else {
+                    Part::Flawed(value)
+                }
+            }
+        }
+    }
+
+    /// A list, each item a part of its own.
+    fn list<T>(
+        &mut self,
+        value: Option<&Value>,
+        path: &str,
+        effect: &str,
+        mut item: impl FnMut(&mut Self, &Value, &str) -> T,
+    ) -> Part<Vec<T>> {
+        match value {
+            None | Some(Value::Null) if self.is_marred(path) => Part::Bad,
+            None | Some(Value::Null) => Part::Absent,
+            Some(Value::Array(items)) => {
+                let read = items
+                    .iter()
+                    .enumerate()
+                    .map(|(index, value)| item(self, value, &format!("{path}[{index}]")))
+                    .collect();
+                if self.is_marred_itself(path) { Part::Bad } else { Part::Whole(read) }
+            }
+            Some(_) => {
+                let reason = format!("a list is expected here; {effect}");
+                self.report(Severity::Error, path, reason, "write a list, each item after a `-`");
+                Part::Bad
+            }
+        }
+    }
+
+    /// Whether this very place or one around it is odd, rather than something in it.
+    fn is_marred_itself(&self, path: &str) -> bool {
+        let full = format!("{}{path}", self.source.prefix);
+        self.flaws.iter().any(|flaw| {
+            full.strip_prefix(&*flaw.path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        })
+    }
+
+    /// An object that is no policy, whole. `None` if it cannot be read.
+    pub(crate) fn typed<T: DeserializeOwned>(&mut self, value: &Value) -> Option<T> {
+        match decode(value) {
+            Decoded::Failed { path, reason } => {
+                let remedy = type_remedy(&reason);
+                self.report(Severity::Error, &path, format!("{reason}; the object is left out"), remedy);
+                None
+            }
+            Decoded::Read { value, unknown } => {
+                for (parent, field) in unknown {
+                    self.unknown(Severity::Warning, &parent, &field, "nothing reads it");
+                }
+                Some(value)
+            }
+        }
+    }
+
+    /// A policy. `None` if not even its namespace is known.
+    pub(crate) fn policy(&mut self, value: &Map<String, Value>, kind: PolicyKind) -> Option<PolicyObject> {
+        self.l7 = kind == PolicyKind::L7NetworkPolicy;
+        let (namespace, name) = self.names(value)?;
+        let mut policy = PolicyObject {
+            kind,
+            namespace,
+            sound: !name.is_empty(),
+            name,
+            source: self.source.clone(),
+            pod_selector: Part::Absent,
+            policy_types: Part::Absent,
+            mode: Mode::Enforce,
+            ingress: Part::Absent,
+            egress: Part::Absent,
+            ingress_deny: Part::Absent,
+            egress_deny: Part::Absent,
+        };
+        for field in value.keys() {
+            if !matches!(field.as_str(), "apiVersion" | "kind" | "metadata" | "spec" | "status") {
+                self.unknown(Severity::Error, "", field, OBJECT_CLOSED);
+                policy.sound = false;
+            }
+        }
+        match value.get("spec") {
+            Some(Value::Object(spec)) => self.spec(spec, &mut policy),
+            _ => {
+                let reason = "there is no spec; the policy isolates its whole namespace";
+                self.report(Severity::Error, "spec", reason, "write spec.podSelector and the rules");
+                policy.sound = false;
+                policy.pod_selector = Part::Bad;
+                policy.policy_types = Part::Bad;
+            }
+        }
+        Some(policy)
+    }
+
+    fn names(&mut self, value: &Map<String, Value>) -> Option<(Arc<str>, Arc<str>)> {
+        let metadata = value.get("metadata");
+        if let Some(metadata) = metadata {
+            match decode::<ObjectMeta>(metadata) {
+                Decoded::Read { unknown, .. } => {
+                    for (parent, field) in unknown {
+                        let parent = joined("metadata", &parent);
+                        self.unknown(Severity::Warning, &parent, &field, "nothing reads it");
+                    }
+                }
+                Decoded::Failed { path, reason } => {
+                    let remedy = type_remedy(&reason);
+                    self.report(Severity::Error, &joined("metadata", &path), reason, remedy);
+                }
+            }
+        }
+        let text =
+            |field: &str| metadata.and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or_default();
+        let (namespace, name) = (text("namespace"), text("name"));
+        if namespace.is_empty() {
+            let reason = "the policy names no namespace; it is not in force";
+            self.report(Severity::Error, "metadata.namespace", reason, "write metadata.namespace");
+            return None;
+        }
+        if name.is_empty() {
+            let reason = format!("the policy has no name; {OBJECT_CLOSED}");
+            self.report(Severity::Error, "metadata.name", reason, "write metadata.name");
+        }
+        Some((namespace.into(), name.into()))
+    }
+
+    fn spec(&mut self, spec: &Map<String, Value>, policy: &mut PolicyObject) {
+        let known = fields::known("spec", self.l7);
+        for field in spec.keys().filter(|field| !known.contains(&field.as_str())) {
+            self.unknown(Severity::Error, "spec", field, OBJECT_CLOSED);
+            policy.sound = false;
+        }
+        if self.is_marred_itself("spec") {
+            policy.sound = false;
+        }
+        let closed = "the policy isolates its whole namespace and grants nothing";
+        policy.pod_selector = self.part(spec.get("podSelector"), "spec.podSelector", closed);
+        let closed = "the policy isolates both directions";
+        policy.policy_types = self.part(spec.get("policyTypes"), "spec.policyTypes", closed);
+        policy.ingress = self.rules(spec.get("ingress"), "spec.ingress", "from", false);
+        policy.egress = self.rules(spec.get("egress"), "spec.egress", "to", false);
+        if !self.l7 {
+            return;
+        }
+        policy.ingress_deny = self.rules(spec.get("ingressDeny"), "spec.ingressDeny", "from", true);
+        policy.egress_deny = self.rules(spec.get("egressDeny"), "spec.egressDeny", "to", true);
+        let mode = self.part::<Mode>(spec.get("mode"), "spec.mode", "the policy enforces");
+        policy.mode = mode.value().copied().unwrap_or_default();
+        let action = self.part::<DenyAction>(spec.get("denyAction"), "spec.denyAction", "Drop holds");
+        if action.value().is_some_and(|action| *action != DenyAction::Drop) {
+            self.not_built("spec.denyAction", "Drop holds", "write Drop or leave it out");
+        }
+        let detail = self.part::<DenyDetail>(spec.get("denyDetail"), "spec.denyDetail", "None holds");
+        if detail.value().is_some_and(|detail| *detail != DenyDetail::None) {
+            self.not_built("spec.denyDetail", "None holds", "write None or leave it out");
+        }
+        let effect = "Direction holds, which isolates every port";
+        let isolation = self.part::<IsolationScope>(spec.get("isolation"), "spec.isolation", effect);
+        if isolation.value().is_some_and(|isolation| *isolation != IsolationScope::Direction) {
+            self.not_built("spec.isolation", effect, "write Direction or leave it out");
+        }
+    }
+
+    fn not_built(&mut self, path: &str, effect: &str, remedy: &str) {
+        self.report(Severity::Error, path, format!("this value is not built yet; {effect}"), remedy);
+    }
+
+    fn rules(&mut self, value: Option<&Value>, path: &str, peers: &str, deny: bool) -> RuleSection {
+        let effect = if deny { "everything is denied here" } else { "nothing is granted here" };
+        self.list(value, path, effect, |reader, value, path| reader.rule(value, path, peers, deny))
+    }
+
+    fn rule(&mut self, value: &Value, path: &str, peers: &str, deny: bool) -> RuleObject {
+        let effect = if deny { DENIES_MORE } else { NO_GRANT };
+        let mut rule = RuleObject {
+            path: path.to_owned(),
+            sound: !self.is_marred_itself(path),
+            name: None,
+            peers: Part::Bad,
+            ports: Part::Bad,
+            rules: Part::Bad,
+        };
+        let Value::Object(fields_given) = value else {
+            rule.sound = false;
+            let reason = format!("a rule is expected here; {effect}");
+            self.report(Severity::Error, path, reason, format!("write its fields: {peers}, ports"));
+            return rule;
+        };
+        let known = fields::known(path, self.l7);
+        for field in fields_given.keys().filter(|field| !known.contains(&field.as_str())) {
+            self.unknown(Severity::Error, path, field, effect);
+            rule.sound = false;
+        }
+        let at = format!("{path}.{peers}");
+        rule.peers = if self.l7 {
+            self.list(fields_given.get(peers), &at, effect, |r, v, p| r.item::<Peer>(v, p, effect))
+        } else {
+            self.list(fields_given.get(peers), &at, effect, |r, v, p| {
+                r.item::<NetworkPolicyPeer>(v, p, effect).map(peer)
+            })
+        };
+        let at = format!("{path}.ports");
+        rule.ports = if self.l7 {
+            self.list(fields_given.get("ports"), &at, effect, |r, v, p| r.item::<Port>(v, p, effect))
+        } else {
+            self.list(fields_given.get("ports"), &at, effect, |r, v, p| {
+                r.item::<NetworkPolicyPort>(v, p, effect).map(port)
+            })
+        };
+        rule.rules = Part::Absent;
+        if self.l7 {
+            let name = self.part::<String>(fields_given.get("name"), &format!("{path}.name"), effect);
+            rule.sound &= name.is_sound();
+            rule.name = name.value().map(|name| name.as_str().into());
+            rule.rules = self.conditions(fields_given.get("rules"), &format!("{path}.rules"), effect);
+        }
+        rule
+    }
+
+    /// One item of a list; null is no item.
+    fn item<T: DeserializeOwned>(&mut self, value: &Value, path: &str, effect: &str) -> Part<T> {
+        if value.is_null() {
+            let reason = format!("an empty item; {effect}");
+            self.report(Severity::Error, path, reason, "remove it, or write {} if you mean it");
+            return Part::Bad;
+        }
+        self.part(Some(value), path, effect)
+    }
+
+    fn conditions(&mut self, value: Option<&Value>, path: &str, effect: &str) -> Part<Rules> {
+        let given = match value {
+            None if self.is_marred(path) => return Part::Bad,
+            None => return Part::Absent,
+            Some(Value::Object(given)) => given,
+            Some(_) => {
+                let reason = format!("http, grpc or tls is expected here; {effect}");
+                self.report(Severity::Error, path, reason, "remove `rules`, or write what must be said");
+                return Part::Bad;
+            }
+        };
+        let mut sound = !self.is_marred_itself(path);
+        for field in given.keys().filter(|field| !fields::known(path, true).contains(&field.as_str())) {
+            self.unknown(Severity::Error, path, field, effect);
+            sound = false;
+        }
+        let rules = Rules {
+            http: self
+                .list(given.get("http"), &format!("{path}.http"), effect, |r, v, p| r.item(v, p, effect)),
+            grpc: self
+                .list(given.get("grpc"), &format!("{path}.grpc"), effect, |r, v, p| r.item(v, p, effect)),
+            tls: self.part(given.get("tls"), &format!("{path}.tls"), effect),
+        };
+        if sound { Part::Whole(rules) } else { Part::Flawed(rules) }
+    }
+}
+
+fn peer(peer: NetworkPolicyPeer) -> Peer {
+    Peer {
+        pod_selector: peer.pod_selector,
+        namespace_selector: peer.namespace_selector,
+        ip_block: peer.ip_block.map(|block| IpBlock { cidr: block.cidr, except: block.except }),
+        service_accounts: None,
+        entities: None,
+    }
+}
+
+fn port(port: NetworkPolicyPort) -> Port {
+    Port { port: port.port, protocol: port.protocol, end_port: port.end_port }
+}

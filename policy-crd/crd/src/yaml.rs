@@ -1,0 +1,414 @@
+//! YAML (and so JSON) text into value trees that remember where every field stood.
+//!
+//! The text is cut at `---` first and each document is parsed alone, so that a broken one costs itself only.
+//! Duplicate keys, odd tags and the like are flaws of their place, not of the document. Knows nothing of
+//! Kubernetes.
+
+use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
+use serde_json::{Map, Number, Value};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// Deepest nesting: an object of ours has 12 levels, a Pod about 20.
+const MAX_DEPTH: usize = 64;
+/// Most nodes of one document, counted after aliases are filled in: a list of every pod of a big cluster fits,
+/// a "billion laughs" does not.
+const MAX_NODES: usize = 4_000_000;
+
+/// Line and column, from 1.
+pub(crate) type Position = (u32, u32);
+
+/// Where the fields of one document stood.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Spans(HashMap<String, Position>);
+
+impl Spans {
+    /// The position of the field, or of the nearest part around it that has one.
+    pub(crate) fn find(&self, path: &str) -> Option<Position> {
+        let mut path = path;
+        loop {
+            if let Some(at) = self.0.get(path) {
+                return Some(*at);
+            }
+            match path.rfind(['.', '[']) {
+                Some(cut) => path = &path[..cut],
+                None => return self.0.get("").copied(),
+            }
+        }
+    }
+
+    /// One position for everything.
+    pub(crate) fn at(position: Option<Position>) -> Self {
+        Self(position.map(|at| (String::new(), at)).into_iter().collect())
+    }
+}
+
+/// Something wrong at one place of a document that can be read otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Flaw {
+    pub(crate) path: String,
+    pub(crate) at: Position,
+    pub(crate) reason: String,
+    pub(crate) remedy: String,
+}
+
+/// One document.
+#[derive(Debug)]
+pub(crate) struct Document {
+    pub(crate) value: Value,
+    pub(crate) spans: Arc<Spans>,
+    pub(crate) flaws: Vec<Flaw>,
+}
+
+/// A document that cannot be read at all.
+#[derive(Debug)]
+pub(crate) struct Broken {
+    pub(crate) at: Position,
+    pub(crate) reason: String,
+}
+
+/// Reads every document of a text. Empty documents are left out.
+pub(crate) fn documents(text: &str) -> Vec<Result<Document, Broken>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let mut out = Vec::new();
+    for (first_line, chunk) in chunks(text) {
+        read_chunk(chunk, first_line, &mut out);
+    }
+    out
+}
+
+/// Cuts before every `---` at the start of a line: nothing else in YAML can begin so.
+fn chunks(text: &str) -> Vec<(usize, &str)> {
+    let mut cuts = vec![(0, 0)];
+    let mut offset = 0;
+    for (line, content) in text.split_inclusive('\n').enumerate() {
+        let marker = content.strip_prefix("---");
+        if offset > 0
+            && marker.is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']))
+        {
+            cuts.push((line, offset));
+        }
+        offset += content.len();
+    }
+    let ends = cuts.iter().skip(1).map(|(_, at)| *at).chain([text.len()]).collect::<Vec<_>>();
+    cuts.iter()
+        .zip(ends)
+        .map(|((line, start), end)| (*line, &text[*start..end]))
+        // Comments and directives alone are no document.
+        .filter(|(_, chunk)| {
+            chunk.lines().any(|line| {
+                let line = line.trim();
+                !(line.is_empty() || line.starts_with(['#', '%']) || line == "---" || line == "...")
+            })
+        })
+        .collect()
+}
+
+fn read_chunk(chunk: &str, first_line: usize, out: &mut Vec<Result<Document, Broken>>) {
+    let mut options = Options::default();
+    options.set_emit_comments(false);
+    let mut reader = Reader {
+        parser: Parser::new_from_str_with_options(chunk, options),
+        first_line,
+        anchors: HashMap::new(),
+        nodes: 0,
+        spans: Spans::default(),
+        flaws: Vec::new(),
+    };
+    loop {
+        match reader.document() {
+            Ok(Some(document)) if document.value.is_null() => {}
+            Ok(Some(document)) => out.push(Ok(document)),
+            Ok(None) => return,
+            Err(broken) => {
+                out.push(Err(broken));
+                return;
+            }
+        }
+    }
+}
+
+struct Reader<'t> {
+    parser: Parser<'t, StrInput<'t>>,
+    first_line: usize,
+    anchors: HashMap<usize, (Value, usize)>,
+    nodes: usize,
+    spans: Spans,
+    flaws: Vec<Flaw>,
+}
+
+impl<'t> Reader<'t> {
+    fn position(&self, marker: Marker) -> Position {
+        let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        (number(marker.line() + self.first_line), number(marker.col() + 1))
+    }
+
+    fn broken(&self, error: &ScanError) -> Broken {
+        Broken { at: self.position(*error.marker()), reason: error.info() }
+    }
+
+    fn next(&mut self) -> Result<Option<(Event<'t>, Span)>, Broken> {
+        match self.parser.next_event() {
+            None => Ok(None),
+            Some(Ok(event)) => Ok(Some(event)),
+            Some(Err(error)) => Err(self.broken(&error)),
+        }
+    }
+
+    fn document(&mut self) -> Result<Option<Document>, Broken> {
+        while let Some((event, span)) = self.next()? {
+            match event {
+                Event::StreamEnd => return Ok(None),
+                Event::DocumentStart(..) => {
+                    self.anchors.clear();
+                    self.nodes = 0;
+                }
+                Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..) | Event::Alias(_) => {
+                    self.spans.0.insert(String::new(), self.position(span.start));
+                    let value = self.node(event, span, &mut String::new(), 0)?;
+                    let spans = Arc::new(std::mem::take(&mut self.spans));
+                    return Ok(Some(Document { value, spans, flaws: std::mem::take(&mut self.flaws) }));
+                }
+                _ => {}
+            }
+        }
+        Ok(None)
+    }
+
+    fn count(&mut self, nodes: usize, span: Span) -> Result<(), Broken> {
+        self.nodes = self.nodes.saturating_add(nodes);
+        if self.nodes > MAX_NODES {
+            return Err(Broken {
+                at: self.position(span.start),
+                reason: format!("more than {MAX_NODES} values in one document, aliases filled in"),
+            });
+        }
+        Ok(())
+    }
+
+    fn node(
+        &mut self,
+        event: Event<'t>,
+        span: Span,
+        path: &mut String,
+        depth: usize,
+    ) -> Result<Value, Broken> {
+        self.count(1, span)?;
+        if depth > MAX_DEPTH {
+            let at = self.position(span.start);
+            return Err(Broken { at, reason: format!("nested deeper than {MAX_DEPTH} levels") });
+        }
+        let before = self.nodes;
+        let (anchor, value) = match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                (anchor, self.scalar(&text, style, tag.as_deref(), span, path))
+            }
+            Event::SequenceStart(_, anchor, tag) => {
+                self.check_tag(tag.as_deref(), "seq", span, path);
+                (anchor, self.sequence(path, depth)?)
+            }
+            Event::MappingStart(_, anchor, tag) => {
+                self.check_tag(tag.as_deref(), "map", span, path);
+                (anchor, self.mapping(path, depth)?)
+            }
+            Event::Alias(id) => {
+                let size = self.anchors.get(&id).map_or(0, |(_, size)| *size);
+                self.count(size, span)?;
+                (0, self.anchors.get(&id).map_or(Value::Null, |(value, _)| value.clone()))
+            }
+            _ => {
+                let at = self.position(span.start);
+                return Err(Broken { at, reason: "a value was expected here".to_owned() });
+            }
+        };
+        if anchor > 0 {
+            self.anchors.insert(anchor, (value.clone(), self.nodes - before));
+        }
+        Ok(value)
+    }
+
+    fn sequence(&mut self, path: &mut String, depth: usize) -> Result<Value, Broken> {
+        let mut items = Vec::new();
+        while let Some((event, span)) = self.next()? {
+            if event == Event::SequenceEnd {
+                return Ok(Value::Array(items));
+            }
+            let len = path.len();
+            path.push_str(&format!("[{}]", items.len()));
+            self.spans.0.insert(path.clone(), self.position(span.start));
+            items.push(self.node(event, span, path, depth + 1)?);
+            path.truncate(len);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn mapping(&mut self, path: &mut String, depth: usize) -> Result<Value, Broken> {
+        let mut fields = Map::new();
+        while let Some((event, span)) = self.next()? {
+            let key = match event {
+                Event::MappingEnd => return Ok(Value::Object(fields)),
+                Event::Scalar(text, ..) => text,
+                other => {
+                    self.node(other, span, path, depth + 1)?;
+                    self.flaw(path, span, "a key that is no string", "write plain field names".to_owned());
+                    Cow::Borrowed("")
+                }
+            };
+            let Some((event, value_span)) = self.next()? else { break };
+            let len = path.len();
+            if len > 0 {
+                path.push('.');
+            }
+            path.push_str(&key);
+            let twice = fields.contains_key(&*key);
+            if twice {
+                let first = self.spans.0.get(&*path).map_or(0, |at| at.0);
+                let reason = format!("the key `{key}` is given twice, first on line {first}");
+                self.flaw(path, span, &reason, "keep one of them".to_owned());
+            } else {
+                self.spans.0.insert(path.clone(), self.position(span.start));
+            }
+            let value = self.node(event, value_span, path, depth + 1)?;
+            path.truncate(len);
+            if !twice {
+                fields.insert(key.into_owned(), value);
+            }
+        }
+        Ok(Value::Object(fields))
+    }
+
+    fn scalar(&mut self, text: &str, style: ScalarStyle, tag: Option<&Tag>, span: Span, path: &str) -> Value {
+        match tag {
+            Some(tag) if tag.is_yaml_core_schema_tag("str") => Value::String(text.to_owned()),
+            Some(_) => {
+                self.flaw(
+                    path,
+                    span,
+                    "a YAML tag that Kubernetes manifests do not have",
+                    "remove it".to_owned(),
+                );
+                Value::Null
+            }
+            None if style == ScalarStyle::Plain => plain(text),
+            None => Value::String(text.to_owned()),
+        }
+    }
+
+    fn check_tag(&mut self, tag: Option<&Tag>, expected: &str, span: Span, path: &str) {
+        if tag.is_some_and(|tag| !tag.is_yaml_core_schema_tag(expected)) {
+            self.flaw(path, span, "a YAML tag that Kubernetes manifests do not have", "remove it".to_owned());
+        }
+    }
+
+    fn flaw(&mut self, path: &str, span: Span, reason: &str, remedy: String) {
+        let at = self.position(span.start);
+        self.flaws.push(Flaw { path: path.to_owned(), at, reason: reason.to_owned(), remedy });
+    }
+}
+
+/// A plain scalar by YAML's core schema. `yes`, `no`, `on` and `off` are booleans as they are to kubectl, so
+/// that a label which kubectl refuses is refused here too.
+fn plain(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
+        "true" | "True" | "TRUE" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => return Value::Bool(true),
+        "false" | "False" | "FALSE" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => {
+            return Value::Bool(false);
+        }
+        _ => {}
+    }
+    let starts_number = text.starts_with(|c: char| c.is_ascii_digit() || matches!(c, '+' | '-' | '.'));
+    if starts_number {
+        if let Some(hex) = text.strip_prefix("0x") {
+            if let Ok(number) = u64::from_str_radix(hex, 16) {
+                return Value::Number(number.into());
+            }
+        } else if let Some(octal) = text.strip_prefix("0o")
+            && let Ok(number) = u64::from_str_radix(octal, 8)
+        {
+            return Value::Number(number.into());
+        }
+        if let Ok(number) = text.parse::<i64>() {
+            return Value::Number(number.into());
+        }
+        if text.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'.' | b'e' | b'E' | b'+' | b'-'))
+            && let Some(number) = text.parse::<f64>().ok().and_then(Number::from_f64)
+        {
+            return Value::Number(number);
+        }
+    }
+    Value::String(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn one(text: &str) -> Document {
+        let mut all = documents(text);
+        assert_eq!(all.len(), 1, "{text}");
+        all.remove(0).unwrap_or_else(|b| panic!("{text}: {}", b.reason))
+    }
+
+    #[test]
+    fn values_and_places() {
+        let doc = one("a: 1\nb:\n- x: [yes, \"yes\", 1.5, null]\n- !!str 5\n");
+        assert_eq!(doc.value, json!({"a": 1, "b": [{"x": [true, "yes", 1.5, null]}, "5"]}));
+        assert_eq!(doc.spans.find("a"), Some((1, 1)));
+        assert_eq!(doc.spans.find("b[0].x"), Some((3, 3)));
+        assert_eq!(doc.spans.find("b[0].x[1]"), Some((3, 12)));
+        assert_eq!(doc.spans.find("b[0].missing.deeper"), Some((3, 3)));
+        assert!(doc.flaws.is_empty());
+    }
+
+    #[test]
+    fn json_is_yaml() {
+        let doc = one("{\n\t\"a\": {\"b\": [1, true, \"\\u00e9\"]}\n}\n");
+        assert_eq!(doc.value, json!({"a": {"b": [1, true, "é"]}}));
+        assert_eq!(doc.spans.find("a.b"), Some((2, 8)));
+    }
+
+    #[test]
+    fn a_broken_document_costs_itself_only() {
+        let all = documents("a: 1\n---\nb: [\n---\nc: {d: 2}\n...\n---\n# nothing\n---\ne: 3\n");
+        let kinds: Vec<bool> = all.iter().map(Result::is_ok).collect();
+        assert_eq!(kinds, [true, false, true, true]);
+        let broken = all[1].as_ref().unwrap_err();
+        assert!(broken.at.0 >= 3 && broken.at.0 <= 4, "{broken:?}");
+        assert_eq!(all[2].as_ref().unwrap().spans.find("c.d"), Some((5, 5)));
+    }
+
+    #[test]
+    fn duplicate_keys_are_flaws_of_their_place() {
+        let doc = one("spec:\n  a: 1\n  b: 2\n  a: 3\n");
+        assert_eq!(doc.value, json!({"spec": {"a": 1, "b": 2}}));
+        assert_eq!(doc.flaws.len(), 1);
+        assert_eq!((doc.flaws[0].path.as_str(), doc.flaws[0].at), ("spec.a", (4, 3)));
+        assert!(doc.flaws[0].reason.contains("first on line 2"));
+    }
+
+    #[test]
+    fn aliases_are_filled_in_and_bounded() {
+        assert_eq!(one("a: &x {k: v}\nb: *x\n").value, json!({"a": {"k": "v"}, "b": {"k": "v"}}));
+        let mut bomb = "a0: &a0 [x,x,x,x,x,x,x,x,x,x]\n".to_owned();
+        for n in 1..12 {
+            let refs = vec![format!("*a{}", n - 1); 10].join(",");
+            bomb.push_str(&format!("a{n}: &a{n} [{refs}]\n"));
+        }
+        assert!(documents(&bomb)[0].as_ref().unwrap_err().reason.contains("more than"));
+    }
+
+    #[test]
+    fn depth_is_bounded() {
+        let deep = format!("{}x{}", "[".repeat(100), "]".repeat(100));
+        assert!(documents(&deep)[0].is_err());
+    }
+
+    #[test]
+    fn odd_tags_and_keys_are_flaws() {
+        assert_eq!(one("a: !!binary aGk=\n").flaws[0].path, "a");
+        assert_eq!(one("? [x]\n: 1\n").flaws.len(), 1);
+    }
+}
