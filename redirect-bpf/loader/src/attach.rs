@@ -1,0 +1,117 @@
+//! Hooks A and B on the endpoints' veths, as pinned tcx links: they outlive the loader, and a new loader
+//! replaces their program without a gap.
+
+use crate::bpffs::{self, Pins};
+use crate::error::SetupError;
+use aya::Ebpf;
+use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
+use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
+use aya::programs::{SchedClassifier, TcAttachType};
+use sluice_bpf_abi::program;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+
+/// The two hooks of an endpoint: program and side.
+const HOOKS: [(&str, TcAttachType); 2] =
+    [(program::FROM_POD, TcAttachType::Ingress), (program::TO_POD, TcAttachType::Egress)];
+
+/// The classifier of this name.
+pub(crate) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, SetupError> {
+    ebpf.program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .ok_or_else(|| SetupError::Object { what: "program", name: name.to_owned() })
+}
+
+/// Attaches a program that goes with the loader. The thread must be in the device's namespace.
+pub(crate) fn attach_unpinned(
+    ebpf: &mut Ebpf,
+    name: &'static str,
+    device: &str,
+) -> Result<(), SetupError> {
+    let classifier = classifier(ebpf, name)?;
+    classifier
+        .attach_with_options(device, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::first()))
+        .map_err(|error| attach_error(name, device, &error))?;
+    verify(classifier, name, device, TcAttachType::Ingress)
+}
+
+/// Gives the programs of this loader to every link that an earlier one pinned. Links of devices that are
+/// gone are forgotten.
+pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), SetupError> {
+    for path in Pins::list(&pins.links())? {
+        let known = HOOKS.iter().find(|(hook, _)| parse(&path).is_some_and(|(_, name)| name == *hook));
+        let Some((hook, _)) = known else { continue };
+        if replace(classifier(ebpf, hook)?, &path).is_err() {
+            bpffs::remove_file(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The devices that have links.
+pub(crate) fn devices(pins: &Pins) -> Result<HashSet<u32>, SetupError> {
+    Ok(Pins::list(&pins.links())?.iter().filter_map(|path| parse(path)).map(|(device, _)| device).collect())
+}
+
+/// Attaches both hooks to a device, if they are not there yet, and asks the kernel whether they are. The
+/// thread must be in the node's namespace.
+pub(crate) fn attach(ebpf: &mut Ebpf, pins: &Pins, index: u32, device: &str) -> Result<(), SetupError> {
+    for (hook, side) in HOOKS {
+        let path = pins.links().join(format!("{index}-{hook}"));
+        let classifier = classifier(ebpf, hook)?;
+        if path.exists() {
+            if verify(classifier, hook, device, side).is_ok() {
+                continue;
+            }
+            bpffs::remove_file(&path)?;
+        }
+        let id = classifier
+            .attach_with_options(device, side, TcAttachOptions::TcxOrder(LinkOrder::first()))
+            .map_err(|error| attach_error(hook, device, &error))?;
+        let link = classifier.take_link(id).map_err(|error| attach_error(hook, device, &error))?;
+        let link = FdLink::try_from(link).map_err(|error| attach_error(hook, device, &error))?;
+        link.pin(&path).map_err(|error| attach_error(hook, device, &error))?;
+        verify(classifier, hook, device, side)?;
+    }
+    Ok(())
+}
+
+/// Takes both hooks off a device.
+pub(crate) fn detach(pins: &Pins, index: u32) -> Result<(), SetupError> {
+    HOOKS.iter().try_for_each(|(hook, _)| bpffs::remove_file(&pins.links().join(format!("{index}-{hook}"))))
+}
+
+fn replace(classifier: &mut SchedClassifier, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
+    let link = SchedClassifierLink::try_from(FdLink::from(PinnedLink::from_pin(path)?))?;
+    let id = classifier.attach_to_link(link)?;
+    // The pin keeps it; this process need not.
+    drop(classifier.take_link(id)?);
+    Ok(())
+}
+
+/// Whether the kernel says that this very program is attached.
+fn verify(
+    classifier: &SchedClassifier,
+    name: &'static str,
+    device: &str,
+    side: TcAttachType,
+) -> Result<(), SetupError> {
+    let own = classifier.info().map_err(|error| attach_error(name, device, &error))?.id();
+    let (_, there) =
+        SchedClassifier::query_tcx(device, side).map_err(|error| attach_error(name, device, &error))?;
+    if there.iter().any(|program| program.id() == own) {
+        return Ok(());
+    }
+    Err(attach_error(name, device, &"the kernel does not list it"))
+}
+
+fn attach_error(program: &'static str, device: &str, reason: &dyn std::fmt::Display) -> SetupError {
+    SetupError::Attach { program, device: device.to_owned(), reason: reason.to_string() }
+}
+
+/// Device and hook of a link's pin.
+fn parse(path: &Path) -> Option<(u32, String)> {
+    let name = PathBuf::from(path.file_name()?);
+    let (device, hook) = name.to_str()?.split_once('-')?;
+    Some((device.parse().ok()?, hook.to_owned()))
+}

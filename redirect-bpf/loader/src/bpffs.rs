@@ -1,0 +1,124 @@
+//! The directory of pins. Mounted where there is none; everything in it carries the ABI's version.
+
+use crate::error::SetupError;
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use sluice_bpf_abi::ABI_VERSION;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const REMEDY: &str = "run as root with CAP_SYS_ADMIN, or mount a bpffs there before";
+
+/// Where the pins are.
+#[derive(Clone, Debug)]
+pub(crate) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    /// The directories, on a bpffs that is mounted if need be.
+    pub(crate) fn open(root: &Path) -> Result<Self, SetupError> {
+        let pins = Self { root: root.to_owned() };
+        create(root)?;
+        if !is_bpffs(root)? {
+            mount("sluice", root, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=0700")
+                .map_err(io::Error::from)
+                .map_err(SetupError::cannot(format!("mount a bpffs at {}", root.display()), REMEDY))?;
+        }
+        create(&pins.maps())?;
+        create(&pins.links())?;
+        Ok(pins)
+    }
+
+    fn version(&self) -> PathBuf {
+        self.root.join(format!("v{ABI_VERSION}"))
+    }
+
+    /// Where the maps are.
+    pub(crate) fn maps(&self) -> PathBuf {
+        self.version().join("maps")
+    }
+
+    /// Where the links are.
+    pub(crate) fn links(&self) -> PathBuf {
+        self.version().join("links")
+    }
+
+    /// The pins of a directory.
+    pub(crate) fn list(directory: &Path) -> Result<Vec<PathBuf>, SetupError> {
+        let pin = |source| SetupError::Pin { what: "read", path: directory.to_owned(), source };
+        let entries = fs::read_dir(directory).map_err(pin)?;
+        entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>().map_err(|source| SetupError::Pin {
+            what: "read",
+            path: directory.to_owned(),
+            source,
+        })
+    }
+
+    /// Removes every pin of every version, and the bpffs if its root is what we mounted.
+    pub(crate) fn remove(root: &Path) -> Result<(), SetupError> {
+        if !root.exists() || !is_bpffs(root)? {
+            return Ok(());
+        }
+        for version in Self::list(root)? {
+            let name = version.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            if !name.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok()) {
+                continue;
+            }
+            // Links first: nothing may judge by maps that are half gone.
+            for kind in ["links", "maps"] {
+                let directory = version.join(kind);
+                if directory.exists() {
+                    for pin in Self::list(&directory)? {
+                        remove_file(&pin)?;
+                    }
+                    remove_directory(&directory)?;
+                }
+            }
+            remove_directory(&version)?;
+        }
+        if is_mount_root(root)? && Self::list(root)?.is_empty() {
+            unmount(root, UnmountFlags::DETACH)
+                .map_err(io::Error::from)
+                .map_err(SetupError::cannot(format!("unmount {}", root.display()), REMEDY))?;
+        }
+        Ok(())
+    }
+}
+
+/// Removes a pin; one that is gone already is no error.
+pub(crate) fn remove_file(path: &Path) -> Result<(), SetupError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(SetupError::Pin { what: "remove", path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_directory(path: &Path) -> Result<(), SetupError> {
+    fs::remove_dir(path).map_err(|source| SetupError::Pin { what: "remove", path: path.to_owned(), source })
+}
+
+fn create(path: &Path) -> Result<(), SetupError> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(SetupError::cannot(format!("create {}", path.display()), REMEDY))
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, SetupError> {
+    let status = rustix::fs::statfs(path)
+        .map_err(io::Error::from)
+        .map_err(SetupError::cannot(format!("look at {}", path.display()), REMEDY))?;
+    Ok(status.f_type as i64 == BPF_FS_MAGIC)
+}
+
+/// Whether something is mounted at the very path.
+fn is_mount_root(path: &Path) -> Result<bool, SetupError> {
+    let look = || Some(fs::metadata(path).ok()?.dev() != fs::metadata(path.parent()?).ok()?.dev());
+    Ok(look().unwrap_or(false))
+}

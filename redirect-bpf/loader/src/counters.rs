@@ -1,0 +1,46 @@
+//! The kernel's counters, by reason, summed over the CPUs.
+
+use crate::error::SetupError;
+use aya::maps::{MapData, PerCpuArray};
+use sluice_bpf_abi::{Counter, map};
+
+/// A reading of every counter. They grow for as long as the pins live.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters(Vec<u64>);
+
+impl Counters {
+    pub(crate) fn read(map: &PerCpuArray<MapData, u64>) -> Result<Self, SetupError> {
+        Counter::ALL
+            .iter()
+            .map(|&counter| {
+                let cpus = map.get(&(counter as u32), 0).map_err(|error| SetupError::Map {
+                    what: "read",
+                    map: map::COUNTERS,
+                    reason: error.to_string(),
+                })?;
+                Ok(cpus.iter().sum())
+            })
+            .collect::<Result<_, _>>()
+            .map(Self)
+    }
+
+    /// One of them.
+    #[must_use]
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0.get(counter as usize).copied().unwrap_or(0)
+    }
+
+    /// All of them, with their names.
+    pub fn iter(&self) -> impl Iterator<Item = (Counter, u64)> {
+        Counter::ALL.iter().copied().zip(self.0.iter().copied())
+    }
+
+    /// How much each grew since an earlier reading; those that did not are left out.
+    #[must_use]
+    pub fn since(&self, earlier: &Self) -> Vec<(Counter, u64)> {
+        self.iter()
+            .map(|(counter, now)| (counter, now.saturating_sub(earlier.get(counter))))
+            .filter(|(_, grown)| *grown > 0)
+            .collect()
+    }
+}

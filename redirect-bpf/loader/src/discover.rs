@@ -1,0 +1,116 @@
+//! Finds the node's end of each endpoint's veth, by the address that the pod has.
+//!
+//! Looks into the named network namespaces under `/run/netns`, where CNI runtimes keep them. The other end
+//! of the device that has the address must be a veth in the node's namespace that points back at it.
+
+use crate::netlink::{Link, Netlink};
+use crate::netns;
+use std::collections::{HashMap, HashSet};
+use std::fs::{self, File};
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+
+/// Where the namespaces are.
+const DIRECTORY: &str = "/run/netns";
+/// Namespaces looked into. A kubelet runs some hundred pods; beyond this something else is wrong.
+const MAX_NAMESPACES: usize = 4_096;
+
+/// The node's ends of the veths, by the pod's address.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    by_address: HashMap<IpAddr, HashSet<u32>>,
+    names: HashMap<u32, String>,
+    /// The node's own addresses.
+    pub(crate) node: Vec<IpAddr>,
+}
+
+impl Found {
+    /// The device whose pod has the first of these addresses. The others must agree, as far as they are
+    /// found; the reason otherwise.
+    pub(crate) fn device(&self, addresses: &[IpAddr]) -> Result<u32, String> {
+        let mut all = HashSet::new();
+        for address in addresses {
+            all.extend(self.by_address.get(address).into_iter().flatten().copied());
+        }
+        let mut all = all.into_iter();
+        match (all.next(), all.next()) {
+            (Some(one), None) => Ok(one),
+            (None, _) => {
+                let list: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+                Err(format!("no network namespace under {DIRECTORY} has a veth with {}", list.join(" or ")))
+            }
+            (Some(one), Some(other)) => {
+                let name = |index| self.names.get(&index).map_or("?", String::as_str);
+                Err(format!("its addresses are behind both {} and {}", name(one), name(other)))
+            }
+        }
+    }
+
+    /// The name of a device of the node.
+    pub(crate) fn name(&self, device: u32) -> Option<&str> {
+        self.names.get(&device).map(String::as_str)
+    }
+}
+
+/// Looks for these addresses.
+pub(crate) fn discover(node: BorrowedFd<'_>, wanted: &HashSet<IpAddr>) -> io::Result<Found> {
+    let mut found = Found::default();
+    let (links, addresses) = netns::within(node, || {
+        let netlink = Netlink::open()?;
+        Ok((netlink.links()?, netlink.addresses()?))
+    })?;
+    found.node = addresses.into_iter().map(|(_, address)| address).filter(|a| !a.is_loopback()).collect();
+    let veths: HashMap<u32, Link> =
+        links.into_iter().filter(|l| l.kind == "veth").map(|l| (l.index, l)).collect();
+    found.names = veths.values().map(|link| (link.index, link.name.clone())).collect();
+    for netns in namespaces(node)? {
+        // One that goes away while we look is not an error: its pods are missing, and said to be.
+        let Ok(ends) = ends(netns.as_fd(), wanted) else { continue };
+        if ends.is_empty() {
+            continue;
+        }
+        let nsid = netns::within(node, || Netlink::open()?.nsid(netns.as_fd()))?;
+        for (address, pod) in ends {
+            let Some(link) = pod.peer.and_then(|peer| veths.get(&peer)) else { continue };
+            if link.peer == Some(pod.index) && link.peer_nsid.is_some() && link.peer_nsid == nsid {
+                found.by_address.entry(address).or_default().insert(link.index);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// The veth ends of a namespace that have a wanted address.
+fn ends(netns: BorrowedFd<'_>, wanted: &HashSet<IpAddr>) -> io::Result<Vec<(IpAddr, Link)>> {
+    netns::within(netns, || {
+        let netlink = Netlink::open()?;
+        let addresses: Vec<_> =
+            netlink.addresses()?.into_iter().filter(|(_, address)| wanted.contains(address)).collect();
+        if addresses.is_empty() {
+            return Ok(Vec::new());
+        }
+        let links: HashMap<u32, Link> = netlink.links()?.into_iter().map(|link| (link.index, link)).collect();
+        let veth = |index| links.get(&index).filter(|link| link.kind == "veth").cloned();
+        Ok(addresses.into_iter().filter_map(|(index, address)| Some((address, veth(index)?))).collect())
+    })
+}
+
+/// Every namespace under the directory but the node's own, each once.
+fn namespaces(node: BorrowedFd<'_>) -> io::Result<Vec<File>> {
+    let entries = match fs::read_dir(DIRECTORY) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut seen = HashSet::new();
+    let mut all = Vec::new();
+    for entry in entries.take(MAX_NAMESPACES) {
+        let Ok(file) = File::open(entry?.path()) else { continue };
+        let status = rustix::fs::fstat(&file)?;
+        if !netns::same(&file, node)? && seen.insert((status.st_dev, status.st_ino)) {
+            all.push(file);
+        }
+    }
+    Ok(all)
+}

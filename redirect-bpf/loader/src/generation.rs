@@ -1,0 +1,195 @@
+//! A snapshot as the kernel has it: four fresh inner maps, and one write that puts them in force.
+//!
+//! Everything that can fail fails before that write, so a snapshot that does not fit leaves the one before
+//! as it is. Knows nothing of devices: who is where comes in.
+
+use crate::error::ApplyError;
+use crate::maps::{Classes, Endpoints, Locals, Maps, Rows};
+use crate::plain::Plain;
+use aya::maps::lpm_trie::Key;
+use sluice_bpf_abi::{
+    Action, Address, FlowKind, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS, MAX_ROWS, RowKey, RowValue,
+    SLOTS, map, row_flag,
+};
+use sluice_policy::{ClassId, Direction, Prefix, Protocol, RowAction, RowEntry, Snapshot};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+
+/// What the kernel's tries need to be told (`BPF_F_NO_PREALLOC`).
+const TRIE_FLAGS: u32 = 1;
+
+/// One generation, ready to be written.
+#[derive(Debug, Default)]
+pub(crate) struct Plan {
+    rows: HashMap<(u32, RowKey), RowValue>,
+    classes: HashMap<(u32, Address), u32>,
+    /// Profile by device.
+    pub(crate) endpoints: HashMap<u32, u32>,
+    /// Owner by address.
+    locals: HashMap<Address, u32>,
+}
+
+impl Plan {
+    /// Rows and classes of a snapshot; the node's own addresses. Endpoints are added after.
+    pub(crate) fn new(snapshot: &Snapshot, node: &[IpAddr]) -> Self {
+        Self {
+            rows: snapshot.rows().map(|entry| row(&entry)).collect(),
+            classes: snapshot.addresses.iter().map(|(prefix, class)| self::class(prefix, *class)).collect(),
+            endpoints: HashMap::new(),
+            locals: node.iter().map(|address| (bytes(*address), LOCAL_NODE)).collect(),
+        }
+    }
+
+    /// An endpoint behind a device. An address of the node itself that a pod has is the pod's.
+    pub(crate) fn endpoint(&mut self, device: u32, profile: u32, addresses: &[IpAddr]) {
+        self.endpoints.insert(device, profile);
+        self.locals.extend(addresses.iter().map(|address| (bytes(*address), device)));
+    }
+
+    /// How many rows there are.
+    pub(crate) fn rows(&self) -> usize {
+        self.rows.len()
+    }
+
+    fn fits(&self) -> Result<(), ApplyError> {
+        let counts = [
+            ("rows", self.rows.len(), MAX_ROWS),
+            ("address prefixes", self.classes.len(), MAX_CLASSES),
+            ("endpoints", self.endpoints.len(), MAX_ENDPOINTS),
+            ("local addresses", self.locals.len(), MAX_LOCALS),
+        ];
+        match counts.into_iter().find(|(_, count, max)| *count > *max as usize) {
+            Some((what, count, max)) => Err(ApplyError::Full { what, count, max }),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes it and puts it in force.
+    pub(crate) fn commit(&self, maps: &mut Maps) -> Result<(), ApplyError> {
+        self.fits()?;
+        let epoch = epoch(maps)? + 1;
+        let slot = (epoch % u64::from(SLOTS)) as u32;
+        let rows = self.write_rows()?;
+        let classes = self.write_classes()?;
+        let (endpoints, locals) = self.write_locals()?;
+        maps.rows.set(slot, &rows, 0).map_err(failed("swap", map::ROWS))?;
+        maps.classes.set(slot, &classes, 0).map_err(failed("swap", map::CLASSES))?;
+        maps.endpoints.set(slot, &endpoints, 0).map_err(failed("swap", map::ENDPOINTS))?;
+        maps.locals.set(slot, &locals, 0).map_err(failed("swap", map::LOCALS))?;
+        // The one write. A program reads it once per packet and takes the slot from its lowest bit.
+        maps.epoch.set(0, epoch, 0).map_err(failed("write", map::EPOCH))?;
+        let found = self::epoch(maps)?;
+        if found != epoch {
+            return Err(ApplyError::ReadBack { what: "the epoch", found, written: epoch });
+        }
+        Ok(())
+    }
+
+    fn write_rows(&self) -> Result<Rows, ApplyError> {
+        let rows = Rows::create(room(self.rows.len()), TRIE_FLAGS).map_err(failed("create", map::ROWS))?;
+        write_trie(map::ROWS, rows, self.rows.iter().map(|((len, key), value)| {
+            (Key::new(*len, Plain(*key)), Plain(*value))
+        }))
+    }
+
+    fn write_classes(&self) -> Result<Classes, ApplyError> {
+        let classes =
+            Classes::create(room(self.classes.len()), TRIE_FLAGS).map_err(failed("create", map::CLASSES))?;
+        write_trie(map::CLASSES, classes, self.classes.iter().map(|((len, address), class)| {
+            (Key::new(*len, *address), *class)
+        }))
+    }
+
+    fn write_locals(&self) -> Result<(Endpoints, Locals), ApplyError> {
+        let mut endpoints =
+            Endpoints::create(room(self.endpoints.len()), 0).map_err(failed("create", map::ENDPOINTS))?;
+        for (device, profile) in &self.endpoints {
+            endpoints.insert(device, profile, 0).map_err(failed("write", map::ENDPOINTS))?;
+        }
+        let mut locals = Locals::create(room(self.locals.len()), 0).map_err(failed("create", map::LOCALS))?;
+        for (address, owner) in &self.locals {
+            locals.insert(address, owner, 0).map_err(failed("write", map::LOCALS))?;
+        }
+        Ok((endpoints, locals))
+    }
+}
+
+/// Whom the generation in force says an address belongs to.
+pub(crate) fn owner(maps: &Maps, address: IpAddr) -> Option<u32> {
+    let slot = (epoch(maps).ok()? % u64::from(SLOTS)) as u32;
+    let locals = maps.locals.get(&slot, 0).ok()?;
+    locals.get(&bytes(address), 0).ok().filter(|owner| *owner != LOCAL_NODE)
+}
+
+fn epoch(maps: &Maps) -> Result<u64, ApplyError> {
+    maps.epoch.get(&0, 0).map_err(failed("read", map::EPOCH))
+}
+
+/// Writes every entry and looks each up again: what is said to be in force is there.
+fn write_trie<K, V>(
+    name: &'static str,
+    mut trie: aya::maps::lpm_trie::LpmTrie<aya::maps::MapData, K, V>,
+    entries: impl Iterator<Item = (Key<K>, V)>,
+) -> Result<aya::maps::lpm_trie::LpmTrie<aya::maps::MapData, K, V>, ApplyError>
+where
+    K: aya::Pod,
+    V: aya::Pod,
+{
+    let mut written = 0_u64;
+    for (key, value) in entries {
+        trie.insert(&key, value, 0).map_err(failed("write", name))?;
+        written += 1;
+    }
+    let found = trie.keys().filter(Result::is_ok).count() as u64;
+    if found == written { Ok(trie) } else { Err(ApplyError::ReadBack { what: name, found, written }) }
+}
+
+fn failed<E: std::fmt::Display>(what: &'static str, map: &'static str) -> impl FnOnce(E) -> ApplyError {
+    move |error| ApplyError::Map { what, map, reason: error.to_string() }
+}
+
+/// The kernel makes no map without room.
+fn room(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX).max(1)
+}
+
+fn bytes(address: IpAddr) -> Address {
+    sluice_policy::prefix::bits(address).to_be_bytes()
+}
+
+fn class(prefix: Prefix, class: ClassId) -> ((u32, Address), u32) {
+    ((u32::from(prefix.mapped_len()), Ipv6Addr::from(prefix.mapped_bits()).octets()), class.0)
+}
+
+fn row(entry: &RowEntry) -> ((u32, RowKey), RowValue) {
+    let key = RowKey {
+        profile: entry.profile.0,
+        class: entry.class.0,
+        direction: match entry.direction {
+            Direction::Ingress => FlowKind::Ingress as u8,
+            Direction::Egress => FlowKind::Egress as u8,
+        },
+        protocol: match entry.protocol {
+            Protocol::Tcp => RowKey::TCP,
+            Protocol::Udp => RowKey::UDP,
+            Protocol::Sctp => RowKey::SCTP,
+            Protocol::Icmp => RowKey::ICMP,
+            Protocol::Other => RowKey::OTHER,
+        },
+        port: entry.ports.port.to_be_bytes(),
+    };
+    let action = match entry.row.action {
+        RowAction::Allow => Action::Allow,
+        RowAction::Deny => Action::Deny,
+        RowAction::ToProxy => Action::ToProxy,
+    };
+    let mut flags = 0;
+    if entry.row.fail_open {
+        flags |= row_flag::FAIL_OPEN;
+    }
+    if entry.row.audit {
+        flags |= row_flag::AUDIT;
+    }
+    let bits = RowKey::FIXED_BITS + u32::from(entry.ports.len);
+    ((bits, key), RowValue { action: action as u8, flags, pad: 0 })
+}

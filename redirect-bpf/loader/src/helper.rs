@@ -1,0 +1,194 @@
+//! The proxy's network namespace and the helper veth that joins it to the node's.
+//!
+//! Arrangement P: the node gets no rule, no route and no sysctl, but those of the helper's own outer end;
+//! everything else is inside. Each thing is read back. Knows nothing of eBPF.
+
+use crate::error::SetupError;
+use crate::netlink::{End, Link, Mac, Netlink, Way};
+use crate::netns;
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+
+/// What the loader knows the helper by.
+const ALIAS: &str = "sluice helper";
+const OUTER_MAC: Mac = [0x02, 0x53, 0x4c, 0x55, 0x00, 0x01];
+const INNER_MAC: Mac = [0x02, 0x53, 0x4c, 0x55, 0x00, 0x02];
+/// Next hops that nobody has: the helper's outer end takes whatever is sent to them.
+const NEXT_HOP_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 83, 76));
+const NEXT_HOP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x534c, 0x55));
+/// The table that makes everything local for the proxy's namespace.
+const TABLE: u32 = 100;
+const RULE_PRIORITY: u32 = 100;
+/// The helper takes whatever a pod's device lets out, jumbo frames too.
+const DEVICE_MTU: u32 = 65_535;
+/// What the proxy's own packets are cut to. A path with less says so in its peer's MSS.
+const ROUTE_MTU: u32 = 1_500;
+/// Every namespace has its loopback there.
+const LOOPBACK: u32 = 1;
+/// The proxy's namespace gets a number that no automatic one reaches, so that it is never reused for
+/// another's: the numbers a kernel gives out by itself start at 0.
+const NSID: i32 = 0x534c_5500;
+
+/// The proxy's namespace and the way to it.
+#[derive(Debug)]
+pub(crate) struct Helper {
+    pub(crate) netns: OwnedFd,
+    pub(crate) outer: Link,
+    pub(crate) inner_name: String,
+    pub(crate) nsid: u32,
+}
+
+/// The device names that a node's name gives.
+pub(crate) fn names(node: &str) -> (String, String) {
+    (format!("{node}o"), format!("{node}i"))
+}
+
+impl Helper {
+    /// Makes both. A helper that an earlier process left behind is replaced.
+    pub(crate) fn create(node: &str, node_netns: BorrowedFd<'_>) -> Result<Self, SetupError> {
+        let (outer_name, inner_name) = names(node);
+        remove(node, node_netns)?;
+        let inside = netns::create().map_err(SetupError::cannot(
+            "create a network namespace for the proxy",
+            "CAP_SYS_ADMIN is needed once",
+        ))?;
+        let at = inside.as_fd();
+        let (outer, nsid) = netns::within(node_netns, || {
+            let netlink = Netlink::open()?;
+            // Before the veth: moving its end would give the namespace a number by itself.
+            let nsid = (NSID..NSID + 16)
+                .find_map(|id| match netlink.set_nsid(at, id) {
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => None,
+                    other => Some(other.map(|()| id)),
+                })
+                .unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::StorageFull)))?;
+            let (here, there) =
+                (End { name: &outer_name, mac: OUTER_MAC }, End { name: &inner_name, mac: INNER_MAC });
+            netlink.add_veth(here, there, at)?;
+            let outer = netlink.link(&outer_name)?.ok_or(io::ErrorKind::NotFound)?;
+            netlink.describe(outer.index, Some(ALIAS), DEVICE_MTU)?;
+            if netlink.nsid(at)? != Some(nsid) {
+                return Err(io::Error::other("the namespace's number does not read back"));
+            }
+            Ok((outer, nsid as u32))
+        })
+        .map_err(SetupError::cannot(
+            format!("create the helper veth {outer_name}"),
+            "CAP_NET_ADMIN and the veth module are needed",
+        ))?;
+        let helper = Self { netns: inside, outer, inner_name, nsid };
+        helper.set_up_inside()?;
+        helper.set_up_outside(node_netns)?;
+        Ok(helper)
+    }
+
+    fn set_up_inside(&self) -> Result<(), SetupError> {
+        let name = &self.inner_name;
+        sysctls(self.netns.as_fd(), &[
+            ("net/ipv4/conf/all/rp_filter".to_owned(), "0"),
+            (format!("net/ipv4/conf/{name}/rp_filter"), "0"),
+            ("net/ipv4/conf/all/forwarding".to_owned(), "0"),
+            ("net/ipv6/conf/all/forwarding".to_owned(), "0"),
+            (format!("net/ipv6/conf/{name}/accept_ra"), "0"),
+            (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
+        ])?;
+        let v6 = has_v6();
+        netns::within(self.netns.as_fd(), || {
+            let netlink = Netlink::open()?;
+            let inner = netlink.link(name)?.ok_or(io::ErrorKind::NotFound)?.index;
+            netlink.up(LOOPBACK)?;
+            netlink.describe(inner, None, DEVICE_MTU)?;
+            netlink.up(inner)?;
+            for v6 in [false, true].into_iter().filter(|family| !family || v6) {
+                let via = if v6 { NEXT_HOP_V6 } else { NEXT_HOP_V4 };
+                netlink.rule(v6, name, TABLE, RULE_PRIORITY)?;
+                netlink.route(v6, Way::LocalDefault { table: TABLE, device: LOOPBACK })?;
+                netlink.neighbour(inner, via, OUTER_MAC)?;
+                netlink.route(v6, Way::Default { via, device: inner, mtu: ROUTE_MTU })?;
+            }
+            Ok(())
+        })
+        .map_err(SetupError::cannot(
+            "set up the routes of the proxy's network namespace",
+            "the kernel needs policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)",
+        ))
+    }
+
+    fn set_up_outside(&self, node: BorrowedFd<'_>) -> Result<(), SetupError> {
+        let name = &self.outer.name;
+        // The larger of `all` and the device's counts. Strict on `all` cannot be undone here, but loose on
+        // the device is larger still, and lets pass what has any route back.
+        let all = sysctl(node, "net/ipv4/conf/all/rp_filter")?;
+        let rp_filter = if all == "0" { "0" } else { "2" };
+        sysctls(node, &[
+            (format!("net/ipv4/conf/{name}/rp_filter"), rp_filter),
+            (format!("net/ipv4/conf/{name}/forwarding"), "1"),
+            (format!("net/ipv4/conf/{name}/accept_local"), "1"),
+            (format!("net/ipv4/conf/{name}/send_redirects"), "0"),
+            (format!("net/ipv6/conf/{name}/forwarding"), "1"),
+            (format!("net/ipv6/conf/{name}/accept_ra"), "0"),
+            (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
+        ])?;
+        for forwarding in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            if sysctl(node, forwarding).is_ok_and(|value| value == "0") {
+                tracing::warn!(sysctl = forwarding, "is 0 on this node: the proxy's packets of that family go nowhere");
+            }
+        }
+        netns::within(node, || Netlink::open()?.up(self.outer.index))
+            .map_err(SetupError::cannot(format!("bring {name} up"), "CAP_NET_ADMIN is needed"))
+    }
+}
+
+/// Removes the helper of a node, if it is one.
+pub(crate) fn remove(node: &str, node_netns: BorrowedFd<'_>) -> Result<(), SetupError> {
+    let (name, _) = names(node);
+    let found = netns::within(node_netns, || {
+        let netlink = Netlink::open()?;
+        let Some(link) = netlink.link(&name)? else { return Ok(None) };
+        if link.alias != ALIAS || link.kind != "veth" {
+            return Ok(Some(link));
+        }
+        match netlink.remove(link.index) {
+            // Its namespace may be going, and the device with it.
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::NODEV.raw_os_error()) => Ok(None),
+            other => other.map(|()| None),
+        }
+    })
+    .map_err(SetupError::cannot(format!("replace the device {name}"), "CAP_NET_ADMIN is needed"))?;
+    match found {
+        None => Ok(()),
+        Some(_) => Err(SetupError::Config {
+            what: format!("a device named {name} is here and is not the helper of this node"),
+            remedy: "choose another node name",
+        }),
+    }
+}
+
+fn has_v6() -> bool {
+    PathBuf::from("/proc/sys/net/ipv6").exists()
+}
+
+fn sysctl(netns: BorrowedFd<'_>, name: &str) -> Result<String, SetupError> {
+    let path = PathBuf::from("/proc/sys").join(name);
+    netns::within(netns, || Ok(fs::read_to_string(&path)?.trim().to_owned()))
+        .map_err(SetupError::cannot(format!("read the sysctl {name}"), "is /proc mounted?"))
+}
+
+/// Writes each, and reads it back.
+fn sysctls(netns: BorrowedFd<'_>, wanted: &[(String, &str)]) -> Result<(), SetupError> {
+    let remedy = "mount /proc/sys writable for this process";
+    for (name, value) in wanted.iter().filter(|(name, _)| has_v6() || !name.starts_with("net/ipv6")) {
+        let path = PathBuf::from("/proc/sys").join(name);
+        netns::within(netns, || fs::write(&path, value))
+            .map_err(SetupError::cannot(format!("set the sysctl {name} to {value}"), remedy))?;
+        let found = sysctl(netns, name)?;
+        if found != *value {
+            let what = format!("the sysctl {name}");
+            return Err(SetupError::Unlike { what, found, wanted: (*value).to_owned(), remedy });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,27 @@
+//! Loads, attaches and pins the eBPF programs, and keeps the kernel's rows in step with the snapshot.
+//!
+//! The only user-space crate with aya, with netlink and with `unsafe`. Knows nothing of HTTP, of Kubernetes
+//! or of the control plane: a [`Snapshot`](sluice_policy::Snapshot) comes in, [`Applied`] goes out. Called
+//! by the agent in `sluice-proxy` and by the datapath tests.
+//!
+//! A [`Node`] speaks for the network namespace of the thread that opened it. What it pins outlives it: the
+//! verdicts of L3 and L4 go on while nobody is there. The proxy's network namespace and the helper veth live
+//! as long as the `Node` and the sockets inside; without them, flows that L7 rules govern are refused.
+
+mod attach;
+mod bpffs;
+mod counters;
+mod discover;
+mod error;
+mod generation;
+mod helper;
+mod maps;
+mod netlink;
+mod netns;
+mod node;
+mod plain;
+
+pub use counters::Counters;
+pub use error::{ApplyError, SetupError};
+pub use node::{Applied, Attached, DEFAULT_MARK, Missing, Node, NodeConfig};
+pub use sluice_bpf_abi::{ABI_VERSION, Counter};

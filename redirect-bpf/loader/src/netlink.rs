@@ -1,0 +1,444 @@
+//! Blocking route netlink, as little of it as the loader needs.
+//!
+//! A socket belongs to the network namespace of the thread that opened it. Knows nothing of eBPF or of what
+//! the devices are for. Used by `helper` and `discover`.
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
+
+/// The kernel fills at most this much per answer.
+const RECEIVE_BYTES: usize = 64 * 1024;
+/// Answers to one dump: far more than a node with thousands of devices gives.
+const MAX_ANSWERS: usize = 16 * 1024;
+const HEADER: usize = 16;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const RTM_NEWLINK: u16 = 16;
+const RTM_DELLINK: u16 = 17;
+const RTM_GETLINK: u16 = 18;
+const RTM_GETADDR: u16 = 22;
+const RTM_NEWROUTE: u16 = 24;
+const RTM_NEWNEIGH: u16 = 28;
+const RTM_NEWRULE: u16 = 32;
+const RTM_NEWNSID: u16 = 88;
+const RTM_GETNSID: u16 = 90;
+
+const REQUEST: u16 = 1;
+const ACK: u16 = 4;
+const DUMP: u16 = 0x300;
+const CREATE_NEW: u16 = 0x600;
+const CREATE_OR_REPLACE: u16 = 0x500;
+
+const NESTED: u16 = 1 << 15;
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
+const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const VETH_INFO_PEER: u16 = 1;
+const IFA_ADDRESS: u16 = 1;
+const IFA_LOCAL: u16 = 2;
+const NETNSA_NSID: u16 = 1;
+const NETNSA_FD: u16 = 3;
+const NDA_DST: u16 = 1;
+const NDA_LLADDR: u16 = 2;
+const NUD_PERMANENT: u16 = 0x80;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_METRICS: u16 = 8;
+const RTA_TABLE: u16 = 15;
+const RTAX_MTU: u16 = 2;
+const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
+const RTNH_F_ONLINK: u32 = 4;
+const RTPROT_STATIC: u8 = 4;
+const SCOPE_HOST: u8 = 254;
+const FRA_IIFNAME: u16 = 3;
+const FRA_PRIORITY: u16 = 6;
+const FRA_TABLE: u16 = 15;
+const FR_ACT_TO_TBL: u8 = 1;
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+const IFF_UP: u32 = 1;
+
+/// A hardware address.
+pub(crate) type Mac = [u8; 6];
+
+/// A device as the kernel tells of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) alias: String,
+    pub(crate) kind: String,
+    /// The other end of a veth, by its number in its own namespace.
+    pub(crate) peer: Option<u32>,
+    /// The namespace of the other end, as this one numbers it; `None` if it is this one.
+    pub(crate) peer_nsid: Option<i32>,
+    pub(crate) up: bool,
+}
+
+/// One end of a veth to be made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct End<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mac: Mac,
+}
+
+/// A route's way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// Everything is local, in this table.
+    LocalDefault { table: u32, device: u32 },
+    /// Everything goes to this next hop, which need not be on a network of the device.
+    Default { via: IpAddr, device: u32, mtu: u32 },
+}
+
+/// A netlink socket of one network namespace.
+pub(crate) struct Netlink {
+    socket: OwnedFd,
+}
+
+impl Netlink {
+    /// In the namespace of this thread.
+    pub(crate) fn open() -> io::Result<Self> {
+        // NETLINK_ROUTE is protocol 0, the default.
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        Ok(Self { socket })
+    }
+
+    /// Every device.
+    pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
+        let mut links = Vec::new();
+        self.ask(Message::new(RTM_GETLINK, DUMP).bytes(&[0; 16]), |body| {
+            links.extend(parse_link(body));
+        })?;
+        Ok(links)
+    }
+
+    /// A device by its name.
+    pub(crate) fn link(&self, name: &str) -> io::Result<Option<Link>> {
+        Ok(self.links()?.into_iter().find(|link| link.name == name))
+    }
+
+    /// Every address, with its device's number.
+    pub(crate) fn addresses(&self) -> io::Result<Vec<(u32, IpAddr)>> {
+        let mut addresses = Vec::new();
+        self.ask(Message::new(RTM_GETADDR, DUMP).bytes(&[0; 8]), |body| {
+            addresses.extend(parse_address(body));
+        })?;
+        Ok(addresses)
+    }
+
+    /// Makes a veth: one end here, the other in another namespace.
+    pub(crate) fn add_veth(&self, here: End<'_>, there: End<'_>, netns: BorrowedFd<'_>) -> io::Result<()> {
+        let mut message = Message::new(RTM_NEWLINK, ACK | CREATE_NEW).bytes(&[0; 16]);
+        message.text(IFLA_IFNAME, here.name);
+        message.attribute(IFLA_ADDRESS, &here.mac);
+        message.nest(IFLA_LINKINFO, |info| {
+            info.text(IFLA_INFO_KIND, "veth");
+            info.nest(IFLA_INFO_DATA, |data| {
+                data.nest(VETH_INFO_PEER, |peer| {
+                    peer.raw(&[0; 16]);
+                    peer.text(IFLA_IFNAME, there.name);
+                    peer.attribute(IFLA_ADDRESS, &there.mac);
+                    peer.attribute(IFLA_NET_NS_FD, &netns.as_raw_fd().to_ne_bytes());
+                });
+            });
+        });
+        self.order(message)
+    }
+
+    /// Names a device's owner and sets its MTU.
+    pub(crate) fn describe(&self, index: u32, alias: Option<&str>, mtu: u32) -> io::Result<()> {
+        let mut message = Message::new(RTM_NEWLINK, ACK).bytes(&link_header(index, 0, 0));
+        if let Some(alias) = alias {
+            message.text(IFLA_IFALIAS, alias);
+        }
+        message.attribute(IFLA_MTU, &mtu.to_ne_bytes());
+        self.order(message)
+    }
+
+    /// Brings a device up.
+    pub(crate) fn up(&self, index: u32) -> io::Result<()> {
+        self.order(Message::new(RTM_NEWLINK, ACK).bytes(&link_header(index, IFF_UP, IFF_UP)))
+    }
+
+    /// Removes a device.
+    pub(crate) fn remove(&self, index: u32) -> io::Result<()> {
+        self.order(Message::new(RTM_DELLINK, ACK).bytes(&link_header(index, 0, 0)))
+    }
+
+    /// Adds a neighbour that is never asked for.
+    pub(crate) fn neighbour(&self, device: u32, address: IpAddr, mac: Mac) -> io::Result<()> {
+        let mut header = [0; 12];
+        header[0] = family(address);
+        header[4..8].copy_from_slice(&device.to_ne_bytes());
+        header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
+        let mut message = Message::new(RTM_NEWNEIGH, ACK | CREATE_OR_REPLACE).bytes(&header);
+        message.address(NDA_DST, address);
+        message.attribute(NDA_LLADDR, &mac);
+        self.order(message)
+    }
+
+    /// Adds a route of a family.
+    pub(crate) fn route(&self, v6: bool, way: Way) -> io::Result<()> {
+        let mut header = [0; 12];
+        header[0] = if v6 { AF_INET6 } else { AF_INET };
+        header[5] = RTPROT_STATIC;
+        match way {
+            Way::LocalDefault { table, device } => {
+                header[6] = SCOPE_HOST;
+                header[7] = RTN_LOCAL;
+                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_OR_REPLACE).bytes(&header);
+                message.attribute(RTA_TABLE, &table.to_ne_bytes());
+                message.attribute(RTA_OIF, &device.to_ne_bytes());
+                self.order(message)
+            }
+            Way::Default { via, device, mtu } => {
+                header[4] = 254;
+                header[7] = RTN_UNICAST;
+                header[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
+                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_OR_REPLACE).bytes(&header);
+                message.attribute(RTA_OIF, &device.to_ne_bytes());
+                message.address(RTA_GATEWAY, via);
+                message.nest(RTA_METRICS, |metrics| metrics.attribute(RTAX_MTU, &mtu.to_ne_bytes()));
+                self.order(message)
+            }
+        }
+    }
+
+    /// What comes in by a device is looked up in a table.
+    pub(crate) fn rule(&self, v6: bool, device: &str, table: u32, priority: u32) -> io::Result<()> {
+        let mut header = [0; 12];
+        header[0] = if v6 { AF_INET6 } else { AF_INET };
+        header[7] = FR_ACT_TO_TBL;
+        let mut message = Message::new(RTM_NEWRULE, ACK | CREATE_NEW).bytes(&header);
+        message.text(FRA_IIFNAME, device);
+        message.attribute(FRA_TABLE, &table.to_ne_bytes());
+        message.attribute(FRA_PRIORITY, &priority.to_ne_bytes());
+        self.order(message)
+    }
+
+    /// Gives another namespace a number in this one.
+    pub(crate) fn set_nsid(&self, netns: BorrowedFd<'_>, id: i32) -> io::Result<()> {
+        let mut message = Message::new(RTM_NEWNSID, ACK).bytes(&[0; 4]);
+        message.attribute(NETNSA_NSID, &id.to_ne_bytes());
+        message.attribute(NETNSA_FD, &netns.as_raw_fd().to_ne_bytes());
+        self.order(message)
+    }
+
+    /// The number of another namespace in this one.
+    pub(crate) fn nsid(&self, netns: BorrowedFd<'_>) -> io::Result<Option<i32>> {
+        let mut message = Message::new(RTM_GETNSID, 0).bytes(&[0; 4]);
+        message.attribute(NETNSA_FD, &netns.as_raw_fd().to_ne_bytes());
+        let mut id = None;
+        self.ask(message, |body| {
+            id = attributes(body, 4).find(|a| a.0 == NETNSA_NSID).map(|a| number(a.1) as i32);
+        })?;
+        Ok(id.filter(|id| *id >= 0))
+    }
+
+    fn order(&self, message: Message) -> io::Result<()> {
+        self.ask(message, |_| ())
+    }
+
+    /// Sends a request and hands each answer's body on until the last.
+    fn ask(&self, message: Message, mut answer: impl FnMut(&[u8])) -> io::Result<()> {
+        let dump = message.flags & DUMP == DUMP;
+        let acked = message.flags & ACK != 0;
+        send(&self.socket, &message.finish(), SendFlags::empty())?;
+        let mut buffer = vec![0; RECEIVE_BYTES];
+        for _ in 0..MAX_ANSWERS {
+            let (length, _) = recv(&self.socket, &mut buffer[..], RecvFlags::empty())?;
+            let mut rest = &buffer[..length];
+            while rest.len() >= HEADER {
+                let size = (number(&rest[0..4]) as usize).clamp(HEADER, rest.len());
+                let body = &rest[HEADER..size];
+                match u16::from_ne_bytes([rest[4], rest[5]]) {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => {
+                        return match number(body.get(..4).unwrap_or(&[0; 4])) as i32 {
+                            0 => Ok(()),
+                            error => Err(io::Error::from_raw_os_error(-error)),
+                        };
+                    }
+                    _ => answer(body),
+                }
+                if !dump && !acked {
+                    return Ok(());
+                }
+                rest = &rest[size.next_multiple_of(4).min(rest.len())..];
+            }
+        }
+        Err(io::Error::other("the kernel's answer never ended"))
+    }
+}
+
+struct Message {
+    bytes: Vec<u8>,
+    flags: u16,
+}
+
+impl Message {
+    fn new(kind: u16, flags: u16) -> Self {
+        let flags = flags | REQUEST;
+        let mut bytes = vec![0; HEADER];
+        bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
+        bytes[6..8].copy_from_slice(&flags.to_ne_bytes());
+        Self { bytes, flags }
+    }
+
+    fn bytes(mut self, body: &[u8]) -> Self {
+        self.raw(body);
+        self
+    }
+
+    fn raw(&mut self, body: &[u8]) {
+        self.bytes.extend_from_slice(body);
+        self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
+    }
+
+    fn attribute(&mut self, kind: u16, value: &[u8]) {
+        // Every value here is a number, a name or an address: far below the 64 KiB of the length field.
+        let length = (value.len() + 4) as u16;
+        self.bytes.extend_from_slice(&length.to_ne_bytes());
+        self.bytes.extend_from_slice(&kind.to_ne_bytes());
+        self.raw(value);
+    }
+
+    fn text(&mut self, kind: u16, value: &str) {
+        let mut bytes = value.as_bytes().to_vec();
+        bytes.push(0);
+        self.attribute(kind, &bytes);
+    }
+
+    fn address(&mut self, kind: u16, address: IpAddr) {
+        match address {
+            IpAddr::V4(v4) => self.attribute(kind, &v4.octets()),
+            IpAddr::V6(v6) => self.attribute(kind, &v6.octets()),
+        }
+    }
+
+    fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+        let start = self.bytes.len();
+        self.attribute(kind | NESTED, &[]);
+        fill(self);
+        let length = (self.bytes.len() - start) as u16;
+        self.bytes[start..start + 2].copy_from_slice(&length.to_ne_bytes());
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        let length = self.bytes.len() as u32;
+        self.bytes[0..4].copy_from_slice(&length.to_ne_bytes());
+        self.bytes
+    }
+}
+
+fn link_header(index: u32, flags: u32, change: u32) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[4..8].copy_from_slice(&index.to_ne_bytes());
+    header[8..12].copy_from_slice(&flags.to_ne_bytes());
+    header[12..16].copy_from_slice(&change.to_ne_bytes());
+    header
+}
+
+fn family(address: IpAddr) -> u8 {
+    if address.is_ipv6() { AF_INET6 } else { AF_INET }
+}
+
+/// The first four bytes as a number; 0 where there are fewer.
+fn number(bytes: &[u8]) -> u32 {
+    bytes.first_chunk().map_or(0, |four| u32::from_ne_bytes(*four))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
+}
+
+fn attributes(body: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
+    let mut rest = body.get(header..).unwrap_or(&[]);
+    std::iter::from_fn(move || {
+        let head = rest.first_chunk::<4>()?;
+        let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        let kind = u16::from_ne_bytes([head[2], head[3]]) & !NESTED;
+        let value = rest.get(4..length)?;
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or(&[]);
+        Some((kind, value))
+    })
+}
+
+fn parse_link(body: &[u8]) -> Option<Link> {
+    let mut link = Link { index: number(body.get(4..8)?), ..Link::default() };
+    link.up = number(body.get(8..12)?) & IFF_UP != 0;
+    for (kind, value) in attributes(body, 16) {
+        match kind {
+            IFLA_IFNAME => link.name = text(value),
+            IFLA_IFALIAS => link.alias = text(value),
+            IFLA_LINK => link.peer = Some(number(value)).filter(|peer| *peer != 0),
+            IFLA_LINK_NETNSID => link.peer_nsid = Some(number(value) as i32),
+            IFLA_LINKINFO => {
+                link.kind = attributes(value, 0)
+                    .find(|info| info.0 == IFLA_INFO_KIND)
+                    .map(|info| text(info.1))
+                    .unwrap_or_default();
+            }
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn parse_address(body: &[u8]) -> Option<(u32, IpAddr)> {
+    let index = number(body.get(4..8)?);
+    let mut found = None;
+    for (kind, value) in attributes(body, 8) {
+        // Of a point-to-point IPv4 device IFA_ADDRESS is the other side; IFA_LOCAL is always ours.
+        if kind == IFA_LOCAL || (kind == IFA_ADDRESS && found.is_none()) {
+            found = match value.len() {
+                4 => value.first_chunk::<4>().map(|b| IpAddr::V4(Ipv4Addr::from(*b))),
+                16 => value.first_chunk::<16>().map(|b| IpAddr::V6(Ipv6Addr::from(*b))),
+                _ => found,
+            };
+        }
+    }
+    found.map(|address| (index, address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attributes_survive_a_round_trip_and_a_cut() {
+        let mut message = Message::new(1, 0);
+        message.text(3, "eth0");
+        message.nest(18, |info| info.text(1, "veth"));
+        let bytes = message.finish();
+        let all: Vec<_> = attributes(&bytes, HEADER).map(|a| a.0).collect();
+        assert_eq!(all, [3, 18]);
+        let nested = attributes(&bytes, HEADER).last().map(|a| attributes(a.1, 0).map(|b| text(b.1)).collect());
+        assert_eq!(nested, Some(vec!["veth".to_owned()]));
+        for cut in HEADER..bytes.len() {
+            assert!(attributes(&bytes[..cut], HEADER).count() <= 2, "a cut message must not panic");
+        }
+    }
+
+    #[test]
+    fn an_address_prefers_the_local_one() {
+        let mut message = Message::new(1, 0).bytes(&[0, 0, 0, 0, 7, 0, 0, 0]);
+        message.attribute(IFA_ADDRESS, &[10, 0, 0, 2]);
+        message.attribute(IFA_LOCAL, &[10, 0, 0, 1]);
+        let bytes = message.finish();
+        let address: IpAddr = Ipv4Addr::new(10, 0, 0, 1).into();
+        assert_eq!(parse_address(&bytes[HEADER..]), Some((7, address)));
+    }
+}

@@ -1,0 +1,322 @@
+//! One node: everything that the loader holds in the kernel, from set-up to removal.
+
+use crate::attach;
+use crate::bpffs::Pins;
+use crate::counters::Counters;
+use crate::discover::{self, Found};
+use crate::error::{ApplyError, SetupError};
+use crate::generation::{self, Plan};
+use crate::helper::{self, Helper};
+use crate::maps::Maps;
+use crate::netns;
+use crate::plain::Plain;
+use aya::{Ebpf, EbpfLoader};
+use rustix::io::Errno;
+use sluice_bpf_abi::{Config, map, program};
+use sluice_policy::{Endpoint, Snapshot};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::collections::HashSet;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The object is part of the binary; `cargo xtask build-bpf` makes it.
+static OBJECT: &[u8] = aya::include_bytes_aligned!("sluice.bpf.o");
+/// The mark, unless told otherwise: no bit that kube-proxy, Cilium or the AWS CNI use.
+pub const DEFAULT_MARK: u32 = 0x3011;
+/// Device names have 15 bytes, and the helper's ends add one letter.
+const MAX_NAME: usize = 14;
+/// Connections that wait to be accepted: the kernel's own limit where it is lower.
+const BACKLOG: i32 = 4_096;
+
+/// What a node is made from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeConfig {
+    /// The names of the helper's ends derive from it: at most 14 letters, digits or dashes.
+    pub name: String,
+    /// A directory of our own. If it is on no bpffs, one is mounted there.
+    pub bpffs: PathBuf,
+    /// The port of the proxy's listeners, on loopback in its own namespace.
+    pub listen_port: u16,
+    /// What marks the proxy's packets on their way to a pod; see [`DEFAULT_MARK`]. Never 0.
+    pub mark: u32,
+}
+
+/// An endpoint whose verdicts the kernel gives.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// `namespace/pod`.
+    pub endpoint: String,
+    /// The node's end of its veth.
+    pub device: String,
+}
+
+/// An endpoint that nothing is enforced for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// `namespace/pod`.
+    pub endpoint: String,
+    /// Why.
+    pub why: String,
+}
+
+/// What is in force after a snapshot was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The snapshot's.
+    pub generation: u64,
+    /// The endpoints with both hooks.
+    pub attached: Vec<Attached>,
+    /// The endpoints without.
+    pub missing: Vec<Missing>,
+    /// The rows in force.
+    pub rows: usize,
+}
+
+/// Everything of one node. See the crate's documentation for what outlives it.
+pub struct Node {
+    config: NodeConfig,
+    netns: OwnedFd,
+    pins: Pins,
+    ebpf: Ebpf,
+    maps: Maps,
+    helper: Helper,
+}
+
+impl Node {
+    /// Sets the node up, or takes over what an earlier process pinned. The node's network namespace is that
+    /// of this thread.
+    ///
+    /// # Errors
+    /// Says which thing cannot be had, and what to do.
+    pub fn open(config: NodeConfig) -> Result<Self, SetupError> {
+        check(&config)?;
+        let netns = netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
+        let pins = Pins::open(&config.bpffs)?;
+        let mut ebpf = load(&pins)?;
+        let maps = Maps::take(&mut ebpf)?;
+        let helper = Helper::create(&config.name, netns.as_fd())?;
+        let mut node = Self { config, netns, pins, ebpf, maps, helper };
+        node.attach_helper()?;
+        node.configure(node.helper.outer.index)?;
+        attach::take_over(&mut node.ebpf, &node.pins)?;
+        Ok(node)
+    }
+
+    /// The proxy's own network namespace.
+    #[must_use]
+    pub fn proxy_netns(&self) -> BorrowedFd<'_> {
+        self.helper.netns.as_fd()
+    }
+
+    /// The proxy's listeners, on `127.0.0.1` and `::1` of its namespace, where no pod reaches them but
+    /// through the hooks. The local address of what they accept is the original destination.
+    ///
+    /// # Errors
+    /// If one cannot be made.
+    pub fn listener(&self) -> Result<(TcpListener, TcpListener), SetupError> {
+        let port = self.config.listen_port;
+        netns::within(self.proxy_netns(), || {
+            Ok((
+                listen(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?,
+                listen(SocketAddr::from((Ipv6Addr::LOCALHOST, port)))?,
+            ))
+        })
+        .map_err(SetupError::cannot(
+            format!("listen on port {port} in the proxy's network namespace"),
+            "CAP_NET_ADMIN is needed for IP_TRANSPARENT, and the port must be free",
+        ))
+    }
+
+    /// Puts a snapshot in force: rows first, then the hooks of new endpoints, then the removal of old ones.
+    /// An endpoint that cannot be found or attached does not hold up the others.
+    ///
+    /// # Errors
+    /// The snapshot before stays in force.
+    pub fn apply(&mut self, snapshot: &Snapshot) -> Result<Applied, ApplyError> {
+        let wanted: HashSet<IpAddr> =
+            snapshot.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
+        let found = discover::discover(self.netns.as_fd(), &wanted).map_err(ApplyError::io("look for the pods' veths"))?;
+        let mut plan = Plan::new(snapshot, &found.node);
+        let mut applied = Applied {
+            generation: snapshot.generation,
+            attached: Vec::new(),
+            missing: Vec::new(),
+            rows: plan.rows(),
+        };
+        let mut devices = Vec::new();
+        for endpoint in snapshot.endpoints.iter() {
+            match self.device(&found, endpoint) {
+                Ok(device) if plan.endpoints.contains_key(&device) => {
+                    let why = "another endpoint of this snapshot has the same device".to_owned();
+                    applied.missing.push(Missing { endpoint: name(endpoint), why });
+                }
+                Ok(device) => {
+                    plan.endpoint(device, endpoint.profile.0, &endpoint.addresses);
+                    devices.push((device, name(endpoint)));
+                }
+                Err(why) => applied.missing.push(Missing { endpoint: name(endpoint), why }),
+            }
+        }
+        plan.commit(&mut self.maps)?;
+        for (device, endpoint) in devices {
+            let label = found.name(device).unwrap_or_default().to_owned();
+            match self.attach(device, &label) {
+                Ok(()) => applied.attached.push(Attached { endpoint, device: label }),
+                Err(error) => applied.missing.push(Missing { endpoint, why: error.to_string() }),
+            }
+        }
+        for device in attach::devices(&self.pins)?.into_iter().filter(|d| !plan.endpoints.contains_key(d)) {
+            attach::detach(&self.pins, device)?;
+        }
+        Ok(applied)
+    }
+
+    /// What the kernel counted.
+    ///
+    /// # Errors
+    /// If the map cannot be read.
+    pub fn counters(&self) -> Result<Counters, SetupError> {
+        Counters::read(&self.maps.counters)
+    }
+
+    /// Flows that the kernel remembers now.
+    #[must_use]
+    pub fn flows(&self) -> usize {
+        self.maps.flows.keys().filter(Result::is_ok).count()
+    }
+
+    /// Stops: what is pinned stays in force; the helper and the proxy's namespace go, so that flows that L7
+    /// rules govern are refused until a node is opened again.
+    ///
+    /// # Errors
+    /// If the helper cannot be removed. It goes with the process in any case.
+    pub fn release(mut self) -> Result<(), SetupError> {
+        self.configure(0)?;
+        helper::remove(&self.config.name, self.netns.as_fd())
+    }
+
+    /// Removes every pin, link and device. The node's network namespace is that of this thread.
+    ///
+    /// # Errors
+    /// Says what stays.
+    pub fn uninstall(config: &NodeConfig) -> Result<(), SetupError> {
+        check(config)?;
+        let netns = netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
+        Pins::remove(&config.bpffs)?;
+        helper::remove(&config.name, netns.as_fd())
+    }
+
+    /// The device of an endpoint. One that cannot be found keeps the device that the generation in force
+    /// knows it by, as long as that is there: not to find a pod must not let it go.
+    fn device(&self, found: &Found, endpoint: &Arc<Endpoint>) -> Result<u32, String> {
+        found.device(&endpoint.addresses).or_else(|why| {
+            let mut owners = endpoint.addresses.iter().map(|address| generation::owner(&self.maps, *address));
+            let first = owners.next().flatten().filter(|device| found.name(*device).is_some());
+            match first {
+                Some(device) if owners.all(|owner| owner == Some(device)) => Ok(device),
+                _ => Err(why),
+            }
+        })
+    }
+
+    fn attach(&mut self, device: u32, label: &str) -> Result<(), SetupError> {
+        let Self { ebpf, pins, netns, .. } = self;
+        netns::within(netns.as_fd(), || Ok(attach::attach(ebpf, pins, device, label))).map_err(enter())?
+    }
+
+    fn attach_helper(&mut self) -> Result<(), SetupError> {
+        let Self { ebpf, netns, helper, .. } = self;
+        netns::within(helper.netns.as_fd(), || {
+            Ok(attach::attach_unpinned(ebpf, program::TO_PROXY, &helper.inner_name))
+        })
+        .map_err(enter())??;
+        netns::within(netns.as_fd(), || {
+            Ok(attach::attach_unpinned(ebpf, program::FROM_PROXY, &helper.outer.name))
+        })
+        .map_err(enter())?
+    }
+
+    fn configure(&mut self, helper_ifindex: u32) -> Result<(), SetupError> {
+        let config = Config {
+            helper_ifindex,
+            mark: self.config.mark,
+            proxy_nsid: self.helper.nsid,
+            listen_port: self.config.listen_port,
+            pad: 0,
+        };
+        self.maps.config.set(0, Plain(config), 0).map_err(|error| SetupError::Map {
+            what: "write",
+            map: map::CONFIG,
+            reason: error.to_string(),
+        })
+    }
+}
+
+fn enter() -> impl FnOnce(io::Error) -> SetupError {
+    SetupError::cannot("enter a network namespace", "CAP_SYS_ADMIN is needed")
+}
+
+fn name(endpoint: &Endpoint) -> String {
+    format!("{}/{}", endpoint.workload.namespace, endpoint.workload.pod)
+}
+
+fn check(config: &NodeConfig) -> Result<(), SetupError> {
+    let fine = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    let wrong = |what: &str, remedy| Err(SetupError::Config { what: what.to_owned(), remedy });
+    if config.name.is_empty() || config.name.len() > MAX_NAME || !config.name.chars().all(fine) {
+        return wrong(
+            &format!("the node name {:?} makes no device name", config.name),
+            "take 1 to 14 lower-case letters, digits or dashes",
+        );
+    }
+    if config.mark == 0 {
+        return wrong("the mark is 0, which every packet has", "take another, as 0x3011");
+    }
+    if config.listen_port == 0 {
+        return wrong("the listeners' port is 0", "take a fixed one: the kernel looks the listeners up by it");
+    }
+    Ok(())
+}
+
+fn load(pins: &Pins) -> Result<Ebpf, SetupError> {
+    let directory = pins.maps();
+    let paths: Vec<_> = map::PINNED.iter().map(|name| (*name, directory.join(name))).collect();
+    let mut loader = EbpfLoader::new();
+    for (name, path) in &paths {
+        loader.map_pin_path(name, path.as_path());
+    }
+    let mut ebpf = loader.load(OBJECT).map_err(|error| SetupError::Load(chain(&error)))?;
+    for name in program::ALL {
+        attach::classifier(&mut ebpf, name)?.load().map_err(|error| SetupError::Load(format!("{name}: {}", chain(&error))))?;
+    }
+    Ok(ebpf)
+}
+
+/// An error with its causes: the kernel's own word is the last of them.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_ip_transparent_v4(true).map_err(|error| match error.raw_os_error() {
+        Some(code) if code == Errno::PERM.raw_os_error() => io::Error::new(error.kind(), "IP_TRANSPARENT is refused"),
+        _ => error,
+    })?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
