@@ -3,7 +3,9 @@
 //!
 //! Nothing here is linked into the product. Called by the binaries beside it and by `tests/*.rs`.
 
+pub mod fixture;
 pub mod harness;
+pub mod manifests;
 pub mod peer;
 pub mod proto;
 pub mod world;
