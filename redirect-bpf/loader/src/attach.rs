@@ -23,11 +23,7 @@ pub(crate) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut S
 }
 
 /// Attaches a program that goes with the loader. The thread must be in the device's namespace.
-pub(crate) fn attach_unpinned(
-    ebpf: &mut Ebpf,
-    name: &'static str,
-    device: &str,
-) -> Result<(), SetupError> {
+pub(crate) fn attach_unpinned(ebpf: &mut Ebpf, name: &'static str, device: &str) -> Result<(), SetupError> {
     let classifier = classifier(ebpf, name)?;
     classifier
         .attach_with_options(device, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::first()))

@@ -23,9 +23,15 @@ impl Pins {
         let pins = Self { root: root.to_owned() };
         create(root)?;
         if !is_bpffs(root)? {
-            mount("sluice", root, "bpf", MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC, c"mode=0700")
-                .map_err(io::Error::from)
-                .map_err(SetupError::cannot(format!("mount a bpffs at {}", root.display()), REMEDY))?;
+            mount(
+                "sluice",
+                root,
+                "bpf",
+                MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
+                c"mode=0700",
+            )
+            .map_err(io::Error::from)
+            .map_err(SetupError::cannot(format!("mount a bpffs at {}", root.display()), REMEDY))?;
         }
         create(&pins.maps())?;
         create(&pins.links())?;
@@ -63,7 +69,8 @@ impl Pins {
             return Ok(());
         }
         for version in Self::list(root)? {
-            let name = version.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+            let name =
+                version.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
             if !name.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok()) {
                 continue;
             }

@@ -37,7 +37,9 @@ pub enum SetupError {
         remedy: &'static str,
     },
     /// The eBPF object cannot be loaded.
-    #[error("cannot load the eBPF programs: {0}; Linux 6.6 or later and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed")]
+    #[error(
+        "cannot load the eBPF programs: {0}; Linux 6.6 or later and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed"
+    )]
     Load(String),
     /// The programs lack a part that the loader knows of.
     #[error("the eBPF object has no {what} named {name}: rebuild it with `cargo xtask build-bpf`")]
@@ -68,7 +70,9 @@ pub enum SetupError {
         source: io::Error,
     },
     /// A map of the kernel.
-    #[error("cannot {what} map {map}: {reason}; another version may hold the pins: `uninstall` and start anew")]
+    #[error(
+        "cannot {what} map {map}: {reason}; another version may hold the pins: `uninstall` and start anew"
+    )]
     Map {
         /// What was tried.
         what: &'static str,
@@ -90,7 +94,9 @@ impl SetupError {
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// It does not fit.
-    #[error("{count} {what} do not fit: at most {max} on one node; the rows before stay in force. Fewer distinct ports, peers or CIDRs in policies make fewer")]
+    #[error(
+        "{count} {what} do not fit: at most {max} on one node; the rows before stay in force. Fewer distinct ports, peers or CIDRs in policies make fewer"
+    )]
     Full {
         /// What.
         what: &'static str,

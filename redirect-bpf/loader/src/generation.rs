@@ -8,8 +8,8 @@ use crate::maps::{Classes, Endpoints, Locals, Maps, Rows};
 use crate::plain::Plain;
 use aya::maps::lpm_trie::Key;
 use sluice_bpf_abi::{
-    Action, Address, FlowKind, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS, MAX_ROWS, RowKey, RowValue,
-    SLOTS, map, row_flag,
+    Action, Address, FlowKind, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS, MAX_ROWS, RowKey,
+    RowValue, SLOTS, map, row_flag,
 };
 use sluice_policy::{ClassId, Direction, Prefix, Protocol, RowAction, RowEntry, Snapshot};
 use std::collections::HashMap;
@@ -87,17 +87,21 @@ impl Plan {
 
     fn write_rows(&self) -> Result<Rows, ApplyError> {
         let rows = Rows::create(room(self.rows.len()), TRIE_FLAGS).map_err(failed("create", map::ROWS))?;
-        write_trie(map::ROWS, rows, self.rows.iter().map(|((len, key), value)| {
-            (Key::new(*len, Plain(*key)), Plain(*value))
-        }))
+        write_trie(
+            map::ROWS,
+            rows,
+            self.rows.iter().map(|((len, key), value)| (Key::new(*len, Plain(*key)), Plain(*value))),
+        )
     }
 
     fn write_classes(&self) -> Result<Classes, ApplyError> {
         let classes =
             Classes::create(room(self.classes.len()), TRIE_FLAGS).map_err(failed("create", map::CLASSES))?;
-        write_trie(map::CLASSES, classes, self.classes.iter().map(|((len, address), class)| {
-            (Key::new(*len, *address), *class)
-        }))
+        write_trie(
+            map::CLASSES,
+            classes,
+            self.classes.iter().map(|((len, address), class)| (Key::new(*len, *address), *class)),
+        )
     }
 
     fn write_locals(&self) -> Result<(Endpoints, Locals), ApplyError> {

@@ -87,14 +87,17 @@ impl Helper {
 
     fn set_up_inside(&self) -> Result<(), SetupError> {
         let name = &self.inner_name;
-        sysctls(self.netns.as_fd(), &[
-            ("net/ipv4/conf/all/rp_filter".to_owned(), "0"),
-            (format!("net/ipv4/conf/{name}/rp_filter"), "0"),
-            ("net/ipv4/conf/all/forwarding".to_owned(), "0"),
-            ("net/ipv6/conf/all/forwarding".to_owned(), "0"),
-            (format!("net/ipv6/conf/{name}/accept_ra"), "0"),
-            (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
-        ])?;
+        sysctls(
+            self.netns.as_fd(),
+            &[
+                ("net/ipv4/conf/all/rp_filter".to_owned(), "0"),
+                (format!("net/ipv4/conf/{name}/rp_filter"), "0"),
+                ("net/ipv4/conf/all/forwarding".to_owned(), "0"),
+                ("net/ipv6/conf/all/forwarding".to_owned(), "0"),
+                (format!("net/ipv6/conf/{name}/accept_ra"), "0"),
+                (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
+            ],
+        )?;
         let v6 = has_v6();
         netns::within(self.netns.as_fd(), || {
             let netlink = Netlink::open()?;
@@ -123,18 +126,24 @@ impl Helper {
         // the device is larger still, and lets pass what has any route back.
         let all = sysctl(node, "net/ipv4/conf/all/rp_filter")?;
         let rp_filter = if all == "0" { "0" } else { "2" };
-        sysctls(node, &[
-            (format!("net/ipv4/conf/{name}/rp_filter"), rp_filter),
-            (format!("net/ipv4/conf/{name}/forwarding"), "1"),
-            (format!("net/ipv4/conf/{name}/accept_local"), "1"),
-            (format!("net/ipv4/conf/{name}/send_redirects"), "0"),
-            (format!("net/ipv6/conf/{name}/forwarding"), "1"),
-            (format!("net/ipv6/conf/{name}/accept_ra"), "0"),
-            (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
-        ])?;
+        sysctls(
+            node,
+            &[
+                (format!("net/ipv4/conf/{name}/rp_filter"), rp_filter),
+                (format!("net/ipv4/conf/{name}/forwarding"), "1"),
+                (format!("net/ipv4/conf/{name}/accept_local"), "1"),
+                (format!("net/ipv4/conf/{name}/send_redirects"), "0"),
+                (format!("net/ipv6/conf/{name}/forwarding"), "1"),
+                (format!("net/ipv6/conf/{name}/accept_ra"), "0"),
+                (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
+            ],
+        )?;
         for forwarding in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
             if sysctl(node, forwarding).is_ok_and(|value| value == "0") {
-                tracing::warn!(sysctl = forwarding, "is 0 on this node: the proxy's packets of that family go nowhere");
+                tracing::warn!(
+                    sysctl = forwarding,
+                    "is 0 on this node: the proxy's packets of that family go nowhere"
+                );
             }
         }
         netns::within(node, || Netlink::open()?.up(self.outer.index))

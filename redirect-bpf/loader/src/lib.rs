@@ -24,4 +24,4 @@ mod plain;
 pub use counters::Counters;
 pub use error::{ApplyError, SetupError};
 pub use node::{Applied, Attached, DEFAULT_MARK, Missing, Node, NodeConfig};
-pub use sluice_bpf_abi::{ABI_VERSION, Counter};
+pub use sluice_bpf_abi::{ABI_VERSION, Counter, MAX_CLASSES, MAX_ROWS};

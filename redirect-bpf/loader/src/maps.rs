@@ -2,9 +2,9 @@
 
 use crate::error::SetupError;
 use crate::plain::Plain;
+use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
-use aya::Ebpf;
 use sluice_bpf_abi::{Address, Config, FlowEntry, FlowKey, RowKey, RowValue, map};
 
 pub(crate) type Classes = LpmTrie<MapData, Address, u32>;

@@ -425,7 +425,8 @@ mod tests {
         let bytes = message.finish();
         let all: Vec<_> = attributes(&bytes, HEADER).map(|a| a.0).collect();
         assert_eq!(all, [3, 18]);
-        let nested = attributes(&bytes, HEADER).last().map(|a| attributes(a.1, 0).map(|b| text(b.1)).collect());
+        let nested =
+            attributes(&bytes, HEADER).last().map(|a| attributes(a.1, 0).map(|b| text(b.1)).collect());
         assert_eq!(nested, Some(vec!["veth".to_owned()]));
         for cut in HEADER..bytes.len() {
             assert!(attributes(&bytes[..cut], HEADER).count() <= 2, "a cut message must not panic");

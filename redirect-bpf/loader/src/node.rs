@@ -93,7 +93,8 @@ impl Node {
     /// Says which thing cannot be had, and what to do.
     pub fn open(config: NodeConfig) -> Result<Self, SetupError> {
         check(&config)?;
-        let netns = netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
+        let netns =
+            netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
         let pins = Pins::open(&config.bpffs)?;
         let mut ebpf = load(&pins)?;
         let maps = Maps::take(&mut ebpf)?;
@@ -138,7 +139,8 @@ impl Node {
     pub fn apply(&mut self, snapshot: &Snapshot) -> Result<Applied, ApplyError> {
         let wanted: HashSet<IpAddr> =
             snapshot.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
-        let found = discover::discover(self.netns.as_fd(), &wanted).map_err(ApplyError::io("look for the pods' veths"))?;
+        let found = discover::discover(self.netns.as_fd(), &wanted)
+            .map_err(ApplyError::io("look for the pods' veths"))?;
         let mut plan = Plan::new(snapshot, &found.node);
         let mut applied = Applied {
             generation: snapshot.generation,
@@ -204,7 +206,8 @@ impl Node {
     /// Says what stays.
     pub fn uninstall(config: &NodeConfig) -> Result<(), SetupError> {
         check(config)?;
-        let netns = netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
+        let netns =
+            netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
         Pins::remove(&config.bpffs)?;
         helper::remove(&config.name, netns.as_fd())
     }
@@ -276,7 +279,10 @@ fn check(config: &NodeConfig) -> Result<(), SetupError> {
         return wrong("the mark is 0, which every packet has", "take another, as 0x3011");
     }
     if config.listen_port == 0 {
-        return wrong("the listeners' port is 0", "take a fixed one: the kernel looks the listeners up by it");
+        return wrong(
+            "the listeners' port is 0",
+            "take a fixed one: the kernel looks the listeners up by it",
+        );
     }
     Ok(())
 }
@@ -290,7 +296,9 @@ fn load(pins: &Pins) -> Result<Ebpf, SetupError> {
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| SetupError::Load(chain(&error)))?;
     for name in program::ALL {
-        attach::classifier(&mut ebpf, name)?.load().map_err(|error| SetupError::Load(format!("{name}: {}", chain(&error))))?;
+        attach::classifier(&mut ebpf, name)?
+            .load()
+            .map_err(|error| SetupError::Load(format!("{name}: {}", chain(&error))))?;
     }
     Ok(ebpf)
 }
@@ -313,7 +321,9 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     }
     socket.set_reuse_address(true)?;
     socket.set_ip_transparent_v4(true).map_err(|error| match error.raw_os_error() {
-        Some(code) if code == Errno::PERM.raw_os_error() => io::Error::new(error.kind(), "IP_TRANSPARENT is refused"),
+        Some(code) if code == Errno::PERM.raw_os_error() => {
+            io::Error::new(error.kind(), "IP_TRANSPARENT is refused")
+        }
         _ => error,
     })?;
     socket.bind(&SockAddr::from(address))?;

@@ -76,7 +76,13 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
         return Fate::Drop(Counter::NotMine);
     }
     // SAFETY: reads of the context that the verifier allows. `sk` is only compared with null.
-    let (mark, host) = unsafe { ((*ctx.skb.skb).mark, !(*ctx.skb.skb).__bindgen_anon_2.sk.is_null()) };
+    let (mark, socket, arrived) = unsafe {
+        let skb = ctx.skb.skb;
+        ((*skb).mark, !(*skb).__bindgen_anon_2.sk.is_null(), (*skb).ingress_ifindex)
+    };
+    // A socket alone does not make it the node's: a frame that only crossed a bridge still carries the
+    // sending pod's. What the node sends itself never arrived by any device.
+    let host = socket && arrived == 0;
     let trusted = config().mark;
     if trusted != 0 && mark == trusted {
         return Fate::Pass(Counter::FromProxy);

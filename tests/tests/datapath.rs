@@ -1,0 +1,24 @@
+//! The datapath alone: the eBPF programs and the loader in real network namespaces, with snapshots made by
+//! hand and a transparent echo proxy in the proxy's place.
+//!
+//! Knows nothing of Kubernetes objects, of HTTP or of the real proxy.
+
+#[path = "datapath/l4.rs"]
+mod l4;
+#[path = "datapath/l7.rs"]
+mod l7;
+#[path = "datapath/life.rs"]
+mod life;
+#[path = "datapath/peers.rs"]
+mod peers;
+#[path = "datapath/rig.rs"]
+mod rig;
+#[path = "datapath/rules.rs"]
+mod rules;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let tests = [l4::tests(), l7::tests(), life::tests()].into_iter().flatten().collect();
+    sluice_tests::harness::main(2, tests)
+}

@@ -1,0 +1,154 @@
+//! Snapshots by hand: names for peers, and rules in a line each.
+
+use sluice_policy::http::HttpMatch;
+use sluice_policy::{
+    Class, ClassId, ClassSet, Conditions, Direction, Endpoint, Identity, IsolatedPorts, Isolation, Kind,
+    Layer, Mode, Origin, Policy, PolicyId, PortRange, PortSet, Prefix, Profile, ProfileId, Protocol, Rule,
+    Scope, Snapshot, Workload,
+};
+use sluice_tests::{Pod, World};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+/// One rule of the tests.
+#[derive(Clone, Debug)]
+pub(crate) struct Line {
+    pod: String,
+    direction: Direction,
+    peer: Option<String>,
+    ports: PortSet,
+    l7: bool,
+    mode: Mode,
+}
+
+/// `pod` accepts from `peer`; isolates it.
+pub(crate) fn ingress(pod: &str, peer: &str, ports: PortSet) -> Line {
+    line(pod, Direction::Ingress, Some(peer), ports)
+}
+
+/// `pod` may open to `peer`; isolates it.
+pub(crate) fn egress(pod: &str, peer: &str, ports: PortSet) -> Line {
+    line(pod, Direction::Egress, Some(peer), ports)
+}
+
+/// Isolates `pod` and allows nothing.
+pub(crate) fn closed(pod: &str, direction: Direction) -> Line {
+    line(pod, direction, None, PortSet::All)
+}
+
+fn line(pod: &str, direction: Direction, peer: Option<&str>, ports: PortSet) -> Line {
+    let (pod, peer) = (pod.to_owned(), peer.map(str::to_owned));
+    Line { pod, direction, peer, ports, l7: false, mode: Mode::Enforce }
+}
+
+impl Line {
+    /// With a condition that only the proxy can judge.
+    pub(crate) fn l7(mut self) -> Self {
+        self.l7 = true;
+        self
+    }
+
+    /// Of a policy that decides nothing.
+    pub(crate) fn audited(mut self) -> Self {
+        self.mode = Mode::Audit;
+        self
+    }
+}
+
+/// A range of TCP ports.
+pub(crate) fn tcp(first: u16, last: u16) -> PortSet {
+    PortSet::Ranges(vec![PortRange { protocol: Protocol::Tcp, first, last }])
+}
+
+/// One UDP port.
+pub(crate) fn udp(port: u16) -> PortSet {
+    PortSet::Ranges(vec![PortRange { protocol: Protocol::Udp, first: port, last: port }])
+}
+
+/// All of ICMP.
+pub(crate) fn icmp() -> PortSet {
+    PortSet::Ranges(vec![PortRange::all(Protocol::Icmp)])
+}
+
+/// The snapshot of a node: each pod and host outside is a class of its own, named as in the world; `world` is
+/// everybody else. Every pod of the node is an endpoint with a profile of its own.
+pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line]) -> Snapshot {
+    let mut snapshot = Snapshot { generation, ..Snapshot::default() };
+    let peers: Vec<&Pod> = world.pods.iter().chain(&world.outside).collect();
+    snapshot.classes.push(Class { identity: Identity::Missing, cidrs: Vec::new() });
+    snapshot.classes.push(Class { identity: Identity::World, cidrs: Vec::new() });
+    snapshot.addresses.insert(Prefix::EVERYTHING, ClassId(1));
+    for (pod, id) in peers.iter().zip(2..) {
+        snapshot
+            .classes
+            .push(Class { identity: Identity::Workload(pod.name.as_str().into()), cidrs: Vec::new() });
+        for address in addresses(pod) {
+            snapshot.addresses.insert(Prefix::host(address), ClassId(id));
+        }
+    }
+    let mut endpoints = Vec::new();
+    for (pod, id) in world.pods.iter().filter(|pod| pod.node == node).zip(0..) {
+        endpoints.push(Arc::new(Endpoint {
+            workload: Arc::new(workload(pod)),
+            addresses: addresses(pod).to_vec(),
+            profile: ProfileId(id),
+        }));
+        snapshot.profiles.push(profile(&pod.name, &peers, lines));
+    }
+    snapshot.endpoints = endpoints.into();
+    snapshot
+}
+
+fn profile(pod: &str, peers: &[&Pod], lines: &[Line]) -> Profile {
+    let mut profile = Profile::default();
+    for (line, id) in lines.iter().filter(|line| line.pod == pod).zip(0..) {
+        let policy = Arc::new(Policy {
+            id: PolicyId(id),
+            origin: Origin { kind: Kind::L7NetworkPolicy, namespace: "test".into(), name: pod.into() },
+            mode: line.mode,
+        });
+        let side = match line.direction {
+            Direction::Ingress => &mut profile.ingress,
+            Direction::Egress => &mut profile.egress,
+        };
+        let layer: &mut Layer = &mut side.layers[1];
+        layer.isolation.push(Isolation { policy: Arc::clone(&policy), ports: IsolatedPorts::All });
+        let Some(peer) = &line.peer else { continue };
+        let class = match peer.as_str() {
+            "world" => ClassId(1),
+            name => ClassId(peers.iter().zip(2..).find(|(pod, _)| pod.name == name).expect("a known peer").1),
+        };
+        let conditions = Conditions { http: vec![HttpMatch::default()], grpc: Vec::new() };
+        layer.allow.push(Rule {
+            policy,
+            name: format!("rule-{id}").into(),
+            scopes: vec![Scope { peers: ClassSet::of([class]), ports: line.ports.clone() }],
+            conditions: line.l7.then(|| Arc::new(conditions)),
+        });
+    }
+    profile
+}
+
+/// Both addresses of a pod.
+pub(crate) fn addresses(pod: &Pod) -> [IpAddr; 2] {
+    [pod.v4.into(), pod.v6.into()]
+}
+
+/// A snapshot with more rows than fit.
+pub(crate) fn oversized(world: &World, node: &str, generation: u64) -> Snapshot {
+    let mut snapshot = snapshot(world, node, generation, &[]);
+    for host in 0..=sluice_redirect::MAX_CLASSES {
+        snapshot.addresses.insert(Prefix::host(Ipv4Addr::from(0x0b00_0000 + host).into()), ClassId(1));
+    }
+    snapshot
+}
+
+fn workload(pod: &Pod) -> Workload {
+    Workload {
+        namespace: pod.namespace().into(),
+        pod: pod.short_name().into(),
+        uid: "".into(),
+        service_account: "default".into(),
+        node: pod.node.as_str().into(),
+    }
+}
