@@ -3,6 +3,8 @@
 //!
 //! Knows nothing of Kubernetes objects, of HTTP or of the real proxy.
 
+#[path = "datapath/forge.rs"]
+mod forge;
 #[path = "datapath/l4.rs"]
 mod l4;
 #[path = "datapath/l7.rs"]

@@ -132,6 +132,12 @@ impl Connection {
         }
     }
 
+    /// Ends it with a reset, so that its port is free at once.
+    pub(crate) fn reset(self) -> Result<()> {
+        socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))?;
+        Ok(())
+    }
+
     /// Our side of it.
     pub(crate) fn local(&self) -> Result<SocketAddr> {
         Ok(self.stream.local_addr()?)

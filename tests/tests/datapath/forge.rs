@@ -1,0 +1,108 @@
+//! Segments that the kernel would not send: with any source, ports and numbers.
+
+use anyhow::{Context, Result, ensure};
+use sluice_tests::world::Netns;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::io::Read;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::time::Duration;
+
+const RAW: i32 = 255;
+const HEADERS: usize = 40;
+const ACK_PUSH: u8 = 0x18;
+
+/// A TCP segment over IPv4.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Segment {
+    pub(crate) source: SocketAddrV4,
+    pub(crate) target: SocketAddrV4,
+    pub(crate) sequence: u32,
+    pub(crate) acknowledgement: u32,
+    pub(crate) payload: &'static [u8],
+}
+
+impl Segment {
+    /// Sends it from the namespace of this thread.
+    pub(crate) fn send(&self) -> Result<()> {
+        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)))?;
+        socket.set_header_included_v4(true)?;
+        let target = SocketAddr::new((*self.target.ip()).into(), 0);
+        let bytes = self.bytes();
+        let sent = socket.send_to(&bytes, &SockAddr::from(target)).context("send the forged segment")?;
+        ensure!(sent == bytes.len(), "only {sent} bytes were sent");
+        Ok(())
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let length = HEADERS + self.payload.len();
+        let mut ip = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0];
+        ip[2..4].copy_from_slice(&u16::try_from(length).expect("short").to_be_bytes());
+        ip.extend(self.source.ip().octets());
+        ip.extend(self.target.ip().octets());
+        let mut tcp = Vec::new();
+        tcp.extend(self.source.port().to_be_bytes());
+        tcp.extend(self.target.port().to_be_bytes());
+        tcp.extend(self.sequence.to_be_bytes());
+        tcp.extend(self.acknowledgement.to_be_bytes());
+        tcp.extend([0x50, ACK_PUSH, 0xff, 0xff, 0, 0, 0, 0]);
+        tcp.extend(self.payload);
+        let mut pseudo = [self.source.ip().octets(), self.target.ip().octets()].concat();
+        pseudo.extend([0, 6]);
+        pseudo.extend(u16::try_from(tcp.len()).expect("short").to_be_bytes());
+        let sum = checksum(&[pseudo, tcp.clone()].concat());
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+        ip.extend(tcp);
+        ip
+    }
+}
+
+fn checksum(bytes: &[u8]) -> u16 {
+    let mut sum: u32 = bytes
+        .chunks(2)
+        .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
+        .sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// The numbers of a segment.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Numbers {
+    pub(crate) sequence: u32,
+    pub(crate) acknowledged: u32,
+}
+
+/// Sees every TCP segment that comes into a namespace.
+pub(crate) fn sniffer(netns: &Netns) -> Result<Socket> {
+    let socket = netns.inside(|| Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)))??;
+    socket.set_read_timeout(Some(Duration::from_millis(200)))?;
+    Ok(socket)
+}
+
+/// What the other end of a connection expects and has sent, by the last segment seen of it.
+pub(crate) fn last_acknowledgement(
+    sniffer: &Socket,
+    from: Ipv4Addr,
+    sport: u16,
+    dport: u16,
+) -> Result<Numbers> {
+    let mut last = None;
+    let mut buffer = [0; 2048];
+    let mut reader = sniffer;
+    while let Ok(length) = reader.read(&mut buffer) {
+        let packet = &buffer[..length];
+        let at = usize::from(packet[0] & 0x0f) * 4;
+        let tcp = &packet[at..];
+        let ports = (u16::from_be_bytes([tcp[0], tcp[1]]), u16::from_be_bytes([tcp[2], tcp[3]]));
+        if packet[12..16] != from.octets() || ports != (sport, dport) {
+            continue;
+        }
+        let number = |at: usize| u32::from_be_bytes([tcp[at], tcp[at + 1], tcp[at + 2], tcp[at + 3]]);
+        let payload = length - at - usize::from(tcp[12] >> 4) * 4;
+        let sequence = number(4).wrapping_add(u32::try_from(payload)?);
+        last = Some(Numbers { sequence, acknowledged: number(8) });
+    }
+    last.context("no segment of the connection was seen")
+}
