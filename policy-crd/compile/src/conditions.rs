@@ -1,0 +1,273 @@
+//! `rules` of a rule into conditions on a request.
+//!
+//! Knows nothing of peers or ports. Says apart what is whole and what lost a limit, for a deny may lose one and
+//! an allow may not.
+
+use crate::lower::Report;
+use sluice_crd::{
+    GrpcProtocol, GrpcRule, HeaderMatch as HeaderGiven, HeaderMatchType, HttpRule, Part, RuleObject,
+    StringMatch, StringMatchType,
+};
+use sluice_policy::{Conditions, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, PathMatch, Regex};
+use std::sync::Arc;
+
+/// Conditions, lowered.
+pub(crate) enum Lowered {
+    /// The rule has none.
+    None,
+    /// All of them.
+    Whole(Arc<Conditions>),
+    /// Some limit was left out: they match more than was written.
+    Widened(Arc<Conditions>),
+    /// An alternative could not be read: nobody knows what they match.
+    Bad,
+}
+
+impl Lowered {
+    /// For an allow: `Some(None)` without conditions, `None` where anything is in doubt.
+    #[allow(clippy::option_option, reason = "a rule without conditions is not a rule in doubt")]
+    pub(crate) fn whole(self) -> Option<Option<Arc<Conditions>>> {
+        match self {
+            Self::None => Some(None),
+            Self::Whole(conditions) => Some(Some(conditions)),
+            Self::Widened(_) | Self::Bad => None,
+        }
+    }
+}
+
+/// What became of one alternative or one limit.
+struct Doubt {
+    /// A limit was left out.
+    widened: bool,
+    /// An alternative was.
+    bad: bool,
+}
+
+/// Lowers `rules`.
+pub(crate) fn lower(rule: &RuleObject, report: &mut Report<'_>) -> Lowered {
+    let path = format!("{}.rules", rule.path);
+    let mut doubt = Doubt { widened: false, bad: false };
+    let rules = match &rule.rules {
+        Part::Absent => return Lowered::None,
+        Part::Bad => return Lowered::Bad,
+        Part::Flawed(rules) => {
+            // An unknown kind of alternative: nobody knows what it matches.
+            doubt.bad = true;
+            rules
+        }
+        Part::Whole(rules) => rules,
+    };
+    if !rules.tls.is_absent() {
+        report.not_built(&format!("{path}.tls"));
+        doubt.bad = true;
+    }
+    if rules.http.is_absent() && rules.grpc.is_absent() && rules.tls.is_absent() && !doubt.bad {
+        report.error(&path, "rules without http or grpc", "remove `rules`, or write what must be said");
+        return Lowered::Bad;
+    }
+    let mut conditions = Conditions::default();
+    each(&rules.http, &format!("{path}.http"), &mut doubt, report, |item, path, doubt, report| {
+        conditions.http.push(http(item, path, doubt, report));
+    });
+    each(&rules.grpc, &format!("{path}.grpc"), &mut doubt, report, |item, path, doubt, report| {
+        conditions.grpc.extend(grpc(item, path, doubt, report));
+    });
+    match doubt {
+        Doubt { bad: true, .. } => Lowered::Bad,
+        Doubt { widened: true, .. } => Lowered::Widened(Arc::new(conditions)),
+        Doubt { .. } => Lowered::Whole(Arc::new(conditions)),
+    }
+}
+
+fn each<T>(
+    list: &Part<Vec<Part<T>>>,
+    path: &str,
+    doubt: &mut Doubt,
+    report: &mut Report<'_>,
+    mut lower: impl FnMut(&T, &str, &mut Doubt, &mut Report<'_>),
+) {
+    let items = match list {
+        Part::Absent => return,
+        Part::Bad | Part::Flawed(_) => {
+            doubt.bad = true;
+            return;
+        }
+        Part::Whole(items) => items,
+    };
+    if items.is_empty() {
+        report.error(path, "an empty list matches nothing", "remove it, or write what must be said");
+        doubt.bad = true;
+    }
+    for (index, item) in items.iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        match item {
+            Part::Whole(item) => lower(item, &path, doubt, report),
+            Part::Flawed(item) => {
+                doubt.widened = true;
+                lower(item, &path, doubt, report);
+            }
+            Part::Absent | Part::Bad => doubt.bad = true,
+        }
+    }
+}
+
+fn http(item: &HttpRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>) -> HttpMatch {
+    for (field, given) in [
+        ("hosts", item.hosts.is_some()),
+        ("queryParams", item.query_params.is_some()),
+        ("upgrades", item.upgrades.is_some()),
+    ] {
+        if given {
+            report.not_built(&format!("{path}.{field}"));
+            doubt.widened = true;
+        }
+    }
+    let methods = methods(item.methods.as_deref(), &format!("{path}.methods"), doubt, report);
+    if methods.iter().any(|method| &**method == "CONNECT") {
+        report.not_built(&format!("{path}.methods"));
+        doubt.widened = true;
+    }
+    let path_match = item.path.as_ref().and_then(|given| {
+        let lowered = path_condition(given, &format!("{path}.path"), report);
+        doubt.widened |= lowered.is_none();
+        lowered
+    });
+    let mut headers = Vec::new();
+    for (index, given) in item.headers.iter().flatten().enumerate() {
+        match header(given, &format!("{path}.headers[{index}]"), report) {
+            Some(header) => headers.push(header),
+            None => doubt.widened = true,
+        }
+    }
+    HttpMatch { methods, path: path_match, headers }
+}
+
+/// A token by RFC 9110 §5.6.2.
+fn is_token(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
+}
+
+fn methods(
+    given: Option<&[String]>,
+    path: &str,
+    doubt: &mut Doubt,
+    report: &mut Report<'_>,
+) -> Vec<Arc<str>> {
+    let Some(given) = given else { return Vec::new() };
+    let mut sound = !given.is_empty();
+    if given.is_empty() {
+        report.error(path, "an empty list names no method", "remove it to mean every method");
+    }
+    for (index, method) in given.iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        if !is_token(method) {
+            report.error(&path, format!("\"{}\" is no method", method.escape_debug()), "write one, as GET");
+            sound = false;
+        } else if method.chars().any(|c| c.is_ascii_lowercase()) {
+            let remedy = format!("did you mean `{}`?", method.to_ascii_uppercase());
+            report.warn(&path, "methods are case-sensitive, and those in use are upper-case", remedy);
+        }
+    }
+    doubt.widened |= !sound;
+    // In doubt every method is meant: only a deny is left to read it.
+    if sound { given.iter().map(|method| method.as_str().into()).collect() } else { Vec::new() }
+}
+
+fn path_condition(given: &StringMatch, path: &str, report: &mut Report<'_>) -> Option<PathMatch> {
+    let at = format!("{path}.value");
+    let value = given.value.as_str();
+    if given.kind == StringMatchType::RegularExpression {
+        return regex(value, &at, report).map(PathMatch::Regex);
+    }
+    let any = given.kind == StringMatchType::Exact && value == "*";
+    if !value.starts_with('/') && !any {
+        report.error(
+            &at,
+            format!("\"{}\" does not start with /", value.escape_debug()),
+            "write the whole path",
+        );
+        return None;
+    }
+    if value.contains(['?', '#']) {
+        let reason = "the query is no part of the path";
+        report.error(&at, reason, "end the path before it");
+        return None;
+    }
+    if sluice_policy::path::Path::new(value).strict().is_none() {
+        let reason = format!(
+            "servers read \"{}\" in different ways, so that no allow matches it",
+            value.escape_debug()
+        );
+        report.error(&at, reason, "write it without //, ; escaped slashes and dot segments");
+        return None;
+    }
+    Some(match given.kind {
+        StringMatchType::PathPrefix => PathMatch::prefix(value),
+        StringMatchType::Exact | StringMatchType::RegularExpression => PathMatch::exact(value),
+    })
+}
+
+fn regex(value: &str, path: &str, report: &mut Report<'_>) -> Option<Regex> {
+    match Regex::new(value) {
+        Ok(regex) => Some(regex),
+        Err(reason) => {
+            let reason = reason.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            report.error(path, reason, "write it as RE2 does: no look-around, no back-references");
+            None
+        }
+    }
+}
+
+fn header(given: &HeaderGiven, path: &str, report: &mut Report<'_>) -> Option<HeaderMatch> {
+    if !is_token(&given.name) {
+        let reason = format!("\"{}\" is no header name", given.name.escape_debug());
+        report.error(&format!("{path}.name"), reason, "write one, as x-tenant");
+        return None;
+    }
+    let at = format!("{path}.value");
+    let test = match (given.kind, &given.value) {
+        (HeaderMatchType::Exact, Some(value)) => HeaderTest::Exact(value.as_str().into()),
+        (HeaderMatchType::RegularExpression, Some(value)) => HeaderTest::Regex(regex(value, &at, report)?),
+        (HeaderMatchType::Present, None) => HeaderTest::Present,
+        (HeaderMatchType::Absent, None) => HeaderTest::Absent,
+        (HeaderMatchType::Present | HeaderMatchType::Absent, Some(_)) => {
+            report.error(&at, "Present and Absent take no value", "remove it, or write type: Exact");
+            return None;
+        }
+        (HeaderMatchType::Exact | HeaderMatchType::RegularExpression, None) => {
+            report.error(&at, "there is no value to compare with", "write `value`, or type: Present");
+            return None;
+        }
+    };
+    Some(HeaderMatch { name: given.name.to_ascii_lowercase().into(), test })
+}
+
+fn grpc(item: &GrpcRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>) -> Option<GrpcMatch> {
+    let word = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/');
+    if !word(&item.service) {
+        let reason = format!("\"{}\" is no gRPC service", item.service.escape_debug());
+        report.error(&format!("{path}.service"), reason, "write it with its package, as shop.v1.Cart");
+        doubt.bad = true;
+        return None;
+    }
+    let mut methods = Vec::new();
+    if let Some(given) = &item.methods {
+        let sound = !given.is_empty() && given.iter().all(|method| word(method));
+        if sound {
+            methods = given.iter().map(|method| method.as_str().into()).collect();
+        } else {
+            let at = format!("{path}.methods");
+            report.error(&at, "no list of method names", "write them as GetCart; remove it to mean all");
+            doubt.widened = true;
+        }
+    }
+    if item
+        .protocols
+        .as_ref()
+        .is_some_and(|given| given.iter().any(|p| *p != GrpcProtocol::GRPC) || given.is_empty())
+    {
+        report.not_built(&format!("{path}.protocols"));
+        doubt.widened = true;
+    }
+    Some(GrpcMatch { service: item.service.as_str().into(), methods })
+}

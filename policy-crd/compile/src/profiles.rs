@@ -1,0 +1,210 @@
+//! Profiles: the rules of every policy that selects a pod, resolved to classes and numbers.
+//!
+//! Pods that the same policies select, and whose named ports have the same numbers, share one. Knows nothing of
+//! addresses.
+
+use crate::classes::{Classes, set};
+use crate::index::{Index, PodEntry};
+use crate::lower::{PolicyIr, RuleIr};
+use crate::peers::{Peers, PortItem, Ports};
+use sluice_policy::{
+    ClassId, Direction, IsolatedPorts, Isolation, LayerKind, Policy, PortRange, PortSet, Profile, ProfileId,
+    Protocol, Rule, Scope, Side,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A named port and the numbers it stands for on one pod.
+type Resolved = Vec<(Arc<str>, Protocol, Vec<u16>)>;
+
+/// The classes that peers mean, sorted; `None` for every class.
+type Resolution = Option<Arc<[ClassId]>>;
+
+/// What profiles are built from.
+pub(crate) struct Builder<'a> {
+    pub(crate) index: &'a Index,
+    pub(crate) classes: &'a Classes,
+    pub(crate) policies: &'a [PolicyIr],
+    /// By policy: what its rules carry. `None`: no pod here is selected, or it is off.
+    pub(crate) handles: &'a [Option<Arc<Policy>>],
+    memo: HashMap<(Arc<str>, Peers), Resolution>,
+    egress: HashMap<usize, Arc<[Vec<Scope>]>>,
+    shared: HashMap<(Vec<usize>, Resolved), ProfileId>,
+    distinct: HashMap<Profile, ProfileId>,
+    profiles: Vec<Profile>,
+}
+
+impl<'a> Builder<'a> {
+    pub(crate) fn new(
+        index: &'a Index,
+        classes: &'a Classes,
+        policies: &'a [PolicyIr],
+        handles: &'a [Option<Arc<Policy>>],
+    ) -> Self {
+        Self {
+            index,
+            classes,
+            policies,
+            handles,
+            memo: HashMap::new(),
+            egress: HashMap::new(),
+            shared: HashMap::new(),
+            distinct: HashMap::new(),
+            profiles: Vec::new(),
+        }
+    }
+
+    /// The profile of a pod that these policies select, in the order of their numbers.
+    pub(crate) fn profile(&mut self, pod: &PodEntry, selecting: Vec<usize>) -> ProfileId {
+        let resolved = self.named_ports(pod, &selecting);
+        let key = (selecting, resolved);
+        if let Some(id) = self.shared.get(&key) {
+            return *id;
+        }
+        let profile = self.build(pod, &key.0);
+        let next = ProfileId(u32::try_from(self.profiles.len()).unwrap_or(u32::MAX));
+        let id = *self.distinct.entry(profile).or_insert_with_key(|profile| {
+            self.profiles.push(profile.clone());
+            next
+        });
+        self.shared.insert(key, id);
+        id
+    }
+
+    /// The distinct profiles, by number.
+    pub(crate) fn finish(self) -> Vec<Profile> {
+        self.profiles
+    }
+
+    /// What the named ports of these policies' ingress rules are on this pod.
+    fn named_ports(&self, pod: &PodEntry, selecting: &[usize]) -> Resolved {
+        let rules = selecting.iter().flat_map(|policy| {
+            let side = &self.policies[*policy].ingress;
+            side.allow.iter().chain(&side.deny)
+        });
+        let mut out: Resolved = Vec::new();
+        for rule in rules {
+            let Ports::Some(items) = &rule.ports else { continue };
+            for item in items {
+                if let PortItem::Named { name, protocol } = item {
+                    out.push((name.clone(), *protocol, pod.resolve(name, *protocol).collect()));
+                }
+            }
+        }
+        out.sort_unstable();
+        out.dedup();
+        out
+    }
+
+    fn build(&mut self, pod: &PodEntry, selecting: &[usize]) -> Profile {
+        let mut profile = Profile::default();
+        for &number in selecting {
+            let policies = self.policies;
+            let (ir, Some(policy)) = (&policies[number], self.handles[number].clone()) else { continue };
+            let layer = LayerKind::ALL.iter().position(|kind| *kind == ir.layer).unwrap_or_default();
+            for direction in Direction::ALL {
+                let side_ir = ir.side(direction);
+                let scopes = match direction {
+                    Direction::Ingress => self.ingress_scopes(ir, pod),
+                    Direction::Egress => self.egress_scopes(number).to_vec(),
+                };
+                let rule = |(rule, scopes): (&RuleIr, Vec<Scope>)| Rule {
+                    policy: policy.clone(),
+                    name: rule.name.clone(),
+                    scopes,
+                    conditions: rule.conditions.clone(),
+                };
+                let mut rules = side_ir.allow.iter().chain(&side_ir.deny).zip(scopes).map(rule);
+                let side: &mut Side = match direction {
+                    Direction::Ingress => &mut profile.ingress,
+                    Direction::Egress => &mut profile.egress,
+                };
+                side.layers[layer].allow.extend(rules.by_ref().take(side_ir.allow.len()));
+                side.deny.extend(rules);
+                if side_ir.isolates {
+                    let ports = IsolatedPorts::All;
+                    side.layers[layer].isolation.push(Isolation { policy: policy.clone(), ports });
+                }
+            }
+        }
+        profile
+    }
+
+    fn ingress_scopes(&mut self, ir: &PolicyIr, pod: &PodEntry) -> Vec<Vec<Scope>> {
+        let rules = ir.ingress.allow.iter().chain(&ir.ingress.deny);
+        rules
+            .map(|rule| {
+                let peers = self.resolve(&ir.origin.namespace, &rule.peers);
+                let ports = match &rule.ports {
+                    Ports::All => PortSet::All,
+                    Ports::Some(items) => {
+                        PortSet::Ranges(items.iter().flat_map(|item| on_pod(item, pod)).collect())
+                    }
+                };
+                vec![Scope { peers: set(peers.as_deref()), ports }]
+            })
+            .collect()
+    }
+
+    /// Egress rules mean the same for every pod, so they are resolved once per policy.
+    fn egress_scopes(&mut self, number: usize) -> Arc<[Vec<Scope>]> {
+        if let Some(scopes) = self.egress.get(&number) {
+            return scopes.clone();
+        }
+        let ir = &self.policies[number];
+        let rules = ir.egress.allow.iter().chain(&ir.egress.deny);
+        let scopes: Arc<[Vec<Scope>]> =
+            rules.map(|rule| self.egress_rule(&ir.origin.namespace, rule)).collect();
+        self.egress.insert(number, scopes.clone());
+        scopes
+    }
+
+    fn egress_rule(&mut self, namespace: &Arc<str>, rule: &RuleIr) -> Vec<Scope> {
+        let peers = self.resolve(namespace, &rule.peers);
+        let Ports::Some(items) = &rule.ports else {
+            return vec![Scope { peers: set(peers.as_deref()), ports: PortSet::All }];
+        };
+        let mut ranges = Vec::new();
+        let mut scopes = Vec::new();
+        for item in items {
+            match item {
+                PortItem::Range(range) => ranges.push(*range),
+                PortItem::Named { name, protocol } => {
+                    let numbers = self.classes.by_port_number(peers.as_deref(), name, *protocol);
+                    scopes.extend(numbers.into_iter().map(|(number, classes)| Scope {
+                        peers: set(Some(&classes)),
+                        ports: PortSet::Ranges(vec![single(*protocol, number)]),
+                    }));
+                }
+            }
+        }
+        if !ranges.is_empty() {
+            scopes.insert(0, Scope { peers: set(peers.as_deref()), ports: PortSet::Ranges(ranges) });
+        }
+        scopes
+    }
+
+    fn resolve(&mut self, namespace: &Arc<str>, peers: &Peers) -> Resolution {
+        let key = (namespace.clone(), peers.clone());
+        if let Some(known) = self.memo.get(&key) {
+            return known.clone();
+        }
+        let classes: Resolution = self.classes.resolve(peers, namespace, self.index).map(Into::into);
+        self.memo.insert(key, classes.clone());
+        classes
+    }
+}
+
+const fn single(protocol: Protocol, number: u16) -> PortRange {
+    PortRange { protocol, first: number, last: number }
+}
+
+/// The ranges of a port item on the pod that is reached.
+fn on_pod(item: &PortItem, pod: &PodEntry) -> Vec<PortRange> {
+    match item {
+        PortItem::Range(range) => vec![*range],
+        PortItem::Named { name, protocol } => {
+            pod.resolve(name, *protocol).map(|number| single(*protocol, number)).collect()
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! One question to a whole cluster: may this one say that to that one?
+//!
+//! Runs the engine that the proxy runs, over a snapshot of every node. Knows nothing of command lines or JSON;
+//! the CLI and the corpora ask here.
+
+use crate::index::canonical;
+use crate::{Compiled, NodeScope, Options, PolicyState, Rollout, compile};
+use k8s_openapi::api::core::v1::{Pod, PodStatus};
+use sluice_crd::{Objects, Problem};
+use sluice_policy::path::Path;
+use sluice_policy::{Facts, HttpVersion, Protocol, Request, Snapshot, Verdict};
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr};
+
+/// A cluster that can be asked.
+pub struct Cluster {
+    snapshot: Snapshot,
+    pods: HashMap<(String, String), PodFacts>,
+    /// Addresses that several running pods claim.
+    shared: HashSet<IpAddr>,
+    /// What was wrong with the objects' meaning.
+    pub problems: Vec<Problem>,
+    /// Every policy and what it has come to.
+    pub policies: Vec<PolicyState>,
+}
+
+struct PodFacts {
+    addresses: Vec<IpAddr>,
+    ports: Vec<(String, Protocol, u16)>,
+    terminated: bool,
+    host_network: bool,
+}
+
+/// The question.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Query {
+    /// `namespace/pod` or an address.
+    pub from: String,
+    /// `namespace/pod` or an address.
+    pub to: String,
+    /// The protocol.
+    pub protocol: Protocol,
+    /// The destination port.
+    pub port: Port,
+    /// What is said.
+    pub said: Said,
+}
+
+/// A destination port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Port {
+    /// By number.
+    Number(u16),
+    /// By the name of a port of the destination pod.
+    Named(String),
+}
+
+/// What is said over the connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// Nothing yet: L3/L4 alone.
+    Nothing,
+    /// An HTTP request.
+    Http {
+        /// The method.
+        method: String,
+        /// Path and query.
+        target: String,
+        /// `Host` or `:authority`.
+        host: Option<String>,
+        /// Header fields.
+        headers: Vec<(String, String)>,
+    },
+    /// A gRPC call.
+    Grpc {
+        /// The service, with its package.
+        service: String,
+        /// The method.
+        method: String,
+        /// Metadata.
+        headers: Vec<(String, String)>,
+    },
+}
+
+/// Why a question has no answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryError(String);
+
+impl fmt::Display for QueryError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for QueryError {}
+
+/// A made-up address for a pod that has none yet: of the reserved range, which only 0.0.0.0/0 contains.
+const MADE_UP: u32 = u32::from_be_bytes([240, 0, 0, 1]);
+
+impl Cluster {
+    /// Compiles every node's endpoints.
+    #[must_use]
+    pub fn new(objects: &Objects, rollout: Rollout) -> Self {
+        let mut objects = objects.clone();
+        make_up_addresses(&mut objects);
+        let options = Options { node: NodeScope::All, rollout, generation: 1 };
+        let Compiled { snapshot, problems, policies } = compile(&objects, &options);
+        let pods: HashMap<(String, String), PodFacts> =
+            objects.pods.iter().filter_map(|pod| facts(&pod.object)).collect();
+        let mut seen = HashSet::new();
+        let claimed = pods.values().filter(|pod| !pod.terminated && !pod.host_network);
+        let shared = claimed.flat_map(|pod| &pod.addresses).copied().filter(|ip| !seen.insert(*ip)).collect();
+        Self { snapshot, pods, shared, problems, policies }
+    }
+
+    /// The snapshot of all nodes.
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Answers a question.
+    ///
+    /// # Errors
+    /// Says which part of the question names nothing, and what to write instead.
+    pub fn ask(&self, query: &Query) -> Result<Verdict, QueryError> {
+        let from = self.resolve(&query.from)?;
+        let to = self.resolve(&query.to)?;
+        let (from, to) = same_family(&from, &to);
+        let port = self.port(query)?;
+        if from == to {
+            // A pod reaching itself is never judged.
+            return Ok(Verdict {
+                egress: sluice_policy::SideVerdict::unjudged(),
+                ingress: sluice_policy::SideVerdict::unjudged(),
+            });
+        }
+        let judge = |facts: Facts<'_>| self.snapshot.judge(from, to, query.protocol, port, facts);
+        match &query.said {
+            Said::Nothing => Ok(judge(Facts::Connection)),
+            Said::Http { method, target, host, headers } => {
+                let path = target.split('?').next().unwrap_or_default();
+                let headers = lower_case(headers);
+                let headers = borrowed(&headers);
+                let request = Request {
+                    version: HttpVersion::Http1,
+                    method,
+                    path: Path::new(path),
+                    host: host.as_deref(),
+                    headers: &headers,
+                };
+                Ok(judge(Facts::Request(&request)))
+            }
+            Said::Grpc { service, method, headers } => {
+                let path = format!("/{service}/{method}");
+                let mut headers = lower_case(headers);
+                headers.insert(0, ("content-type".to_owned(), "application/grpc".to_owned()));
+                let headers = borrowed(&headers);
+                let request = Request {
+                    version: HttpVersion::Http2,
+                    method: "POST",
+                    path: Path::new(&path),
+                    host: None,
+                    headers: &headers,
+                };
+                Ok(judge(Facts::Request(&request)))
+            }
+        }
+    }
+
+    fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, QueryError> {
+        if let Ok(address) = name.parse::<IpAddr>() {
+            return Ok(vec![canonical(address)]);
+        }
+        let (namespace, pod) = name.split_once('/').ok_or_else(|| {
+            QueryError(format!("\"{name}\" is neither namespace/pod nor an IP address: write one of them"))
+        })?;
+        let facts = self.pods.get(&(namespace.to_owned(), pod.to_owned())).ok_or_else(|| {
+            let mut near: Vec<String> = self
+                .pods
+                .keys()
+                .filter(|(ns, other)| ns == namespace || other == pod)
+                .map(|(ns, other)| format!("{ns}/{other}"))
+                .collect();
+            near.sort();
+            near.truncate(8);
+            let known = if near.is_empty() { "none is near".to_owned() } else { near.join(", ") };
+            QueryError(format!("there is no pod {name} in these manifests: known there: {known}"))
+        })?;
+        if facts.terminated {
+            return Err(QueryError(format!(
+                "the pod {name} has ended and talks to nobody: ask about a running one"
+            )));
+        }
+        if facts.addresses.is_empty() {
+            let remedy = "add status.podIP to its manifest, or ask by its node's address";
+            return Err(QueryError(format!(
+                "the pod {name} is on the host's network and has no address: {remedy}"
+            )));
+        }
+        let shared = |address: &&IpAddr| self.shared.contains(*address);
+        if let Some(address) = facts.addresses.iter().find(shared) {
+            let remedy = "remove the pod that is gone";
+            return Err(QueryError(format!(
+                "{address} of {name} is another pod's too, so nobody is known by it: {remedy}"
+            )));
+        }
+        Ok(facts.addresses.clone())
+    }
+
+    fn port(&self, query: &Query) -> Result<u16, QueryError> {
+        let name = match &query.port {
+            Port::Number(number) => return Ok(*number),
+            Port::Named(name) => name,
+        };
+        let Some((namespace, pod)) = query.to.split_once('/') else {
+            return Err(QueryError(format!("the port \"{name}\" needs a pod to have it: write a number")));
+        };
+        let ports = self.pods.get(&(namespace.to_owned(), pod.to_owned())).map(|facts| &facts.ports);
+        let of_pod = || ports.into_iter().flatten();
+        of_pod()
+            .find(|(given, protocol, _)| given == name && *protocol == query.protocol)
+            .map(|(_, _, number)| *number)
+            .ok_or_else(|| {
+                let known: Vec<&str> = of_pod().map(|(given, _, _)| given.as_str()).collect();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                QueryError(format!(
+                    "{} has no {} port \"{name}\": named there: {known}",
+                    query.to, query.protocol
+                ))
+            })
+    }
+}
+
+/// One address of each, of one family if they have one in common.
+fn same_family(from: &[IpAddr], to: &[IpAddr]) -> (IpAddr, IpAddr) {
+    let pair =
+        from.iter().flat_map(|f| to.iter().map(move |t| (*f, *t))).find(|(f, t)| f.is_ipv4() == t.is_ipv4());
+    pair.unwrap_or_else(|| (from[0], to[0]))
+}
+
+fn lower_case(headers: &[(String, String)]) -> Vec<(String, String)> {
+    headers.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
+}
+
+fn borrowed(headers: &[(String, String)]) -> Vec<(&str, &[u8])> {
+    headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
+}
+
+/// Pods of manifests without status get addresses, so that they can be told apart.
+fn make_up_addresses(objects: &mut Objects) {
+    let taken: HashSet<String> = objects
+        .pods
+        .iter()
+        .filter_map(|pod| pod.object.status.as_ref())
+        .flat_map(|status| status.pod_ip.iter().chain(status.pod_ips.iter().flatten().map(|ip| &ip.ip)))
+        .cloned()
+        .collect();
+    let mut free =
+        (MADE_UP..u32::MAX).map(|bits| Ipv4Addr::from(bits).to_string()).filter(|ip| !taken.contains(ip));
+    for pod in &mut objects.pods {
+        let host_network = pod.object.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+        let status = pod.object.status.get_or_insert_with(PodStatus::default);
+        let without = status.pod_ip.as_deref().is_none_or(str::is_empty)
+            && status.pod_ips.as_ref().is_none_or(Vec::is_empty);
+        if without && !host_network {
+            status.pod_ip = free.next();
+        }
+    }
+}
+
+fn facts(pod: &Pod) -> Option<((String, String), PodFacts)> {
+    let name = (pod.metadata.namespace.clone()?, pod.metadata.name.clone()?);
+    let status = pod.status.as_ref();
+    let ips =
+        status.into_iter().flat_map(|s| s.pod_ip.iter().chain(s.pod_ips.iter().flatten().map(|ip| &ip.ip)));
+    let mut addresses = Vec::new();
+    for address in ips.filter_map(|ip| ip.parse().ok()).map(canonical) {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten()).filter_map(|port| {
+        let protocol = Protocol::parse(port.protocol.as_deref().unwrap_or("TCP"))?;
+        Some((port.name.clone()?, protocol, u16::try_from(port.container_port).ok()?))
+    });
+    let phase = status.and_then(|status| status.phase.as_deref());
+    let terminated = matches!(phase, Some("Succeeded" | "Failed"));
+    let host_network = pod.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
+    Some((name, PodFacts { addresses, ports: ports.collect(), terminated, host_network }))
+}
