@@ -8,7 +8,9 @@ use crate::{Compiled, NodeScope, Options, PolicyState, Rollout, compile};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use sluice_crd::{Objects, Problem};
 use sluice_policy::path::Path;
-use sluice_policy::{Facts, HttpVersion, Protocol, Request, Snapshot, Verdict};
+use sluice_policy::{
+    Connection, Direction, Facts, HttpVersion, Protocol, Request, RowAction, Snapshot, Verdict,
+};
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
@@ -167,6 +169,29 @@ impl Cluster {
                 Ok(judge(Facts::Request(&request)))
             }
         }
+    }
+
+    /// Whether the connection is let through to be judged by request.
+    #[must_use]
+    pub fn judged_by_request(&self, query: &Query) -> bool {
+        let (Ok(from), Ok(to), Ok(port)) =
+            (self.resolve(&query.from), self.resolve(&query.to), self.port(query))
+        else {
+            return false;
+        };
+        let (from, to) = same_family(&from, &to);
+        let row = |endpoint: IpAddr, peer: IpAddr, direction: Direction| {
+            let profile =
+                self.snapshot.endpoint_at(endpoint).and_then(|e| self.snapshot.profile(e.profile))?;
+            let connection =
+                Connection { peer: self.snapshot.class_of(peer), protocol: query.protocol, port };
+            Some(profile.side(direction).row(&connection).action)
+        };
+        let rows = [row(from, to, Direction::Egress), row(to, from, Direction::Ingress)];
+        from != to
+            && query.said == Said::Nothing
+            && rows.contains(&Some(RowAction::ToProxy))
+            && !rows.contains(&Some(RowAction::Deny))
     }
 
     fn resolve(&self, name: &str) -> Result<Vec<IpAddr>, QueryError> {

@@ -18,7 +18,7 @@ pub use l7::{
     IsolationScope, L7NetworkPolicySpec, L7Rule, L7Rules, Mode, Peer, Port, ServiceAccountRef, StringMatch,
     StringMatchType, TlsRules,
 };
-pub use load::{Loaded, load_dir, load_files, load_str, load_value};
+pub use load::{Loaded, load_dir, load_files, load_str, load_value, manifests};
 pub use object::{Objects, Source, Sourced};
 pub use policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
 pub use problem::{Problem, Severity};

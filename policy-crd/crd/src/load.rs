@@ -35,7 +35,7 @@ pub struct Loaded {
 /// hidden files are left out, as `kubectl apply -f` leaves them out.
 #[must_use]
 pub fn load_dir(path: &Path) -> Loaded {
-    match list(path) {
+    match manifests(path) {
         Ok(files) => load_files(&files),
         Err(problem) => Loaded { objects: Objects::default(), problems: vec![*problem] },
     }
@@ -89,7 +89,11 @@ fn bare_problem(file: &Arc<str>, at: (u32, u32), reason: String, remedy: &str) -
     }
 }
 
-fn list(path: &Path) -> Result<Vec<PathBuf>, Box<Problem>> {
+/// The manifests that [`load_dir`] reads, in its order.
+///
+/// # Errors
+/// The directory cannot be read, or has too many of them.
+pub fn manifests(path: &Path) -> Result<Vec<PathBuf>, Box<Problem>> {
     let name: Arc<str> = path.display().to_string().into();
     let fail = |error: std::io::Error| {
         let reason = format!("cannot be read: {error}");

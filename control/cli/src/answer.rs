@@ -1,0 +1,155 @@
+//! Verdicts as people and programs read them.
+//!
+//! Knows nothing of how they were reached.
+
+use serde::Serialize;
+use sluice_compile::query::{Query, Said};
+use sluice_policy::verdict::AuditFinding;
+use sluice_policy::{NearestMiss, SideVerdict, Verdict};
+use std::fmt::Write as _;
+
+/// The whole answer.
+#[derive(Debug, Serialize)]
+pub(crate) struct Answer {
+    #[serde(flatten)]
+    whole: Side,
+    egress: Side,
+    ingress: Side,
+}
+
+/// One side of it.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Side {
+    verdict: &'static str,
+    reason: &'static str,
+    policy: Option<String>,
+    rule: Option<String>,
+    nearest_miss: Option<String>,
+    nearest_miss_policy: Option<String>,
+    nearest_miss_rule: Option<String>,
+    /// What audited policies would deny, each alone and all together.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    would_deny: Vec<Finding>,
+    /// Enforcing denies, and would not with the audited policies.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    would_allow: bool,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Finding {
+    reason: &'static str,
+    policy: Option<String>,
+    rule: Option<String>,
+    nearest_miss: Option<String>,
+    /// Only all audited policies together deny.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    together: bool,
+}
+
+impl Answer {
+    pub(crate) fn new(verdict: &Verdict) -> Self {
+        Self {
+            whole: Side::new(verdict.deciding()),
+            egress: Side::new(&verdict.egress),
+            ingress: Side::new(&verdict.ingress),
+        }
+    }
+}
+
+impl Side {
+    fn new(side: &SideVerdict) -> Self {
+        let miss = side.nearest_miss.as_ref();
+        let mut would_deny: Vec<Finding> =
+            side.audit.would_deny.iter().map(|f| Finding::new(f, false)).collect();
+        if would_deny.is_empty() {
+            would_deny.extend(side.audit.together_deny.iter().map(|f| Finding::new(f, true)));
+        }
+        Self {
+            verdict: side.outcome().as_str(),
+            reason: side.reason.as_str(),
+            policy: side.origin().map(ToString::to_string),
+            rule: side.rule.as_ref().map(ToString::to_string),
+            nearest_miss: miss.map(ToString::to_string),
+            nearest_miss_policy: miss.map(|miss| miss.policy.origin.to_string()),
+            nearest_miss_rule: miss.map(|miss| miss.rule.to_string()),
+            would_deny,
+            would_allow: side.audit.would_allow,
+        }
+    }
+}
+
+impl Finding {
+    fn new(finding: &AuditFinding, together: bool) -> Self {
+        Self {
+            reason: finding.reason.as_str(),
+            policy: finding.policy.as_ref().map(|policy| policy.origin.to_string()),
+            rule: finding.rule.as_ref().map(ToString::to_string),
+            nearest_miss: finding.nearest_miss.as_ref().map(ToString::to_string),
+            together,
+        }
+    }
+}
+
+/// The answer for people.
+pub(crate) fn text(query: &Query, verdict: &Verdict, judged_by_request: bool) -> String {
+    let mut out = format!("{}  {} -> {}{}\n", verdict.outcome().as_str(), query.from, query.to, said(query));
+    for (name, side) in [("egress", &verdict.egress), ("ingress", &verdict.ingress)] {
+        let decided = match (side.origin(), &side.rule) {
+            (Some(policy), Some(rule)) => format!("  {policy} rule {rule}"),
+            (Some(policy), None) => format!("  {policy}"),
+            (None, _) => String::new(),
+        };
+        let _ = writeln!(out, "  {name:<8} {:<6} {}{decided}", side.outcome().as_str(), side.reason.as_str());
+        if let Some(miss) = &side.nearest_miss {
+            let _ = writeln!(out, "           nearest miss: {}", miss_text(miss));
+        }
+        let together = side.audit.together_deny.iter().filter(|_| side.audit.would_deny.is_empty());
+        for finding in side.audit.would_deny.iter().chain(together) {
+            let _ = writeln!(out, "           would deny: {}", finding_text(finding));
+        }
+        if side.audit.would_allow {
+            let _ = writeln!(out, "           would allow, were the audited policies enforced");
+        }
+    }
+    if judged_by_request {
+        out.push_str(
+            "  The connection is let through; each request on it is judged: ask with --http or --grpc.\n",
+        );
+    }
+    out
+}
+
+fn miss_text(miss: &NearestMiss) -> String {
+    format!("{} rule {}: {miss}", miss.policy.origin, miss.rule)
+}
+
+fn finding_text(finding: &AuditFinding) -> String {
+    let mut out = finding.reason.as_str().to_owned();
+    if let Some(policy) = &finding.policy {
+        let _ = write!(out, " by {}", policy.origin);
+    }
+    if let Some(rule) = &finding.rule {
+        let _ = write!(out, " rule {rule}");
+    }
+    if let Some(miss) = &finding.nearest_miss {
+        let _ = write!(out, " (nearest miss: {})", miss_text(miss));
+    }
+    out
+}
+
+fn said(query: &Query) -> String {
+    use sluice_compile::query::Port;
+    let port = match &query.port {
+        _ if !query.protocol.has_ports() => format!(" {}", query.protocol),
+        Port::Number(number) if query.to.contains("::") => format!(" port {number}/{}", query.protocol),
+        Port::Number(number) => format!(":{number}/{}", query.protocol),
+        Port::Named(name) => format!(":{name}/{}", query.protocol),
+    };
+    match &query.said {
+        Said::Nothing => port,
+        Said::Http { method, target, .. } => format!("{port}  {method} {target}"),
+        Said::Grpc { service, method, .. } => format!("{port}  gRPC {service}/{method}"),
+    }
+}

@@ -1,0 +1,63 @@
+//! `explain --batch`: one question a line in, one answer a line out, in order.
+//!
+//! A line that cannot be answered gets an error as its answer, so that answers and questions stay in step.
+
+use crate::answer::Answer;
+use crate::question::Question;
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use sluice_compile::query::Cluster;
+use std::io::{BufRead, Read, Write};
+
+/// Longest line: a request's headers have their own limit far below it.
+const MAX_LINE: u64 = 1 << 20;
+
+/// Answers until the input ends.
+pub(crate) fn run(cluster: &Cluster, mut input: impl BufRead, mut output: impl Write) -> Result<()> {
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        let read = input.by_ref().take(MAX_LINE).read_until(b'\n', &mut line).context("standard input")?;
+        if read == 0 {
+            return Ok(());
+        }
+        let answer = if line.last() != Some(&b'\n') && line.len() as u64 == MAX_LINE {
+            skip_line(&mut input)?;
+            Err(anyhow::anyhow!("the line has more than {MAX_LINE} bytes"))
+        } else {
+            answer(cluster, &line)
+        };
+        let answer = answer.unwrap_or_else(|error| json!({ "error": format!("{error:#}") }).to_string());
+        // Whoever asks line by line waits for each answer.
+        let written = writeln!(output, "{answer}").and_then(|()| output.flush());
+        match written {
+            // Whoever asked has gone: nothing is left to do.
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => return Ok(()),
+            other => other.context("standard output")?,
+        }
+    }
+}
+
+fn answer(cluster: &Cluster, line: &[u8]) -> Result<String> {
+    let text = std::str::from_utf8(line).context("the line is not UTF-8")?.trim();
+    if text.is_empty() {
+        bail!("an empty line asks nothing: write a question as JSON");
+    }
+    let question: Question = serde_json::from_str(text).context("the line is no question")?;
+    let verdict = cluster.ask(&question.into_query()?)?;
+    Ok(serde_json::to_string(&Answer::new(&verdict))?)
+}
+
+fn skip_line(input: &mut impl BufRead) -> Result<()> {
+    loop {
+        let buffer = input.fill_buf().context("standard input")?;
+        let (used, done) = match buffer.iter().position(|b| *b == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (buffer.len(), buffer.is_empty()),
+        };
+        input.consume(used);
+        if done {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! `sluice`: the command line. Parses arguments, starts the verb, turns its result into an exit code.
+//!
+//! Knows nothing of how a verdict is reached: `explain` runs the same engine as the data plane.
+
+mod answer;
+mod batch;
+mod demo;
+mod explain;
+mod question;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Exit code of usage and input errors; clap uses the same.
+const BAD_INPUT: u8 = 2;
+
+/// Asks and shows what sluice does.
+#[derive(Parser)]
+#[command(name = "sluice", version, about, long_about = None)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Who may say what to whom: the verdict, and the policy and rule that decided.
+    Explain(explain::Arguments),
+    /// Builds a small world on this machine, enforces policies in it and shows what happens.
+    #[command(disable_help_flag = true)]
+    Demo(demo::Arguments),
+}
+
+fn main() -> ExitCode {
+    let result = match Arguments::parse().verb {
+        Verb::Explain(arguments) => explain::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("sluice: {error:#}");
+        ExitCode::from(BAD_INPUT)
+    })
+}
