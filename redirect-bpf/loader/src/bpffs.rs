@@ -71,7 +71,7 @@ impl Pins {
         for version in Self::list(root)? {
             let name =
                 version.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if !name.strip_prefix('v').is_some_and(|n| n.parse::<u32>().is_ok()) {
+            if name.strip_prefix('v').is_none_or(|n| n.parse::<u32>().is_err()) {
                 continue;
             }
             // Links first: nothing may judge by maps that are half gone.

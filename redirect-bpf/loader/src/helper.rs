@@ -19,6 +19,8 @@ const INNER_MAC: Mac = [0x02, 0x53, 0x4c, 0x55, 0x00, 0x02];
 /// Next hops that nobody has: the helper's outer end takes whatever is sent to them.
 const NEXT_HOP_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 83, 76));
 const NEXT_HOP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0x534c, 0x55));
+/// The outer end's own address, where the node's reverse-path filter wants it to have one.
+const OUTER_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 83, 77);
 /// The table that makes everything local for the proxy's namespace.
 const TABLE: u32 = 100;
 const RULE_PRIORITY: u32 = 100;
@@ -31,6 +33,8 @@ const LOOPBACK: u32 = 1;
 /// The proxy's namespace gets a number that no automatic one reaches, so that it is never reused for
 /// another's: the numbers a kernel gives out by itself start at 0.
 const NSID: i32 = 0x534c_5500;
+/// Namespaces of earlier proxies that may still be there, held by connections that drain.
+const NSIDS: i32 = 64;
 
 /// The proxy's namespace and the way to it.
 #[derive(Debug)]
@@ -59,12 +63,14 @@ impl Helper {
         let (outer, nsid) = netns::within(node_netns, || {
             let netlink = Netlink::open()?;
             // Before the veth: moving its end would give the namespace a number by itself.
-            let nsid = (NSID..NSID + 16)
+            let nsid = (NSID..NSID + NSIDS)
                 .find_map(|id| match netlink.set_nsid(at, id) {
-                    Err(error) if error.kind() == io::ErrorKind::StorageFull => None,
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
                     other => Some(other.map(|()| id)),
                 })
-                .unwrap_or_else(|| Err(io::Error::from(io::ErrorKind::StorageFull)))?;
+                .unwrap_or_else(|| {
+                    Err(io::Error::other("namespaces of earlier proxies hold every number"))
+                })?;
             let (here, there) =
                 (End { name: &outer_name, mac: OUTER_MAC }, End { name: &inner_name, mac: INNER_MAC });
             netlink.add_veth(here, there, at)?;
@@ -123,7 +129,7 @@ impl Helper {
     fn set_up_outside(&self, node: BorrowedFd<'_>) -> Result<(), SetupError> {
         let name = &self.outer.name;
         // The larger of `all` and the device's counts. Strict on `all` cannot be undone here, but loose on
-        // the device is larger still, and lets pass what has any route back.
+        // the device is larger still, and lets pass what has any route back, if the device has an address.
         let all = sysctl(node, "net/ipv4/conf/all/rp_filter")?;
         let rp_filter = if all == "0" { "0" } else { "2" };
         sysctls(
@@ -146,8 +152,14 @@ impl Helper {
                 );
             }
         }
-        netns::within(node, || Netlink::open()?.up(self.outer.index))
-            .map_err(SetupError::cannot(format!("bring {name} up"), "CAP_NET_ADMIN is needed"))
+        netns::within(node, || {
+            let netlink = Netlink::open()?;
+            if rp_filter != "0" {
+                netlink.add_address(self.outer.index, OUTER_V4)?;
+            }
+            netlink.up(self.outer.index)
+        })
+        .map_err(SetupError::cannot(format!("bring {name} up"), "CAP_NET_ADMIN is needed"))
     }
 }
 

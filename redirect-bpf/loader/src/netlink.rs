@@ -19,6 +19,7 @@ const NLMSG_DONE: u16 = 3;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
+const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
 const RTM_NEWNEIGH: u16 = 28;
@@ -164,6 +165,16 @@ impl Netlink {
             message.text(IFLA_IFALIAS, alias);
         }
         message.attribute(IFLA_MTU, &mtu.to_ne_bytes());
+        self.order(message)
+    }
+
+    /// Gives a device an address that is no other's source: its scope is the host.
+    pub(crate) fn add_address(&self, device: u32, address: Ipv4Addr) -> io::Result<()> {
+        let mut header = [AF_INET, 32, 0, SCOPE_HOST, 0, 0, 0, 0];
+        header[4..8].copy_from_slice(&device.to_ne_bytes());
+        let mut message = Message::new(RTM_NEWADDR, ACK | CREATE_OR_REPLACE).bytes(&header);
+        message.attribute(IFA_LOCAL, &address.octets());
+        message.attribute(IFA_ADDRESS, &address.octets());
         self.order(message)
     }
 

@@ -1,5 +1,288 @@
-//! What L7 rules govern: through the proxy, at A and at B.
+//! The loader's life: proxy and loader come and go, rows change under open connections, everything can be
+//! removed.
+
+use crate::peers::{Connection, Proxy, SOON, Server, eventually, is_refused, reaches};
+use crate::rig::{OUTSIDE, Rig};
+use crate::rules::{self, closed, egress, ingress, tcp};
+use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
+use sluice_policy::{Direction, PortSet};
+use sluice_redirect::{ApplyError, Counter, Node};
+use sluice_tests::harness::{self, Need};
+use sluice_tests::world::Family;
+use sluice_tests::{NodeSpec, PodSpec};
+use std::sync::atomic::{AtomicBool, Ordering};
+
 pub(crate) fn tests() -> Vec<Trial> {
-    vec![]
+    vec![
+        harness::test("life: without the proxy l7 flows are refused, l4 goes on", [Need::Bpf], proxy_down),
+        harness::test("life: what is only audited passes without the proxy", [Need::Bpf], audited),
+        harness::test("life: a changed row cuts an open flow", [Need::Bpf], changed_row),
+        harness::test("life: a proxied flow stays proxied", [Need::Bpf], stays_proxied),
+        harness::test("life: generations swap whole", [Need::Bpf], swaps_whole),
+        harness::test("life: a snapshot that does not fit changes nothing", [Need::Bpf], too_large),
+        harness::test("life: a new loader takes over", [Need::Bpf], take_over),
+        harness::test("life: endpoints come and go", [Need::Bpf], endpoints),
+        harness::test("life: nothing is left", [Need::Bpf], uninstall),
+    ]
+}
+
+fn governed() -> Vec<rules::Line> {
+    vec![
+        egress("a/client", "b/remote", tcp(80, 80)).l7(),
+        egress("a/client", "b/remote", tcp(81, 81)),
+        egress("a/client", "a/server", tcp(80, 81)),
+        ingress("a/server", "a/client", tcp(80, 80)).l7(),
+        ingress("a/server", "a/client", tcp(81, 81)),
+    ]
+}
+
+fn servers(rig: &Rig) -> Result<Vec<Server>> {
+    let mut all = Vec::new();
+    for pod in ["a/server", "b/remote", OUTSIDE] {
+        for port in [80, 81] {
+            all.push(Server::start(&rig.pod(pod).netns, port)?);
+        }
+    }
+    Ok(all)
+}
+
+/// What must hold with the proxy there, and without.
+fn check_governed(rig: &Rig, proxy: bool) -> Result<()> {
+    for family in Family::BOTH {
+        for server in ["b/remote", "a/server"] {
+            let (l7, l4) = (rig.at(server, family, 80), rig.at(server, family, 81));
+            rig.explain(reaches(rig.pod("a/client"), l4))?;
+            if proxy {
+                rig.explain(reaches(rig.pod("a/client"), l7))?;
+            } else {
+                rig.explain(is_refused(rig.pod("a/client"), l7))?;
+            }
+        }
+        // Still denied, and a pod that no rule isolates still free.
+        rig.explain(is_refused(rig.pod("b/remote"), rig.at("a/server", family, 81)))?;
+        rig.explain(reaches(rig.pod("a/other"), rig.at("b/remote", family, 80)))?;
+    }
+    Ok(())
+}
+
+fn proxy_down() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&governed())?;
+    let _servers = servers(&rig)?;
+    let proxy = Proxy::start(rig.node("n1"))?;
+    check_governed(&rig, true)?;
+    let mut direct = Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", Family::V4, 81))?;
+    // Its listeners close; its namespace stays.
+    proxy.stop()?;
+    check_governed(&rig, false)?;
+    let proxy = Proxy::start(rig.node("n1"))?;
+    check_governed(&rig, true)?;
+    // The whole process goes, in order and without a word.
+    for orderly in [true, false] {
+        let node = rig.take("n1");
+        if orderly {
+            node.release()?;
+        } else {
+            drop(node);
+        }
+        check_governed(&rig, false)?;
+        direct.echo("still here", SOON)?;
+        rig.open("n1")?;
+    }
+    drop(proxy);
+    let _proxy = Proxy::start(rig.node("n1"))?;
+    check_governed(&rig, true)?;
+    direct.echo("still here", SOON)
+}
+
+fn audited() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&[
+        egress("a/client", "b/remote", tcp(80, 80)).l7().audited(),
+        ingress("a/server", "a/other", tcp(1, 1)).audited(),
+    ])?;
+    let _servers = servers(&rig)?;
+    for family in Family::BOTH {
+        let before = rig.counters()?;
+        rig.explain(reaches(rig.pod("a/client"), rig.at("b/remote", family, 80)))?;
+        rig.grew(&before, Counter::FailOpen)?;
+        let proxy = Proxy::start(rig.node("n1"))?;
+        rig.explain(reaches(rig.pod("a/client"), rig.at("b/remote", family, 80)))?;
+        ensure!(proxy.count() == 1, "an audited flow did not pass the proxy that is there");
+        // What audited rules would refuse at L4 passes and is counted.
+        let before = rig.counters()?;
+        rig.explain(reaches(rig.pod("a/client"), rig.at("a/server", family, 80)))?;
+        rig.grew(&before, Counter::Audited)?;
+        proxy.stop()?;
+    }
+    Ok(())
+}
+
+fn changed_row() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    let open = [egress("a/client", "b/remote", tcp(80, 80)), ingress("a/server", "b/remote", tcp(80, 80))];
+    rig.apply(&open)?;
+    let _servers = servers(&rig)?;
+    let mut flows = Vec::new();
+    for family in Family::BOTH {
+        flows.push(Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", family, 80))?);
+        flows.push(Connection::open(&rig.pod("b/remote").netns, rig.at("a/server", family, 80))?);
+    }
+    // A generation that says the same of them leaves them alone.
+    rig.apply(&[&open[..], &[closed("a/other", Direction::Ingress)]].concat())?;
+    for flow in &mut flows {
+        rig.explain(flow.echo("still allowed", SOON))?;
+    }
+    let before = rig.counters()?;
+    rig.apply(&[closed("a/client", Direction::Egress), closed("a/server", Direction::Ingress)])?;
+    for flow in &mut flows {
+        rig.explain(flow.is_dead())?;
+    }
+    rig.grew(&before, Counter::Cut)?;
+    // From allow to the proxy: the open flow cannot be judged any more, new ones can.
+    rig.apply(&open)?;
+    let mut flow = Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", Family::V4, 80))?;
+    rig.apply(&[egress("a/client", "b/remote", tcp(80, 80)).l7()])?;
+    let _proxy = Proxy::start(rig.node("n1"))?;
+    rig.explain(flow.is_dead())?;
+    rig.explain(reaches(rig.pod("a/client"), rig.at("b/remote", Family::V4, 80)))
+}
+
+fn stays_proxied() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&[egress("a/client", "b/remote", tcp(80, 80)).l7()])?;
+    let _servers = servers(&rig)?;
+    let proxy = Proxy::start(rig.node("n1"))?;
+    let mut flow = Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", Family::V4, 80))?;
+    flow.echo("through the proxy", SOON)?;
+    // The proxy is who judges it from now on, whatever the rows say.
+    for lines in [vec![], vec![closed("a/client", Direction::Egress)]] {
+        rig.apply(&lines)?;
+        rig.explain(flow.echo("still through the proxy", SOON))?;
+    }
+    ensure!(proxy.count() == 1, "{} connections passed the proxy", proxy.count());
+    Ok(())
+}
+
+/// While generations swap, what all of them allow is never refused, and what all of them deny never passes.
+fn swaps_whole() -> Result<()> {
+    const SWAPS: usize = 40;
+    let mut rig = Rig::routed()?;
+    // The same verdicts from different numbers: classes and profiles move, as a change of pods moves them.
+    let base = [ingress("a/server", "a/client", tcp(80, 80)), closed("a/other", Direction::Egress)];
+    rig.apply(&base)?;
+    let _servers = servers(&rig)?;
+    let (stop, failures) = (AtomicBool::new(false), std::sync::Mutex::new(Vec::new()));
+    let (client, other) = (rig.pod("a/client").clone(), rig.pod("a/other").clone());
+    let (target, far) = (rig.at("a/server", Family::V4, 80), rig.at("b/remote", Family::V4, 80));
+    std::thread::scope(|scope| {
+        let probe = |work: &(dyn Fn() -> Result<()> + Sync)| {
+            while !stop.load(Ordering::SeqCst) {
+                if let Err(error) = work() {
+                    failures.lock().expect("not poisoned").push(format!("{error:#}"));
+                }
+            }
+        };
+        let (client, other) = (&client, &other);
+        scope.spawn(move || probe(&|| reaches(client, target)));
+        scope.spawn(move || probe(&|| is_refused(other, far)));
+        let mut swap = || -> Result<()> {
+            for round in 0..SWAPS {
+                let mut snapshot = rules::snapshot(&rig.world, "n1", 100 + round as u64, &base);
+                rules::renumber(&mut snapshot, round as u32);
+                rig.put("n1", &snapshot)?;
+            }
+            Ok(())
+        };
+        let result = swap();
+        stop.store(true, Ordering::SeqCst);
+        result
+    })?;
+    let failures = failures.into_inner()?;
+    rig.explain(if failures.is_empty() { Ok(()) } else { Err(anyhow::anyhow!("{failures:?}")) })
+}
+
+fn too_large() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&governed())?;
+    let _servers = servers(&rig)?;
+    let oversized = rules::oversized(&rig.world, "n1", 7);
+    match rig.node_mut("n1").apply(&oversized) {
+        Err(ApplyError::Full { what, .. }) => ensure!(what == "address prefixes", "full of {what}"),
+        other => bail!("a snapshot that does not fit gave {other:?}"),
+    }
+    check_governed(&rig, false)
+}
+
+fn take_over() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&governed())?;
+    let _servers = servers(&rig)?;
+    let mut flow = Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", Family::V4, 81))?;
+    let counted = rig.counters()?;
+    drop(rig.take("n1"));
+    rig.open("n1")?;
+    ensure!(
+        rig.counters()?.get(Counter::Allowed) >= counted.get(Counter::Allowed),
+        "the counters began anew"
+    );
+    // Before any snapshot: the rows, the flows and the hooks are those of before, the proxy is new.
+    let _proxy = Proxy::start(rig.node("n1"))?;
+    check_governed(&rig, true)?;
+    rig.explain(flow.echo("still here", SOON))?;
+    // And the programs are ours: a generation of the new loader is what they judge by.
+    rig.apply(&[closed("a/client", Direction::Egress)])?;
+    rig.explain(flow.is_dead())?;
+    rig.explain(is_refused(rig.pod("a/client"), rig.at("b/remote", Family::V4, 81)))
+}
+
+fn endpoints() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&[])?;
+    let _servers = servers(&rig)?;
+    rig.world.add_pod(&PodSpec::new("n1", "a/late"))?;
+    let applied = rig.apply(&[egress("a/late", "b/remote", tcp(80, 80))])?;
+    ensure!(applied.attached.iter().any(|a| a.endpoint == "a/late"), "attached: {applied:?}");
+    rig.explain(reaches(rig.pod("a/late"), rig.at("b/remote", Family::V4, 80)))?;
+    rig.explain(is_refused(rig.pod("a/late"), rig.at("b/remote", Family::V4, 81)))?;
+    // Out of the dataplane: nothing of ours is on it.
+    let mut without = rules::snapshot(&rig.world, "n1", 50, &[]);
+    without.endpoints = without.endpoints.iter().filter(|e| &*e.workload.pod != "late").cloned().collect();
+    rig.put("n1", &without)?;
+    rig.explain(reaches(rig.pod("a/late"), rig.at("b/remote", Family::V4, 81)))?;
+    // A pod that is gone is missing, by name and with the reason; the others stay.
+    let gone = rules::snapshot(&rig.world, "n1", 51, &[]);
+    rig.world.delete_pod("a/late")?;
+    let applied = rig.put("n1", &gone)?;
+    ensure!(applied.attached.len() == 3, "attached: {applied:?}");
+    ensure!(applied.missing.len() == 1 && applied.missing[0].endpoint == "a/late", "missing: {applied:?}");
+    ensure!(applied.missing[0].why.contains("/run/netns"), "no reason: {applied:?}");
+    Ok(())
+}
+
+fn uninstall() -> Result<()> {
+    let mut rig = Rig::with(NodeSpec::routed("n1"))?;
+    let netns = rig.world.node("n1").netns.clone();
+    let devices = || -> Result<Vec<String>> {
+        let text = netns.run(&["ip", "-o", "link"])?;
+        Ok(text.lines().filter_map(|line| line.split(": ").nth(1).map(str::to_owned)).collect())
+    };
+    let config = rig.config("n1");
+    drop(rig.take("n1"));
+    netns.inside(|| Node::uninstall(&config))??;
+    let clean = devices()?;
+    rig.open("n1")?;
+    rig.apply(&[closed("a/client", Direction::Egress), ingress("a/server", "a/client", PortSet::All)])?;
+    ensure!(devices()?.len() == clean.len() + 1, "the helper is one device: {:?}", devices()?);
+    let _servers = servers(&rig)?;
+    rig.explain(is_refused(rig.pod("a/client"), rig.at("b/remote", Family::V4, 80)))?;
+    drop(rig.take("n1"));
+    netns.inside(|| Node::uninstall(&config))??;
+    eventually("the helper is gone", || Ok(devices()? == clean))?;
+    ensure!(!config.bpffs.join("v1").exists(), "pins are left in {}", config.bpffs.display());
+    reaches(rig.pod("a/client"), rig.at("b/remote", Family::V4, 80))?;
+    // Twice is no error.
+    netns.inside(|| Node::uninstall(&config))??;
+    Ok(())
 }

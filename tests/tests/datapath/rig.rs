@@ -65,6 +65,11 @@ impl Rig {
         &self.nodes[node]
     }
 
+    /// The loader of a node, to be told things.
+    pub(crate) fn node_mut(&mut self, node: &str) -> &mut Node {
+        self.nodes.get_mut(node).expect("the node is open")
+    }
+
     /// Takes the loader of a node away, without a word to it.
     pub(crate) fn take(&mut self, node: &str) -> Node {
         self.nodes.remove(node).expect("the node is open")

@@ -134,7 +134,31 @@ pub(crate) fn addresses(pod: &Pod) -> [IpAddr; 2] {
     [pod.v4.into(), pod.v6.into()]
 }
 
-/// A snapshot with more rows than fit.
+/// Gives every class and profile another number, as a change of the cluster does. The verdicts are the same.
+pub(crate) fn renumber(snapshot: &mut Snapshot, by: u32) {
+    let classes = u32::try_from(snapshot.classes.len()).expect("few") - 1;
+    let class =
+        |ClassId(id): ClassId| if id == 0 { ClassId(0) } else { ClassId((id - 1 + by) % classes + 1) };
+    let entries: Vec<_> = snapshot.addresses.iter().map(|(prefix, id)| (prefix, class(*id))).collect();
+    for (prefix, id) in entries {
+        snapshot.addresses.insert(prefix, id);
+    }
+    let sides = snapshot.profiles.iter_mut().flat_map(|p| [&mut p.ingress, &mut p.egress]);
+    let scopes = sides.flat_map(|side| &mut side.layers).flat_map(|layer| &mut layer.allow);
+    for scope in scopes.flat_map(|rule| &mut rule.scopes) {
+        let members = (1..=classes).map(ClassId).filter(|id| scope.peers.contains(*id)).map(class);
+        scope.peers = ClassSet::of(members.collect::<Vec<_>>());
+    }
+    let profiles = u32::try_from(snapshot.profiles.len()).expect("few");
+    snapshot.profiles.rotate_right((by % profiles) as usize);
+    let moved = snapshot.endpoints.iter().map(|endpoint| {
+        let profile = ProfileId((endpoint.profile.0 + by) % profiles);
+        Arc::new(Endpoint { profile, ..(**endpoint).clone() })
+    });
+    snapshot.endpoints = moved.collect::<Vec<_>>().into();
+}
+
+/// A snapshot with more address prefixes than fit.
 pub(crate) fn oversized(world: &World, node: &str, generation: u64) -> Snapshot {
     let mut snapshot = snapshot(world, node, generation, &[]);
     for host in 0..=sluice_redirect::MAX_CLASSES {
