@@ -1,0 +1,294 @@
+//! The subscribed nodes: what each was sent, and what it said of it.
+//!
+//! A value without I/O: time comes in as an argument, snapshots come compiled. Called by the controller's loop.
+
+use crate::feed::Newest;
+use sluice_wire::{limits, pb};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// Most nodes of one control: what Kubernetes supports.
+const NODES: usize = 5_000;
+
+/// Every node that subscribed.
+pub struct Nodes {
+    nodes: BTreeMap<String, Node>,
+    generation: u64,
+    announced: Option<(u64, usize)>,
+}
+
+/// One node.
+pub struct Node {
+    newest: watch::Sender<Option<Arc<pb::Snapshot>>>,
+    /// The streams that are open; the last one is the newest proxy's, whose acks count.
+    streams: Vec<u64>,
+    offered: Instant,
+    ack: Option<pb::Ack>,
+    took: Duration,
+    /// Flow records received from it.
+    pub records: u64,
+    /// Flow records that it had to drop.
+    pub dropped: u64,
+}
+
+impl Node {
+    /// Whether a stream is open.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        !self.streams.is_empty()
+    }
+
+    /// The generation it was sent last; 0 before the first.
+    #[must_use]
+    pub fn published(&self) -> u64 {
+        self.newest.borrow().as_ref().map_or(0, |snapshot| snapshot.generation)
+    }
+
+    /// Its last word.
+    #[must_use]
+    pub const fn ack(&self) -> Option<&pb::Ack> {
+        self.ack.as_ref()
+    }
+
+    /// Whether everything that it was sent is enforced on every endpoint.
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        let published = self.published();
+        published > 0
+            && self.is_connected()
+            && self.ack.as_ref().is_some_and(|ack| {
+                ack.generation == published
+                    && ack.applied
+                    && ack.rejected.is_empty()
+                    && ack.missing.is_empty()
+            })
+    }
+}
+
+impl Nodes {
+    /// None yet. The first snapshot has this generation; later ones more.
+    #[must_use]
+    pub fn new(generation: u64) -> Self {
+        Self { nodes: BTreeMap::new(), generation, announced: None }
+    }
+
+    /// The newest generation.
+    #[must_use]
+    pub const fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Every node, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
+        self.nodes.iter().map(|(name, node)| (name.as_str(), node))
+    }
+
+    /// A node by its name.
+    pub fn get_mut(&mut self, name: &str) -> Option<&mut Node> {
+        self.nodes.get_mut(name)
+    }
+
+    /// A node's stream opened. A node that has a newer generation than any here (the clock was put back) makes the
+    /// next one newer still.
+    ///
+    /// # Errors
+    /// Too many nodes.
+    pub fn join(
+        &mut self,
+        name: &str,
+        stream: u64,
+        last_generation: u64,
+        now: Instant,
+    ) -> Result<Newest, String> {
+        if !self.nodes.contains_key(name) && self.nodes.len() >= NODES {
+            self.nodes.retain(|_, node| node.is_connected());
+            if self.nodes.len() >= NODES {
+                return Err(format!("{NODES} nodes are subscribed: one control serves no more"));
+            }
+        }
+        let node = self.nodes.entry(name.to_owned()).or_insert_with(|| Node {
+            newest: watch::Sender::new(None),
+            streams: Vec::new(),
+            offered: now,
+            ack: None,
+            took: Duration::ZERO,
+            records: 0,
+            dropped: 0,
+        });
+        node.streams.push(stream);
+        node.ack = None;
+        node.offered = now;
+        // An absurd number (a broken node) must not use up the generations of all.
+        if last_generation >= self.generation && last_generation < u64::MAX / 2 {
+            self.generation = last_generation + 1;
+        }
+        Ok(node.newest.subscribe())
+    }
+
+    /// A stream ended.
+    pub fn leave(&mut self, name: &str, stream: u64) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.streams.retain(|open| *open != stream);
+            if node.streams.is_empty() {
+                node.ack = None;
+            }
+        }
+    }
+
+    /// Keeps a node's word, if it comes from its newest stream. Bounded, whatever the node sends.
+    pub fn acked(&mut self, name: &str, stream: u64, mut ack: pb::Ack, now: Instant) {
+        let Some(node) = self.nodes.get_mut(name) else { return };
+        if node.streams.last() != Some(&stream) {
+            return;
+        }
+        ack.attached.truncate(limits::ENDPOINTS);
+        ack.missing.truncate(limits::ENDPOINTS);
+        node.took = now.saturating_duration_since(node.offered);
+        node.ack = Some(ack);
+    }
+
+    /// Offers compiled snapshots to their nodes, where they differ from what the node was offered last. One
+    /// generation for all of them. Returns how many differ.
+    pub fn publish(&mut self, snapshots: Vec<(String, pb::Snapshot)>, now: Instant) -> usize {
+        let (mut first, mut changed) = (Vec::new(), Vec::new());
+        for (name, mut snapshot) in snapshots {
+            let Some(node) = self.nodes.get(&name) else { continue };
+            let last = node.newest.borrow().clone();
+            match last {
+                None => first.push((name, snapshot)),
+                Some(last) => {
+                    snapshot.generation = last.generation;
+                    if *last != snapshot {
+                        changed.push((name, snapshot));
+                    }
+                }
+            }
+        }
+        if !changed.is_empty() {
+            self.generation += 1;
+        }
+        let count = first.len() + changed.len();
+        for (name, mut snapshot) in first.into_iter().chain(changed) {
+            snapshot.generation = self.generation;
+            self.offer(&name, snapshot, now);
+        }
+        count
+    }
+
+    /// Offers a node its last snapshot again if it has a newer generation than that one, under the newest.
+    pub fn renew(&mut self, name: &str, last_generation: u64, now: Instant) {
+        let last = self.nodes.get(name).and_then(|node| node.newest.borrow().clone());
+        if let Some(last) = last.filter(|last| last.generation <= last_generation) {
+            let snapshot = pb::Snapshot { generation: self.generation, ..(*last).clone() };
+            self.offer(name, snapshot, now);
+        }
+    }
+
+    fn offer(&mut self, name: &str, snapshot: pb::Snapshot, now: Instant) {
+        if let Some(node) = self.nodes.get_mut(name) {
+            node.offered = now;
+            node.ack = None;
+            node.newest.send_replace(Some(Arc::new(snapshot)));
+        }
+    }
+
+    /// Whether everything published is enforced on every connected node, of which there is one.
+    #[must_use]
+    pub fn is_in_force(&self) -> bool {
+        let mut connected = self.nodes.values().filter(|node| node.is_connected()).peekable();
+        connected.peek().is_some() && connected.all(Node::is_in_force)
+    }
+
+    /// Says, once per generation and number of nodes, that it is in force and how long that took.
+    pub fn announcement(&mut self) -> Option<String> {
+        let count = self.nodes.values().filter(|node| node.is_connected()).count();
+        if !self.is_in_force() || self.announced == Some((self.generation, count)) {
+            return None;
+        }
+        self.announced = Some((self.generation, count));
+        let newest = self.nodes.values().filter(|node| node.published() == self.generation);
+        let took = newest.map(|node| node.took).max().unwrap_or_default();
+        let generation = self.generation;
+        Some(format!(
+            "generation {generation} in force on {count}/{count} nodes after {} ms",
+            took.as_millis()
+        ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(policies: usize) -> pb::Snapshot {
+        pb::Snapshot { policies: vec![pb::Policy::default(); policies], ..pb::Snapshot::default() }
+    }
+
+    fn applied(generation: u64) -> pb::Ack {
+        pb::Ack { generation, applied: true, ..pb::Ack::default() }
+    }
+
+    fn two() -> (Nodes, Newest, Newest, Instant) {
+        let now = Instant::now();
+        let mut nodes = Nodes::new(7);
+        let a = nodes.join("a", 1, 0, now).expect("room");
+        let b = nodes.join("b", 2, 0, now).expect("room");
+        (nodes, a, b, now)
+    }
+
+    #[test]
+    fn only_nodes_whose_snapshot_changed_are_sent_one() {
+        let (mut nodes, mut a, mut b, now) = two();
+        let both = |a, b| vec![("a".to_owned(), snapshot(a)), ("b".to_owned(), snapshot(b))];
+        assert_eq!(nodes.publish(both(1, 1), now), 2);
+        assert_eq!(nodes.generation(), 7);
+        let generation = |node: &mut Newest| node.borrow_and_update().as_ref().map(|s| s.generation);
+        assert_eq!((generation(&mut a), generation(&mut b)), (Some(7), Some(7)));
+        assert_eq!(nodes.publish(both(1, 1), now), 0);
+        assert_eq!(nodes.generation(), 7, "nothing changed, so nothing is new");
+        assert_eq!(nodes.publish(both(1, 2), now), 1);
+        assert!(!a.has_changed().expect("open"));
+        assert!(b.has_changed().expect("open"));
+        assert_eq!((generation(&mut a), generation(&mut b)), (Some(7), Some(8)));
+    }
+
+    #[test]
+    fn in_force_means_every_node_and_every_endpoint() {
+        let (mut nodes, _a, _b, now) = two();
+        nodes.publish(vec![("a".to_owned(), snapshot(1)), ("b".to_owned(), snapshot(1))], now);
+        nodes.acked("a", 1, applied(7), now);
+        assert!(!nodes.is_in_force());
+        let missing = pb::MissingEndpoint { endpoint: "shop/cart".into(), reason: "no interface".into() };
+        nodes.acked("b", 2, pb::Ack { missing: vec![missing], ..applied(7) }, now);
+        assert!(!nodes.is_in_force(), "an endpoint is missing");
+        nodes.acked("b", 2, applied(6), now);
+        assert!(!nodes.is_in_force(), "an older generation");
+        nodes.acked("b", 9, applied(7), now);
+        assert!(!nodes.is_in_force(), "not the node's newest stream");
+        nodes.acked("b", 2, pb::Ack { rejected: "bits".into(), ..applied(7) }, now);
+        assert!(!nodes.is_in_force(), "refused");
+        nodes.acked("b", 2, applied(7), now + Duration::from_millis(38));
+        assert!(nodes.is_in_force());
+        let said = nodes.announcement();
+        assert_eq!(said.as_deref(), Some("generation 7 in force on 2/2 nodes after 38 ms"));
+        assert_eq!(nodes.announcement(), None, "said once");
+        nodes.leave("b", 2);
+        assert!(nodes.is_in_force(), "a node that is gone holds nobody up");
+    }
+
+    #[test]
+    fn a_node_that_is_ahead_gets_a_newer_generation() {
+        let (mut nodes, _a, _b, now) = two();
+        nodes.publish(vec![("a".to_owned(), snapshot(1))], now);
+        let c = nodes.join("c", 3, 100, now).expect("room");
+        nodes.publish(vec![("c".to_owned(), snapshot(1))], now);
+        assert_eq!(c.borrow().as_ref().map(|s| s.generation), Some(101));
+        let again = nodes.join("a", 4, 200, now).expect("room");
+        nodes.renew("a", 200, now);
+        assert_eq!(again.borrow().as_ref().map(|s| s.generation), Some(201));
+        nodes.join("d", 5, u64::MAX, now).expect("room");
+        assert_eq!(nodes.generation(), 201, "an absurd generation uses up nothing");
+    }
+}

@@ -1,0 +1,225 @@
+//! The controller's loop: one owner of all state between the directory, the compiler and the nodes.
+//!
+//! Straight through: a change is read, compiled for every node and offered; acks come back. Compiling runs on the
+//! blocking pool. Called by `main`.
+
+use crate::feed::{Event, FeedService};
+use crate::follow::{Timing, follow};
+use crate::nodes::Nodes;
+use crate::plan::{Plan, Settings};
+use crate::socket::Socket;
+use crate::status::{StatusFile, status};
+use anyhow::Context as _;
+use sluice_crd::{Problem, Severity};
+use sluice_wire::pb;
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::sync::CancellationToken;
+
+/// Events of all nodes that wait for the loop; a node beyond it waits with its next message.
+const EVENTS: usize = 1024;
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// What is compiled, and how.
+    pub settings: Settings,
+    /// The socket.
+    pub listen: PathBuf,
+    /// The status file.
+    pub status_file: Option<PathBuf>,
+    /// The first generation: greater than any that an earlier control gave.
+    pub generation: u64,
+    /// How the directory is followed.
+    pub timing: Timing,
+}
+
+/// Runs until shutdown.
+///
+/// # Errors
+/// The directory is not there, the socket is another's, or the server broke.
+pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
+    let dir = &config.settings.dir;
+    std::fs::read_dir(dir)
+        .with_context(|| format!("{}: cannot be read: --dir is a directory of manifests", dir.display()))?;
+    let (socket, listener) = Socket::bind(&config.listen).await?;
+    let (events, incoming) = mpsc::channel(EVENTS);
+    let changes = follow(dir, config.timing, shutdown.clone());
+    let service = sluice_wire::feed_server(FeedService::new(events, shutdown.clone()));
+    let server = tonic::transport::Server::builder()
+        .add_service(service)
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
+    tracing::info!("following {}, nodes subscribe at {}", dir.display(), config.listen.display());
+    let server = tokio::spawn(server);
+    Controller::new(config).run(changes, incoming, &shutdown).await;
+    // The loop ended by shutdown; streams end by it too, so the server has nothing to wait for.
+    let served = server.await.context("the feed's server panicked")?.context("the feed's server broke");
+    drop(socket);
+    served
+}
+
+struct Controller {
+    settings: Arc<Settings>,
+    nodes: Nodes,
+    plan: Arc<Plan>,
+    /// The directory could not be read the last time: what is in force is older.
+    unreadable: Option<Problem>,
+    /// Problems that were printed and still stand.
+    said: BTreeSet<Problem>,
+    status: StatusFile,
+    reads: u64,
+}
+
+impl Controller {
+    fn new(config: Config) -> Self {
+        Self {
+            settings: Arc::new(config.settings),
+            nodes: Nodes::new(config.generation),
+            plan: Arc::default(),
+            unreadable: None,
+            said: BTreeSet::new(),
+            status: StatusFile::new(config.status_file),
+            reads: 0,
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut changes: mpsc::Receiver<()>,
+        mut events: mpsc::Receiver<Event>,
+        shutdown: &CancellationToken,
+    ) {
+        // First of all, so that nobody takes an earlier control's file for this one's.
+        self.write_status();
+        loop {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                Some(()) = changes.recv() => self.reload().await,
+                Some(event) = events.recv() => self.take(event).await,
+            }
+            if let Some(text) = self.nodes.announcement() {
+                tracing::info!("{text}");
+            }
+            self.write_status();
+        }
+    }
+
+    fn write_status(&mut self) {
+        let problems: Vec<Problem> = self.unreadable.iter().chain(&self.plan.problems).cloned().collect();
+        self.status.write(status(&self.nodes, self.reads, &problems, &self.plan.policies));
+    }
+
+    async fn reload(&mut self) {
+        let settings = Arc::clone(&self.settings);
+        match blocking(move || Plan::read(&settings)).await {
+            Some(Ok(plan)) => {
+                self.plan = Arc::new(plan);
+                self.unreadable = None;
+                self.reads += 1;
+                self.say_problems();
+                let names = self.nodes.iter().map(|(name, _)| name.to_owned()).collect();
+                let changed = self.publish(names).await;
+                let (generation, objects) = (self.nodes.generation(), self.plan.summary());
+                tracing::info!("read {objects}: generation {generation}, new for {changed} nodes");
+            }
+            Some(Err(problem)) => {
+                self.unreadable = Some(*problem);
+                self.say_problems();
+            }
+            None => {}
+        }
+    }
+
+    /// Compiles for these nodes and offers each what is new for it. Returns how many have something new.
+    async fn publish(&mut self, names: Vec<String>) -> usize {
+        let (plan, settings) = (Arc::clone(&self.plan), Arc::clone(&self.settings));
+        let compile = move || {
+            let one = |name: String| {
+                let snapshot = plan.snapshot(&settings, &name);
+                (name, sluice_wire::encode(&snapshot))
+            };
+            names.into_iter().map(one).collect::<Vec<(String, pb::Snapshot)>>()
+        };
+        let Some(snapshots) = blocking(compile).await else { return 0 };
+        self.nodes.publish(snapshots, Instant::now())
+    }
+
+    async fn take(&mut self, event: Event) {
+        match event {
+            Event::Joined { node, stream, last_generation, reply } => {
+                let now = Instant::now();
+                let joined = self.nodes.join(&node, stream, last_generation, now);
+                if joined.is_ok() {
+                    tracing::info!("node {node} subscribed, with generation {last_generation} in force");
+                    // Before the first reading there is nothing to compile; the node waits for it.
+                    if self.reads > 0 {
+                        self.nodes.renew(&node, last_generation, now);
+                        self.publish(vec![node]).await;
+                    }
+                }
+                // A stream that is gone already says so by Left.
+                let _ = reply.send(joined);
+            }
+            Event::Left { node, stream } => {
+                tracing::info!("node {node} left");
+                self.nodes.leave(&node, stream);
+            }
+            Event::Acked { node, stream, ack } => {
+                say_ack(&node, &ack);
+                self.nodes.acked(&node, stream, ack, Instant::now());
+            }
+            Event::Reported { node, records, dropped } => {
+                if let Some(node) = self.nodes.get_mut(&node) {
+                    node.records = node.records.saturating_add(records);
+                    node.dropped = node.dropped.saturating_add(dropped);
+                }
+            }
+        }
+    }
+
+    /// Prints what was not printed yet, and that what was is gone.
+    fn say_problems(&mut self) {
+        let now: BTreeSet<Problem> = self.unreadable.iter().chain(&self.plan.problems).cloned().collect();
+        for problem in now.difference(&self.said) {
+            match problem.severity {
+                Severity::Error => tracing::error!("{problem}"),
+                Severity::Warning => tracing::warn!("{problem}"),
+                Severity::Info => tracing::info!("{problem}"),
+            }
+        }
+        let solved = self.said.difference(&now).count();
+        if solved > 0 {
+            tracing::info!("{solved} problems are solved, {} are left", now.len());
+        }
+        self.said = now;
+    }
+}
+
+fn say_ack(node: &str, ack: &pb::Ack) {
+    let generation = ack.generation;
+    if !ack.rejected.is_empty() {
+        tracing::error!(
+            "node {node} refused generation {generation} and keeps what it had: {}",
+            ack.rejected
+        );
+    }
+    for missing in &ack.missing {
+        tracing::warn!("node {node}: {} is not enforced: {}", missing.endpoint, missing.reason);
+    }
+    tracing::debug!("node {node}: generation {generation}, {} endpoints attached", ack.attached.len());
+}
+
+/// Runs on the blocking pool. `None` if it panicked, which costs this round and is printed.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => Some(done),
+        Err(error) => {
+            tracing::error!("reading or compiling failed and what was in force stays: {error}");
+            None
+        }
+    }
+}
