@@ -1,0 +1,277 @@
+//! HTTP/1 bodies, streamed: nothing of them is kept, and what goes on is framed by us.
+//!
+//! Chunks are read strictly and written again without extensions, so that no two readers find different ends.
+//! Knows nothing of heads or of policy.
+
+use super::head::Framing;
+use crate::limits::{BUFFER_BYTES, CHUNK_LINE_BYTES, HEAD_FIELDS, TRAILER_BYTES};
+use bytes::{Buf as _, BytesMut};
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+
+/// How a body ended too early.
+#[derive(Debug)]
+pub enum Broken {
+    /// The sender went away.
+    Sender,
+    /// The receiver went away.
+    Receiver,
+    /// The sender's framing is wrong.
+    Framing(&'static str),
+}
+
+/// Reads more, at most [`BUFFER_BYTES`] at a time.
+///
+/// # Errors
+/// The socket's.
+pub async fn read_more(reader: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut) -> io::Result<usize> {
+    buf.reserve(BUFFER_BYTES);
+    reader.read_buf(buf).await
+}
+
+/// One body on its way.
+#[derive(Debug)]
+pub struct Pump<'a, R, W> {
+    /// Whence.
+    pub reader: &'a mut R,
+    /// What was read already.
+    pub buf: &'a mut BytesMut,
+    /// Whither.
+    pub writer: &'a mut W,
+    /// Counts the body's bytes.
+    pub count: &'a AtomicU64,
+}
+
+impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
+    /// Moves one body of this framing.
+    ///
+    /// # Errors
+    /// Who broke it.
+    pub async fn run(&mut self, framing: Framing) -> Result<(), Broken> {
+        match framing {
+            Framing::Empty => Ok(()),
+            Framing::Length(length) => self.exactly(length).await,
+            Framing::Chunked => self.chunks().await,
+            Framing::UntilClose => loop {
+                if self.buf.is_empty()
+                    && read_more(self.reader, self.buf).await.map_err(|_| Broken::Sender)? == 0
+                {
+                    return Ok(());
+                }
+                self.write_some(u64::MAX).await?;
+            },
+        }
+    }
+
+    /// Writes what is there, at most `limit` bytes, and says how many.
+    async fn write_some(&mut self, limit: u64) -> Result<u64, Broken> {
+        let length = usize::try_from(limit).unwrap_or(usize::MAX).min(self.buf.len());
+        self.writer.write_all(&self.buf[..length]).await.map_err(|_| Broken::Receiver)?;
+        self.buf.advance(length);
+        self.count.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(length as u64)
+    }
+
+    async fn fill(&mut self) -> Result<(), Broken> {
+        match read_more(self.reader, self.buf).await {
+            Ok(0) | Err(_) => Err(Broken::Sender),
+            Ok(_) => Ok(()),
+        }
+    }
+
+    async fn exactly(&mut self, mut left: u64) -> Result<(), Broken> {
+        while left > 0 {
+            if self.buf.is_empty() {
+                self.fill().await?;
+            }
+            left -= self.write_some(left).await?;
+        }
+        Ok(())
+    }
+
+    async fn put(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        self.writer.write_all(bytes).await.map_err(|_| Broken::Receiver)
+    }
+
+    async fn chunks(&mut self) -> Result<(), Broken> {
+        loop {
+            let line = self.line(CHUNK_LINE_BYTES).await?;
+            let size = chunk_size(&line)?;
+            if size == 0 {
+                return self.trailers().await;
+            }
+            // Small chunks go out in one write with their frame; large ones stream.
+            if size <= BUFFER_BYTES as u64 {
+                self.small_chunk(usize::try_from(size).unwrap_or(BUFFER_BYTES)).await?;
+            } else {
+                self.put(format!("{size:x}\r\n").as_bytes()).await?;
+                self.exactly(size).await?;
+                self.chunk_end().await?;
+                self.put(b"\r\n").await?;
+            }
+        }
+    }
+
+    async fn small_chunk(&mut self, size: usize) -> Result<(), Broken> {
+        while self.buf.len() < size + 2 {
+            self.fill().await?;
+        }
+        if self.buf[size..size + 2] != *b"\r\n" {
+            return Err(Broken::Framing("a chunk is longer than it says"));
+        }
+        let mut frame = format!("{size:x}\r\n").into_bytes();
+        frame.extend_from_slice(&self.buf[..size + 2]);
+        self.buf.advance(size + 2);
+        self.count.fetch_add(size as u64, Ordering::Relaxed);
+        self.put(&frame).await
+    }
+
+    async fn chunk_end(&mut self) -> Result<(), Broken> {
+        while self.buf.len() < 2 {
+            self.fill().await?;
+        }
+        if self.buf[..2] != *b"\r\n" {
+            return Err(Broken::Framing("a chunk is longer than it says"));
+        }
+        self.buf.advance(2);
+        Ok(())
+    }
+
+    /// Reads one line, without its end.
+    async fn line(&mut self, limit: usize) -> Result<BytesMut, Broken> {
+        loop {
+            if let Some(end) = self.buf.iter().take(limit).position(|b| *b == b'\n') {
+                let mut line = self.buf.split_to(end + 1);
+                if !line.ends_with(b"\r\n") {
+                    return Err(Broken::Framing("a line feed without carriage return"));
+                }
+                line.truncate(end - 1);
+                if line.contains(&b'\r') {
+                    return Err(Broken::Framing("a carriage return inside a line"));
+                }
+                return Ok(line);
+            }
+            if self.buf.len() >= limit {
+                return Err(Broken::Framing("a line is too long"));
+            }
+            self.fill().await?;
+        }
+    }
+
+    async fn trailers(&mut self) -> Result<(), Broken> {
+        let mut out = b"0\r\n".to_vec();
+        loop {
+            let line = self.line(TRAILER_BYTES).await?;
+            let last = line.is_empty();
+            out.extend_from_slice(&line);
+            out.extend_from_slice(b"\r\n");
+            if last {
+                break;
+            }
+            if out.len() > TRAILER_BYTES {
+                return Err(Broken::Framing("the trailer section is too large"));
+            }
+        }
+        check_trailers(&out[3..])?;
+        self.put(&out).await
+    }
+}
+
+/// The size of a chunk: hexadecimal digits, then nothing or extensions, which are dropped.
+fn chunk_size(line: &[u8]) -> Result<u64, Broken> {
+    let digits = line.split(|b| *b == b';').next().unwrap_or_default().trim_ascii_end();
+    // 15 digits: no size of any real chunk, and no overflow.
+    let plain = (1..=15).contains(&digits.len()) && digits.iter().all(u8::is_ascii_hexdigit);
+    let text = std::str::from_utf8(digits).ok().filter(|_| plain);
+    text.and_then(|text| u64::from_str_radix(text, 16).ok()).ok_or(Broken::Framing("a chunk's size"))
+}
+
+/// Fields that must not come after a body (RFC 9110 §6.5.1): a server that merges trailers would believe them.
+const NEVER_TRAILERS: [&str; 9] = [
+    "content-length",
+    "transfer-encoding",
+    "host",
+    "connection",
+    "trailer",
+    "upgrade",
+    "authorization",
+    "te",
+    "content-type",
+];
+
+fn check_trailers(section: &[u8]) -> Result<(), Broken> {
+    let mut slots = [httparse::EMPTY_HEADER; HEAD_FIELDS];
+    match httparse::parse_headers(section, &mut slots) {
+        Ok(httparse::Status::Complete((_, fields))) => {
+            let forbidden = |name: &str| NEVER_TRAILERS.iter().any(|never| never.eq_ignore_ascii_case(name));
+            if fields.iter().any(|field| forbidden(field.name)) {
+                return Err(Broken::Framing("a field that is no trailer"));
+            }
+            Ok(())
+        }
+        _ => Err(Broken::Framing("the trailer section")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn pump(framing: Framing, input: &[u8]) -> (Result<(), Broken>, Vec<u8>, Vec<u8>) {
+        let mut out = Vec::new();
+        let mut buf = BytesMut::new();
+        let mut reader = input;
+        let count = AtomicU64::new(0);
+        let mut pump = Pump { reader: &mut reader, buf: &mut buf, writer: &mut out, count: &count };
+        let result = pump.run(framing).await;
+        (result, out, buf.to_vec())
+    }
+
+    #[tokio::test]
+    async fn moves_exactly_one_body() {
+        let (result, out, left) = pump(Framing::Length(5), b"helloGET /").await;
+        assert!(result.is_ok());
+        assert_eq!((out.as_slice(), left.as_slice()), (&b"hello"[..], &b"GET /"[..]));
+        let (result, out, left) = pump(Framing::Chunked, b"5;x=y\r\nhello\r\n0\r\nT: v\r\n\r\nGET /").await;
+        assert!(result.is_ok(), "{result:?}");
+        assert_eq!(
+            (out.as_slice(), left.as_slice()),
+            (&b"5\r\nhello\r\n0\r\nT: v\r\n\r\n"[..], &b"GET /"[..])
+        );
+        let large = vec![b'x'; BUFFER_BYTES * 3];
+        let mut input = format!("{:X}\r\n", large.len()).into_bytes();
+        input.extend_from_slice(&large);
+        input.extend_from_slice(b"\r\n0\r\n\r\n");
+        let (result, out, left) = pump(Framing::Chunked, &input).await;
+        assert!(result.is_ok() && left.is_empty());
+        assert!(out.ends_with(b"\r\n0\r\n\r\n") && out.len() == input.len());
+    }
+
+    #[tokio::test]
+    async fn refuses_chunks_that_readers_end_differently() {
+        for input in [
+            &b"5\nhello\r\n0\r\n\r\n"[..],
+            b"5\r\nhelloX\r\n0\r\n\r\n",
+            b"5\r\nhello\n0\r\n\r\n",
+            b"0x5\r\nhello\r\n0\r\n\r\n",
+            b"+5\r\nhello\r\n0\r\n\r\n",
+            b" 5\r\nhello\r\n0\r\n\r\n",
+            b"\r\nhello\r\n0\r\n\r\n",
+            b"-1\r\n\r\n",
+            b"1000000000000000\r\n",
+            b"5\rX\r\nhello\r\n0\r\n\r\n",
+            b"0\r\nContent-Length: 5\r\n\r\n",
+            b"0\r\nTransfer-Encoding: chunked\r\n\r\n",
+            b"0\r\n bad: x\r\n\r\n",
+        ] {
+            let (result, _, _) = pump(Framing::Chunked, input).await;
+            assert!(matches!(result, Err(Broken::Framing(_))), "{:?}", String::from_utf8_lossy(input));
+        }
+        let endless = [b"5;".as_slice(), &[b'a'; CHUNK_LINE_BYTES]].concat();
+        assert!(matches!(pump(Framing::Chunked, &endless).await.0, Err(Broken::Framing(_))));
+        let (result, out, _) = pump(Framing::Chunked, b"5\r\nhel").await;
+        assert!(matches!(result, Err(Broken::Sender)));
+        assert!(out.is_empty(), "no part of a chunk that did not come");
+    }
+}

@@ -1,0 +1,226 @@
+//! One allowed request and its answer: both bodies stream at once, and either end may be the first to stop.
+//!
+//! Knows nothing of how the request was judged; told by its flow when the permission is gone.
+
+use super::Upstream;
+use super::body::{Broken, Pump, read_more};
+use super::head::{self, Bad, Changes, Framing, RequestHead, ResponseHead};
+use crate::answer::Refusal;
+use crate::limits::{HEAD_BYTES, INTERIM_ANSWERS};
+use crate::proxy::{Accepted, Proxy};
+use crate::record::Record;
+use crate::state::OpenFlow;
+use bytes::{Buf as _, BytesMut};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::tcp::{ReadHalf, WriteHalf};
+
+/// One exchange.
+#[derive(Debug)]
+pub(super) struct Exchange<'a> {
+    pub(super) proxy: &'a Proxy,
+    pub(super) head: &'a RequestHead,
+    pub(super) changes: &'a Changes,
+    pub(super) flow: &'a OpenFlow,
+}
+
+/// How the connections go on.
+#[derive(Debug)]
+pub(super) enum After {
+    /// Both may carry the next request.
+    Reusable,
+    /// The answer is whole; the connection ends.
+    Close,
+    /// The answer is not whole: the client must see that.
+    Abort,
+    /// There was no answer; this is ours.
+    Answer(Refusal),
+}
+
+/// How far an exchange came, for those who look at it from outside.
+#[derive(Debug, Default)]
+struct Progress {
+    up: AtomicU64,
+    down: AtomicU64,
+    status: AtomicU16,
+    uploaded: AtomicBool,
+}
+
+/// How an answer failed.
+#[derive(Debug)]
+enum Failed {
+    /// The server closed before it said anything.
+    Nothing,
+    /// What it said is no answer.
+    Bad(&'static str),
+    /// It stopped in the middle.
+    Truncated,
+    /// The client went away.
+    Client,
+}
+
+impl Exchange<'_> {
+    pub(super) async fn run(
+        &self,
+        client: &mut Accepted,
+        upstream: &mut Upstream,
+        record: &mut Record,
+    ) -> After {
+        let progress = Progress::default();
+        let reused = upstream.reused;
+        let after = {
+            let (mut client_read, mut client_write) = client.stream.split();
+            let (mut server_read, mut server_write) = upstream.stream.split();
+            let upload = self.upload(&mut client_read, &mut client.buf, &mut server_write, &progress);
+            let download = self.download(&mut server_read, &mut upstream.buf, &mut client_write, &progress);
+            tokio::pin!(upload, download);
+            let mut uploading = true;
+            loop {
+                tokio::select! {
+                    biased;
+                    verdict = self.flow.revoked() => {
+                        record.judged(verdict);
+                        "revoked".clone_into(&mut record.error);
+                        break match progress.status.load(Ordering::Relaxed) {
+                            0 => After::Answer(Refusal::Denied(verdict.deciding().reason)),
+                            _ => After::Abort,
+                        };
+                    }
+                    done = &mut download => break self.downloaded(&done, reused, &progress, record),
+                    done = &mut upload, if uploading => match done {
+                        // The server reads no more; it may still answer.
+                        Ok(()) | Err(Broken::Receiver) => uploading = false,
+                        Err(broken) => break upload_broken(&broken, &progress, record),
+                    },
+                }
+            }
+        };
+        record.status = u32::from(progress.status.load(Ordering::Relaxed));
+        record.bytes_up = progress.up.load(Ordering::Relaxed);
+        record.bytes_down = progress.down.load(Ordering::Relaxed);
+        after
+    }
+
+    fn downloaded(
+        &self,
+        done: &Result<bool, Failed>,
+        reused: bool,
+        progress: &Progress,
+        record: &mut Record,
+    ) -> After {
+        let (after, error) = match done {
+            Ok(close) if *close || self.head.close || !progress.uploaded.load(Ordering::Relaxed) => {
+                return After::Close;
+            }
+            Ok(_) => return After::Reusable,
+            // On a connection that served before, an end without an answer is the server's idle close: the client
+            // knows from its own connection's end that the request may be sent again. Nobody retries for it.
+            Err(Failed::Nothing) if reused => (After::Abort, "server_closed"),
+            Err(Failed::Nothing) => (After::Answer(Refusal::BadAnswer("none came")), "server_closed"),
+            Err(Failed::Bad(what)) => (After::Answer(Refusal::BadAnswer(what)), "bad_answer"),
+            Err(Failed::Truncated) => (After::Abort, "answer_truncated"),
+            Err(Failed::Client) => (After::Abort, "client_closed"),
+        };
+        error.clone_into(&mut record.error);
+        after
+    }
+
+    /// Sends the request on, then watches the client: it may half-close, or leave.
+    async fn upload(
+        &self,
+        client: &mut ReadHalf<'_>,
+        buf: &mut BytesMut,
+        server: &mut WriteHalf<'_>,
+        progress: &Progress,
+    ) -> Result<(), Broken> {
+        server.write_all(&self.head.forward(self.changes)).await.map_err(|_| Broken::Receiver)?;
+        Pump { reader: client, buf, writer: server, count: &progress.up }.run(self.head.framing).await?;
+        progress.uploaded.store(true, Ordering::Relaxed);
+        // What comes now is the next request, or the client's end.
+        while buf.len() < HEAD_BYTES {
+            match read_more(client, buf).await {
+                Ok(0) => {
+                    let _ = server.shutdown().await;
+                    break;
+                }
+                Ok(_) => {}
+                Err(_) => return Err(Broken::Sender),
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings the answer back. Returns whether the connection ends with it.
+    async fn download(
+        &self,
+        server: &mut ReadHalf<'_>,
+        buf: &mut BytesMut,
+        client: &mut WriteHalf<'_>,
+        progress: &Progress,
+    ) -> Result<bool, Failed> {
+        for _ in 0..=INTERIM_ANSWERS {
+            let head = self.answer_head(server, buf).await?;
+            match head.status {
+                101 => return Err(Failed::Bad("it switches protocols, which nobody asked for")),
+                100..=199 => {
+                    client.write_all(&head.forward(false)).await.map_err(|_| Failed::Client)?;
+                    continue;
+                }
+                status => progress.status.store(status, Ordering::Relaxed),
+            }
+            let closing = !head.close && self.proxy.is_draining();
+            client.write_all(&head.forward(closing)).await.map_err(|_| Failed::Client)?;
+            let mut pump = Pump { reader: server, buf, writer: client, count: &progress.down };
+            return match pump.run(head.framing).await {
+                Ok(()) if head.framing == Framing::UntilClose => Ok(true),
+                // More than the answer: whatever it is, it answers nothing that was asked.
+                Ok(()) => Ok(head.close || closing || !buf.is_empty()),
+                Err(Broken::Receiver) => Err(Failed::Client),
+                Err(_) => Err(Failed::Truncated),
+            };
+        }
+        Err(Failed::Bad("too many interim answers"))
+    }
+
+    async fn answer_head(
+        &self,
+        server: &mut ReadHalf<'_>,
+        buf: &mut BytesMut,
+    ) -> Result<ResponseHead, Failed> {
+        let mut looked = 0;
+        let what = |bad| match bad {
+            Bad::Malformed(what) => Failed::Bad(what),
+            Bad::TargetTooLong | Bad::TooLarge => Failed::Bad("its head is too large"),
+        };
+        loop {
+            if let Some(end) = head::find_end(buf, looked).map_err(what)? {
+                let head = ResponseHead::parse(&buf[..end], self.head.method == "HEAD").map_err(what)?;
+                buf.advance(end);
+                return Ok(head);
+            }
+            looked = buf.len();
+            match read_more(server, buf).await {
+                Ok(0) | Err(_) if buf.is_empty() => return Err(Failed::Nothing),
+                Ok(0) | Err(_) => return Err(Failed::Bad("it stops in its head")),
+                Ok(_) => {}
+            }
+        }
+    }
+}
+
+/// The request's body broke: the server must not take what came for the whole.
+fn upload_broken(broken: &Broken, progress: &Progress, record: &mut Record) -> After {
+    match broken {
+        Broken::Framing(what) if progress.status.load(Ordering::Relaxed) == 0 => {
+            After::Answer(Refusal::Malformed(what))
+        }
+        Broken::Framing(_) => {
+            "malformed_request".clone_into(&mut record.error);
+            After::Abort
+        }
+        Broken::Sender | Broken::Receiver => {
+            "client_closed".clone_into(&mut record.error);
+            After::Abort
+        }
+    }
+}

@@ -1,0 +1,128 @@
+//! The one place that asks the verdict engine.
+//!
+//! Turns a connection's two addresses and what was said into facts. Knows nothing of how a verdict is carried out.
+//! Called by the servers for each request and by [`State::swap`](crate::state::State::swap) for open flows.
+
+use crate::state::View;
+use sluice_policy::path::Path;
+use sluice_policy::{
+    Decision, Direction, Facts, HttpVersion, Protocol, Reason, Request, SideVerdict, Verdict,
+};
+use std::net::{IpAddr, SocketAddr};
+
+/// The two ends of a proxied connection, as the client sees them; v4-mapped addresses are normalised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leg {
+    /// The client. The datapath has verified the address.
+    pub source: SocketAddr,
+    /// The original destination.
+    pub destination: SocketAddr,
+}
+
+impl Leg {
+    /// A leg of these two addresses, `::ffff:a.b.c.d` taken for `a.b.c.d`.
+    #[must_use]
+    pub fn new(source: SocketAddr, destination: SocketAddr) -> Self {
+        let plain = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), address.port());
+        Self { source: plain(source), destination: plain(destination) }
+    }
+}
+
+/// One request as it is kept: owned, so that it can be judged again while it is open.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// The HTTP version.
+    pub version: HttpVersion,
+    /// The method.
+    pub method: String,
+    /// The path, without the query.
+    pub path: String,
+    /// `Host` or `:authority`.
+    pub host: Option<String>,
+    /// The header fields; names in lower case.
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Said {
+    /// Judges the request by this snapshot.
+    #[must_use]
+    pub fn judge(&self, view: &View, leg: &Leg) -> Verdict {
+        let headers: Vec<(&str, &[u8])> =
+            self.headers.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
+        let request = Request {
+            version: self.version,
+            method: &self.method,
+            path: Path::new(&self.path),
+            host: self.host.as_deref(),
+            headers: &headers,
+        };
+        ask(view, leg, Facts::Request(&request))
+    }
+
+    /// The path that must go on in place of the one sent, if the two differ and a path was judged: an allow with a
+    /// path condition matches the normalised path, so the server must see no other.
+    #[must_use]
+    pub fn rewritten(&self, view: &View, leg: &Leg) -> Option<String> {
+        let path = Path::new(&self.path);
+        path.rewritten().filter(|_| path_matters(view, leg)).map(str::to_owned)
+    }
+
+    /// Whether the request is gRPC by its content type: how a refusal is worded, never whether.
+    #[must_use]
+    pub fn is_grpc(&self) -> bool {
+        self.version == HttpVersion::Http2
+            && self.headers.iter().any(|(name, value)| {
+                name == "content-type"
+                    && value
+                        .strip_prefix(b"application/grpc")
+                        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+            })
+    }
+}
+
+/// Whether the connection is let through, if only to be judged by request.
+#[must_use]
+pub fn connection(view: &View, leg: &Leg) -> Verdict {
+    ask(view, leg, Facts::Connection)
+}
+
+/// Whether bytes that nobody here can read are let through.
+#[must_use]
+pub fn unknown(view: &View, leg: &Leg) -> Verdict {
+    ask(view, leg, Facts::Unknown)
+}
+
+/// A refusal that no policy stands behind.
+#[must_use]
+pub fn refuse(reason: Reason) -> Verdict {
+    Verdict { egress: SideVerdict::unjudged(), ingress: SideVerdict::plain(Decision::Deny, reason) }
+}
+
+fn ask(view: &View, leg: &Leg, facts: Facts<'_>) -> Verdict {
+    let (source, destination) = (leg.source.ip(), leg.destination.ip());
+    // A connection of nobody here: the endpoint has gone, or the datapath sent something that is not ours. The
+    // engine would have nothing to judge and would let it pass.
+    if !view.is_local(source) && !view.is_local(destination) {
+        return refuse(Reason::IdentityMissing);
+    }
+    view.snapshot.judge(source, destination, Protocol::Tcp, leg.destination.port(), facts)
+}
+
+/// Whether an allow that reaches this connection has a condition on the path.
+fn path_matters(view: &View, leg: &Leg) -> bool {
+    let snapshot = &view.snapshot;
+    let port = leg.destination.port();
+    let on = |endpoint: IpAddr, peer: IpAddr, direction: Direction| {
+        let profile = snapshot.endpoint_at(endpoint).and_then(|endpoint| snapshot.profile(endpoint.profile));
+        let peer = snapshot.class_of(peer);
+        profile.is_some_and(|profile| {
+            let layers = &profile.side(direction).layers;
+            layers.iter().flat_map(|layer| &layer.allow).any(|rule| {
+                rule.allows_reach(peer, Protocol::Tcp, port)
+                    && rule.conditions.as_ref().is_some_and(|c| c.http.iter().any(|item| item.path.is_some()))
+            })
+        })
+    };
+    on(leg.source.ip(), leg.destination.ip(), Direction::Egress)
+        || on(leg.destination.ip(), leg.source.ip(), Direction::Ingress)
+}

@@ -1,0 +1,103 @@
+//! Every bound of the proxy, by name, with the attack or failure it bounds.
+//!
+//! Knows nothing of who reads it. A queue, buffer, map or wait anywhere in this crate has its bound here.
+
+use std::time::Duration;
+
+/// How long a client may say nothing before a connection that needs no reading is passed on raw. Server-first
+/// protocols (MySQL, SMTP) wait for the server: without this they would stall.
+pub const DETECT_WINDOW: Duration = Duration::from_millis(100);
+
+/// From the first byte of a request head to its last. Slow headers (Slowloris) hold a connection no longer.
+pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection may idle between requests. Connections that nobody uses must not add up for ever; their
+/// number is bounded by [`CONNECTIONS_PER_SOURCE`] as well.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);
+
+/// The longest HTTP/1 head, in bytes. Endless headers would fill memory.
+pub const HEAD_BYTES: usize = 64 * 1024;
+
+/// The most header fields of one HTTP/1 message. Many tiny headers cost more to match than to send.
+pub const HEAD_FIELDS: usize = 128;
+
+/// The longest request target. Every reading of a path is a copy of it.
+pub const TARGET_BYTES: usize = 16 * 1024;
+
+/// The longest method that detection takes for one; longer words are no HTTP.
+pub const METHOD_BYTES: usize = 32;
+
+/// The longest chunk-size line, extensions included (CVE-2023-39326: extensions that never end).
+pub const CHUNK_LINE_BYTES: usize = 256;
+
+/// The longest trailer section of a chunked body.
+pub const TRAILER_BYTES: usize = 16 * 1024;
+
+/// The most interim (1xx) answers before the final one: a server must not feed a client for ever.
+pub const INTERIM_ANSWERS: usize = 16;
+
+/// What one direction of a connection buffers.
+pub const BUFFER_BYTES: usize = 16 * 1024;
+
+/// How much of a refused request's body is read and thrown away to keep its connection.
+pub const DISCARD_BYTES: u64 = 64 * 1024;
+
+/// How long a closing connection may take to hear its last answer.
+pub const LINGER: Duration = Duration::from_secs(1);
+
+/// How long dialling a server may take; a black-holed address must not hold a request for ever.
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Between TCP keep-alive probes: a peer that vanished without a word must not hold its connection for ever.
+pub const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// Open connections of one source address: one tenant's flood must leave room for the others.
+pub const CONNECTIONS_PER_SOURCE: u32 = 4096;
+
+/// Open connections in all: twice as many descriptors, and some memory each.
+pub const CONNECTIONS: usize = 100_000;
+
+/// The wait after `accept` failed for want of descriptors, so that the loop does not spin.
+pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
+
+/// The longest HTTP/2 header list (CONTINUATION flood, HPACK bombs).
+pub const H2_HEADER_LIST_BYTES: u32 = 64 * 1024;
+
+/// Open streams of one HTTP/2 connection.
+pub const H2_STREAMS: u32 = 256;
+
+/// Streams that were reset before anybody accepted them (rapid reset, CVE-2023-44487).
+pub const H2_PENDING_RESETS: usize = 32;
+
+/// Streams that are remembered after we reset them.
+pub const H2_RESET_STREAMS: usize = 64;
+
+/// Resets that a peer may provoke by protocol errors before the connection goes (CVE-2025-8671, "MadeYouReset").
+pub const H2_LOCAL_ERROR_RESETS: usize = 256;
+
+/// The flow-control window of one HTTP/2 stream: what a slow reader makes us hold of it.
+pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
+
+/// The flow-control window of one HTTP/2 connection.
+pub const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// What one HTTP/2 stream may have waiting to be sent.
+pub const H2_SEND_BUFFER: usize = 256 * 1024;
+
+/// How long an upgrade to a new HTTP/2 connection may take (preface and SETTINGS from both ends).
+pub const H2_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The longest value that a record carries of a path, a host or a method: records are bounded in size too.
+pub const RECORD_VALUE_BYTES: usize = 1024;
+
+/// Records that wait for the agent; more are dropped and counted.
+pub const RECORD_QUEUE: usize = 16 * 1024;
+
+/// Records that go to the agent in one frame.
+pub const RECORD_BATCH: usize = 512;
+
+/// The longest frame between agent and worker: a snapshot.
+pub const FRAME_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long connections may drain once told to stop. Kubernetes gives 30 s by default; the agent needs a few.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);

@@ -1,0 +1,229 @@
+//! Accepts connections, finds out what they are, and hands them to the server of their protocol.
+//!
+//! Everything a connection needs is in [`Proxy`]; nothing here knows of eBPF, of the agent or of the feed, so tests
+//! run it on plain sockets. Called by the worker.
+
+use crate::detect::{self, Protocol};
+use crate::dial::{Dialer, keepalive};
+use crate::judge::{self, Leg};
+use crate::limits::{
+    ACCEPT_BACKOFF, CONNECTIONS, CONNECTIONS_PER_SOURCE, DETECT_WINDOW, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER,
+};
+use crate::record::{Record, Sink};
+use crate::state::State;
+use crate::telemetry::sampler::{Ids, Sampler};
+use crate::{http1, http2, tunnel};
+use bytes::BytesMut;
+use sluice_policy::{Decision, Reason, Verdict};
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// What every connection shares.
+#[derive(Debug)]
+pub struct Proxy {
+    /// The snapshot in force and the open flows.
+    pub state: Arc<State>,
+    /// How servers are reached.
+    pub dialer: Dialer,
+    /// Where records go.
+    pub records: Sink,
+    /// Which requests get a span.
+    pub sampler: Sampler,
+    /// Trace and span ids.
+    pub ids: Ids,
+    drain: CancellationToken,
+    tasks: TaskTracker,
+    sources: Mutex<HashMap<IpAddr, u32>>,
+}
+
+/// One accepted connection, with what was read of it.
+#[derive(Debug)]
+pub struct Accepted {
+    /// Its ends.
+    pub leg: Leg,
+    /// Its socket.
+    pub stream: TcpStream,
+    /// What the client said so far.
+    pub buf: BytesMut,
+}
+
+/// Holds a source's place under [`CONNECTIONS_PER_SOURCE`].
+struct Place {
+    proxy: Arc<Proxy>,
+    source: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut sources = self.proxy.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = sources.get_mut(&self.source) {
+            *count -= 1;
+            if *count == 0 {
+                sources.remove(&self.source);
+            }
+        }
+    }
+}
+
+impl Proxy {
+    /// A proxy with an empty snapshot: it refuses everything until [`State::swap`].
+    #[must_use]
+    pub fn new(dialer: Dialer, records: Sink, sampler: Sampler) -> Arc<Self> {
+        Arc::new(Self {
+            state: Arc::default(),
+            dialer,
+            records,
+            sampler,
+            ids: Ids::default(),
+            drain: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            sources: Mutex::default(),
+        })
+    }
+
+    /// Ends when the proxy is told to drain.
+    pub async fn draining(&self) {
+        self.drain.cancelled().await;
+    }
+
+    /// Whether the proxy drains: answers then close their connection.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.drain.is_cancelled()
+    }
+
+    /// Accepts until the proxy drains. `redirected`: the listener's own address is never a destination, so a
+    /// connection to it is a loop.
+    pub async fn accept(self: Arc<Self>, listener: TcpListener, redirected: bool) {
+        let own = listener.local_addr().ok().filter(|_| redirected);
+        loop {
+            let accepted = tokio::select! {
+                // First: what waits in the queue when the drain begins was promised a connection.
+                biased;
+                accepted = listener.accept() => accepted,
+                () = self.drain.cancelled() => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.admit(stream, peer, own),
+                // A client that left before we looked, or no descriptors left.
+                Err(_) => tokio::time::sleep(ACCEPT_BACKOFF).await,
+            }
+        }
+    }
+
+    /// Tells every connection to end after what it is doing, and waits for them, no longer than `limit`. Returns
+    /// how many were cut.
+    pub async fn drain(&self, limit: Duration) -> usize {
+        self.drain.cancel();
+        self.tasks.close();
+        let _ = tokio::time::timeout(limit, self.tasks.wait()).await;
+        self.tasks.len()
+    }
+
+    fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, own: Option<SocketAddr>) {
+        let Ok(local) = stream.local_addr() else { return };
+        if own == Some(local) {
+            reset(&stream);
+            return;
+        }
+        let leg = Leg::new(peer, local);
+        let Some(place) = self.place(leg.source.ip()) else {
+            self.refuse_connection(&stream, &leg, &judge::refuse(Reason::Limit));
+            return;
+        };
+        let proxy = self.clone();
+        // Spawned even while draining: the connection was taken from the queue.
+        self.tasks.spawn(async move {
+            let accepted = Accepted { leg, stream, buf: BytesMut::new() };
+            // Boxed: the future of a whole connection is large, most of it for the rarer protocols.
+            Box::pin(proxy.serve(accepted)).await;
+            drop(place);
+        });
+    }
+
+    fn place(self: &Arc<Self>, source: IpAddr) -> Option<Place> {
+        if self.tasks.len() >= CONNECTIONS {
+            return None;
+        }
+        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = sources.entry(source).or_insert(0);
+        if *count >= CONNECTIONS_PER_SOURCE {
+            return None;
+        }
+        *count += 1;
+        Some(Place { proxy: self.clone(), source })
+    }
+
+    async fn serve(self: Arc<Self>, mut accepted: Accepted) {
+        let verdict = judge::connection(&self.state.view(), &accepted.leg);
+        if verdict.decision() == Decision::Deny {
+            self.refuse_connection(&accepted.stream, &accepted.leg, &verdict);
+            return;
+        }
+        // Small answers must not wait for more to come.
+        let _ = accepted.stream.set_nodelay(true);
+        let _ = socket2::SockRef::from(&accepted.stream).set_tcp_keepalive(&keepalive());
+        match self.first_words(&mut accepted).await {
+            Some(Protocol::Http1) => http1::serve(self, accepted).await,
+            Some(Protocol::Http2) => http2::serve(self, accepted).await,
+            Some(Protocol::Other) => tunnel::serve(&self, accepted, None).await,
+            None => {}
+        }
+    }
+
+    /// Reads until the protocol is known. `None`: the client left, or was too slow.
+    async fn first_words(&self, accepted: &mut Accepted) -> Option<Protocol> {
+        let passes = |accepted: &Accepted| {
+            judge::unknown(&self.state.view(), &accepted.leg).decision() == Decision::Allow
+        };
+        loop {
+            if let Some(protocol) = detect::detect(&accepted.buf) {
+                return Some(protocol);
+            }
+            // A client that waits for its server must not be made to wait for us.
+            let raw_is_fine = passes(accepted);
+            let silent = accepted.buf.is_empty();
+            let patience = match (raw_is_fine, silent) {
+                (true, _) => DETECT_WINDOW,
+                (false, true) => IDLE_TIMEOUT,
+                (false, false) => HEAD_TIMEOUT,
+            };
+            let read = http1::body::read_more(&mut accepted.stream, &mut accepted.buf);
+            let told = async {
+                self.drain.cancelled().await;
+                // A client that connected before the drain may be about to speak.
+                tokio::time::sleep(LINGER).await;
+            };
+            tokio::select! {
+                biased;
+                read = tokio::time::timeout(patience, read) => match read {
+                    Ok(Ok(0)) if raw_is_fine => return Some(Protocol::Other),
+                    Ok(Ok(0) | Err(_)) => return None,
+                    Ok(Ok(_)) => {}
+                    Err(_) if raw_is_fine => return Some(Protocol::Other),
+                    Err(_) => return None,
+                },
+                () = told, if silent => return None,
+            }
+        }
+    }
+
+    /// Resets a connection and records why.
+    pub fn refuse_connection(&self, stream: &TcpStream, leg: &Leg, verdict: &Verdict) {
+        reset(stream);
+        let mut record = Record::begin(&self.state.view(), leg, "tcp");
+        record.judged(verdict);
+        self.records.finish(record);
+    }
+}
+
+/// Makes the coming close a reset: the other end must not take it for an orderly end.
+pub fn reset(stream: &TcpStream) {
+    // Fails on a socket that is gone already, which is what was wanted.
+    let _ = socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
