@@ -169,12 +169,8 @@ impl Loader {
     }
 
     fn value(&mut self, value: &Value, source: &Source, flaws: &[Flaw]) {
-        for flaw in flaws.iter().filter(|_| source.prefix.is_empty()) {
-            let mut problem = source.problem(Severity::Error, &flaw.path, &flaw.reason, &flaw.remedy);
-            (problem.line, problem.column) = flaw.at;
-            self.loaded.problems.push(problem);
-        }
         let Value::Object(fields) = value else {
+            self.flaws(source, flaws);
             let reason = "a Kubernetes object is expected here; this is not in force";
             let problem =
                 source.problem(Severity::Error, "", reason, "write apiVersion, kind, metadata and spec");
@@ -187,6 +183,7 @@ impl Loader {
             && let Some(Value::Array(items)) = fields.get("items")
             && source.prefix.is_empty()
         {
+            self.flaws(source, flaws);
             self.items(items, api, item_kind, source, flaws);
             return;
         }
@@ -197,7 +194,17 @@ impl Loader {
         let label =
             [kind, namespace, name].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
         let source = Source { object: (!label.is_empty()).then(|| label.into()), ..source.clone() };
+        self.flaws(&source, flaws);
         self.object(api, kind, fields, value, &source, flaws);
+    }
+
+    /// Reports what was odd in the text, once: an item of a list has its list's.
+    fn flaws(&mut self, source: &Source, flaws: &[Flaw]) {
+        for flaw in flaws.iter().filter(|_| source.prefix.is_empty()) {
+            let mut problem = source.problem(Severity::Error, &flaw.path, &flaw.reason, &flaw.remedy);
+            (problem.line, problem.column) = flaw.at;
+            self.loaded.problems.push(problem);
+        }
     }
 
     fn items(&mut self, items: &[Value], api: &str, kind: &str, source: &Source, flaws: &[Flaw]) {
@@ -299,6 +306,7 @@ impl Loader {
         self.loaded.problems.extend(reader.into_problems());
         if let Some(mut policy) = policy {
             policy.sound &= self.is_first(source, "this one isolates and denies, and grants nothing");
+            policy.clean &= policy.sound && flaws.is_empty();
             self.loaded.objects.policies.push(policy);
         }
     }

@@ -89,6 +89,8 @@ pub struct PolicyObject {
     pub source: Source,
     /// False: something about the whole object is in doubt, so that none of its allows may be granted.
     pub sound: bool,
+    /// False: reading it found an error somewhere, if only in one rule.
+    pub clean: bool,
     /// `spec.podSelector`.
     pub pod_selector: Part<LabelSelector>,
     /// `spec.policyTypes`.

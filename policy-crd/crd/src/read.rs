@@ -3,6 +3,7 @@
 //! Checks shape alone: fields, types, the words of closed lists. What a CIDR, a regular expression or a
 //! selector means is checked where it is lowered. Called by the loader.
 
+use crate::decode::{Decoded, decode, essential, joined, type_remedy};
 use crate::fields;
 use crate::l7::{DenyAction, DenyDetail, IpBlock, IsolationScope, Mode, Peer, Port};
 use crate::object::Source;
@@ -28,91 +29,6 @@ pub(crate) struct Reader<'a> {
     flaws: &'a [Flaw],
     l7: bool,
     problems: Vec<Problem>,
-}
-
-/// What became of one value.
-enum Decoded<T> {
-    Failed { path: String, reason: String },
-    Read { value: T, unknown: Vec<(String, String)> },
-}
-
-/// Decodes a value, and names the fields that its type does not know, as (parent, field).
-fn decode<T: DeserializeOwned>(value: &Value) -> Decoded<T> {
-    let mut unknown = Vec::new();
-    let mut track = serde_path_to_error::Track::new();
-    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
-    let result = serde_ignored::deserialize(deserializer, |path| {
-        if unknown.len() < MAX_PROBLEMS {
-            unknown.push(split_ignored(&path));
-        }
-    });
-    match result {
-        Ok(value) => Decoded::Read { value, unknown },
-        Err(error) => {
-            let path = track.path().to_string();
-            let path = if path == "." { String::new() } else { path };
-            Decoded::Failed { path, reason: error.to_string() }
-        }
-    }
-}
-
-fn split_ignored(path: &serde_ignored::Path<'_>) -> (String, String) {
-    use serde_ignored::Path;
-    fn render(path: &Path<'_>, out: &mut String) {
-        match path {
-            Path::Root => {}
-            Path::Seq { parent, index } => {
-                render(parent, out);
-                out.push_str(&format!("[{index}]"));
-            }
-            Path::Map { parent, key } => {
-                render(parent, out);
-                join(out, key);
-            }
-            Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
-                render(parent, out);
-            }
-        }
-    }
-    let mut out = String::new();
-    match path {
-        Path::Map { parent, key } => {
-            render(parent, &mut out);
-            (out, key.clone())
-        }
-        other => {
-            render(other, &mut out);
-            (String::new(), out)
-        }
-    }
-}
-
-fn join(path: &mut String, field: &str) {
-    if !path.is_empty() && !field.starts_with('[') && !field.is_empty() {
-        path.push('.');
-    }
-    path.push_str(field);
-}
-
-fn joined(base: &str, rest: &str) -> String {
-    let mut out = base.to_owned();
-    join(&mut out, rest);
-    out
-}
-
-/// What to do about a value of the wrong type.
-fn type_remedy(reason: &str) -> &'static str {
-    if reason.contains("expected a string") && (reason.contains("boolean") || reason.contains("integer")) {
-        "put it in quotes"
-    } else if reason.starts_with("missing field") {
-        "add it"
-    } else if reason.starts_with("unknown variant") {
-        "write one of these words"
-    } else if reason.contains("expected a sequence") {
-        "write a list, each item after a `-`"
-    } else {
-        "write a value of the type expected"
-    }
 }
 
 impl<'a> Reader<'a> {
@@ -213,13 +129,20 @@ impl<'a> Reader<'a> {
         })
     }
 
-    /// An object that is no policy, whole. `None` if it cannot be read.
+    /// An object that is no policy. Where the whole cannot be read, the fields that matter may be: a pod must
+    /// not lose its policies over an annotation. `None` if they cannot be read either.
     pub(crate) fn typed<T: DeserializeOwned>(&mut self, value: &Value) -> Option<T> {
         match decode(value) {
             Decoded::Failed { path, reason } => {
+                let rest = match decode(&essential(value)) {
+                    Decoded::Read { value, .. } => Some(value),
+                    Decoded::Failed { .. } => None,
+                };
+                let effect =
+                    if rest.is_some() { "the rest of the object holds" } else { "the object is left out" };
                 let remedy = type_remedy(&reason);
-                self.report(Severity::Error, &path, format!("{reason}; the object is left out"), remedy);
-                None
+                self.report(Severity::Error, &path, format!("{reason}; {effect}"), remedy);
+                rest
             }
             Decoded::Read { value, unknown } => {
                 for (parent, field) in unknown {
@@ -238,6 +161,7 @@ impl<'a> Reader<'a> {
             kind,
             namespace,
             sound: !name.is_empty(),
+            clean: true,
             name,
             source: self.source.clone(),
             pod_selector: Part::Absent,
@@ -264,6 +188,8 @@ impl<'a> Reader<'a> {
                 policy.policy_types = Part::Bad;
             }
         }
+        policy.clean =
+            policy.sound && self.problems.iter().all(|problem| problem.severity != Severity::Error);
         Some(policy)
     }
 

@@ -1,0 +1,136 @@
+//! One value into one type, with the place of what failed and every field that the type does not know.
+//!
+//! Knows nothing of policies. Called by the reader.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+/// Most unknown fields told of one value: enough to correct it by, and no flood.
+const MAX_UNKNOWN: usize = 64;
+
+/// What became of one value.
+pub(crate) enum Decoded<T> {
+    Failed { path: String, reason: String },
+    Read { value: T, unknown: Vec<(String, String)> },
+}
+
+/// Decodes a value, and names the fields that its type does not know, as (parent, field).
+pub(crate) fn decode<T: DeserializeOwned>(value: &Value) -> Decoded<T> {
+    let mut unknown = Vec::new();
+    let mut track = serde_path_to_error::Track::new();
+    let deserializer = serde_path_to_error::Deserializer::new(value, &mut track);
+    let result = serde_ignored::deserialize(deserializer, |path| {
+        if unknown.len() < MAX_UNKNOWN {
+            unknown.push(split_ignored(&path));
+        }
+    });
+    match result {
+        Ok(value) => Decoded::Read { value, unknown },
+        Err(error) => {
+            let path = track.path().to_string();
+            let path = if path == "." { String::new() } else { path };
+            Decoded::Failed { path, reason: error.to_string() }
+        }
+    }
+}
+
+fn split_ignored(path: &serde_ignored::Path<'_>) -> (String, String) {
+    use serde_ignored::Path;
+    fn render(path: &Path<'_>, out: &mut String) {
+        match path {
+            Path::Root => {}
+            Path::Seq { parent, index } => {
+                render(parent, out);
+                out.push_str(&format!("[{index}]"));
+            }
+            Path::Map { parent, key } => {
+                render(parent, out);
+                join(out, key);
+            }
+            Path::Some { parent } | Path::NewtypeStruct { parent } | Path::NewtypeVariant { parent } => {
+                render(parent, out);
+            }
+        }
+    }
+    let mut out = String::new();
+    match path {
+        Path::Map { parent, key } => {
+            render(parent, &mut out);
+            (out, key.clone())
+        }
+        other => {
+            render(other, &mut out);
+            (String::new(), out)
+        }
+    }
+}
+
+fn join(path: &mut String, field: &str) {
+    if !path.is_empty() && !field.starts_with('[') && !field.is_empty() {
+        path.push('.');
+    }
+    path.push_str(field);
+}
+
+pub(crate) fn joined(base: &str, rest: &str) -> String {
+    let mut out = base.to_owned();
+    join(&mut out, rest);
+    out
+}
+
+/// What to do about a value of the wrong type.
+pub(crate) fn type_remedy(reason: &str) -> &'static str {
+    if reason.contains("expected a string") && (reason.contains("boolean") || reason.contains("integer")) {
+        "put it in quotes"
+    } else if reason.starts_with("missing field") {
+        "add it"
+    } else if reason.starts_with("unknown variant") {
+        "write one of these words"
+    } else if reason.contains("expected a sequence") {
+        "write a list, each item after a `-`"
+    } else {
+        "write a value of the type expected"
+    }
+}
+
+/// The fields of a pod, a namespace or a node that verdicts depend on.
+pub(crate) fn essential(value: &Value) -> Value {
+    fn keep(value: Option<&Value>, fields: &[&str]) -> Value {
+        let kept = fields.iter().filter_map(|field| {
+            let inner = value?.get(field)?;
+            let inner = match *field {
+                "containers" | "initContainers" => {
+                    let fields = ["name", "ports", "restartPolicy"];
+                    inner.as_array().map(|all| all.iter().map(|one| keep(Some(one), &fields)).collect())?
+                }
+                _ => inner.clone(),
+            };
+            Some(((*field).to_owned(), inner))
+        });
+        Value::Object(kept.collect())
+    }
+    let spec = [
+        "nodeName",
+        "serviceAccountName",
+        "hostNetwork",
+        "containers",
+        "initContainers",
+        "podCIDR",
+        "podCIDRs",
+    ];
+    let sections = [
+        ("metadata", &["name", "namespace", "uid", "labels"][..]),
+        ("spec", &spec),
+        ("status", &["phase", "podIP", "podIPs", "addresses"]),
+    ];
+    let mut out: Map<String, Value> = ["apiVersion", "kind"]
+        .into_iter()
+        .filter_map(|field| Some((field.to_owned(), value.get(field)?.clone())))
+        .collect();
+    for (section, fields) in sections {
+        if value.get(section).is_some() {
+            out.insert(section.to_owned(), keep(value.get(section), fields));
+        }
+    }
+    Value::Object(out)
+}
