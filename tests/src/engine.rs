@@ -9,7 +9,7 @@ use serde_json::Value;
 use sluice_compile::{Enforcement, NodeScope, Options, Rollout, compile};
 use sluice_crd::{Loaded, Severity};
 use sluice_policy::path::Path;
-use sluice_policy::{Decision, Facts, Outcome, Snapshot, Verdict};
+use sluice_policy::{Connection, Decision, Direction, Facts, Outcome, RowAction, Snapshot, Verdict};
 use std::net::IpAddr;
 
 /// A compiled cluster.
@@ -33,10 +33,12 @@ pub struct Judged {
     pub nearest_miss: String,
     /// Whether the connection is let through, if only to be judged by request.
     pub connects: bool,
+    /// Whether the kernel hands the connection to a proxy.
+    pub proxied: bool,
 }
 
 impl Judged {
-    fn new(verdict: &Verdict, connects: bool) -> Self {
+    fn new(verdict: &Verdict, connects: bool, proxied: bool) -> Self {
         let side = verdict.deciding();
         Self {
             outcome: match verdict.outcome() {
@@ -49,6 +51,7 @@ impl Judged {
             rule: side.rule.as_deref().unwrap_or_default().to_owned(),
             nearest_miss: side.nearest_miss.as_ref().map(ToString::to_string).unwrap_or_default(),
             connects,
+            proxied,
         }
     }
 
@@ -115,8 +118,11 @@ impl Engine {
         let judge = |facts: Facts<'_>| self.snapshot.judge(from, to, protocol, request.port, facts);
         let connection = judge(Facts::Connection);
         let connects = connection.decision() == Decision::Allow;
+        let proxied = connects
+            && (self.to_proxy(from, to, protocol, request.port, Direction::Egress)
+                || self.to_proxy(to, from, protocol, request.port, Direction::Ingress));
         let Some((ask, version)) = request.ask() else {
-            return Judged::new(&connection, connects);
+            return Judged::new(&connection, connects, proxied);
         };
         let names: Vec<String> = ask.headers.iter().map(|(name, _)| name.to_ascii_lowercase()).collect();
         let values = ask.headers.iter().map(|(_, value)| value.as_bytes());
@@ -128,6 +134,23 @@ impl Engine {
         let path = Path::new(ask.path.split('?').next().unwrap_or_default());
         let facts =
             sluice_policy::Request { version, method: &ask.method, path, host: None, headers: &headers };
-        Judged::new(&judge(Facts::Request(&facts)), connects)
+        Judged::new(&judge(Facts::Request(&facts)), connects, proxied)
+    }
+
+    /// Whether the kernel's row on this side of the connection says so.
+    fn to_proxy(
+        &self,
+        endpoint: IpAddr,
+        peer: IpAddr,
+        protocol: sluice_policy::Protocol,
+        port: u16,
+        direction: Direction,
+    ) -> bool {
+        let endpoint = self.snapshot.endpoint_at(endpoint);
+        let profile = endpoint.and_then(|endpoint| self.snapshot.profile(endpoint.profile));
+        profile.is_some_and(|profile| {
+            let connection = Connection { peer: self.snapshot.class_of(peer), protocol, port };
+            profile.side(direction).row(&connection).action == RowAction::ToProxy
+        })
     }
 }

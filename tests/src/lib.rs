@@ -8,8 +8,11 @@ pub mod engine;
 pub mod fixture;
 pub mod harness;
 pub mod manifests;
+pub mod otlp;
 pub mod peer;
 pub mod proto;
+pub mod rig;
+pub mod scene;
 pub mod world;
 
 pub use world::{Attach, Node, NodeSpec, Pod, PodSpec, Process, World, WorldBuilder};

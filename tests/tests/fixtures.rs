@@ -24,7 +24,7 @@ fn main() -> ExitCode {
         Ok(fixtures) => {
             tests.extend(fixtures.into_iter().map(|fixture| {
                 harness::test(format!("engine: {}", fixture.name), [], move || check(&fixture))
-            }))
+            }));
         }
         Err(error) => tests.push(harness::test("fixtures are read", [], move || Err(error))),
     }

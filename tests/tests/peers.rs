@@ -19,7 +19,7 @@ fn main() -> ExitCode {
         harness::test("paths go out as given", peer.clone(), paths_go_out_as_given),
         harness::test("grpc calls", peer.clone(), grpc_calls),
         harness::test("the ledger counts bytes", peer.clone(), ledger_counts_bytes),
-        harness::test("echo speaks first", peer.clone(), echo_speaks_first),
+        harness::test("echo speaks first, and pings", peer.clone(), echo_speaks_first),
         harness::test("a killed world is swept", peer, killed_world_is_swept),
     ];
     harness::main(2, tests)
@@ -34,8 +34,7 @@ fn pair() -> Result<(World, Process)> {
         .pod(PodSpec::new("n1", "shop/client"))
         .pod(PodSpec::new("n2", "shop/server"))
         .build()?;
-    let arguments =
-        ["--http", "[::]:8080", "--tcp", "[::]:7000", "--udp", "[::]:7001", "--greeting", "220 hello\r\n"];
+    let arguments = ["--http", "[::]:8080", "--greet", "[::]:7000", "--udp", "[::]:7001"];
     let server = world.serve("shop/server", &arguments)?;
     Ok((world, server))
 }
@@ -123,6 +122,14 @@ fn echo_speaks_first() -> Result<()> {
         let udp = target(&world, family, 7001);
         let answer = client.inside(|| raw_client::udp(udp, b"\x00pong", WAIT))??;
         ensure!(answer.received == b"\x00pong", "{answer:?}");
+        let answer = client.inside(|| raw_client::icmp(udp.ip(), WAIT))??;
+        ensure!(answer.error.is_none() && !answer.received.is_empty(), "{answer:?}");
+        let nobody = match family {
+            Family::V4 => "10.77.2.99".parse()?,
+            Family::V6 => "fd77:0:0:2::99".parse()?,
+        };
+        let answer = client.inside(|| raw_client::icmp(nobody, WAIT / 8))??;
+        ensure!(answer.received.is_empty(), "nobody answered: {answer:?}");
     }
     Ok(())
 }

@@ -12,6 +12,9 @@ use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// What a server says that speaks first, as SMTP does.
+const GREETING: &str = "220 hello\r\n";
+
 /// Real servers and clients to try policies with.
 #[derive(Debug, Parser)]
 #[command(name = "sluice-peer", version)]
@@ -30,12 +33,12 @@ enum Verb {
         /// TCP echo on this address.
         #[arg(long)]
         tcp: Vec<SocketAddr>,
+        /// TCP echo that speaks first on this address.
+        #[arg(long)]
+        greet: Vec<SocketAddr>,
         /// UDP echo on this address.
         #[arg(long)]
         udp: Vec<SocketAddr>,
-        /// What the TCP echo says first.
-        #[arg(long, default_value = "")]
-        greeting: String,
         /// The server's name in its answers.
         #[arg(long, default_value = "peer")]
         name: String,
@@ -89,8 +92,8 @@ enum Verb {
 fn main() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     match Cli::parse().verb {
-        Verb::Serve { http, tcp, udp, greeting, name } => {
-            runtime.block_on(serve(&http, &tcp, &udp, &greeting, &name))
+        Verb::Serve { http, tcp, greet, udp, name } => {
+            runtime.block_on(serve(&http, &tcp, &greet, &udp, &name))
         }
         Verb::Http { target, h2, requests } => {
             let asks = requests.iter().map(|text| parse_ask(text)).collect::<Result<Vec<Ask>>>()?;
@@ -126,8 +129,8 @@ fn main() -> Result<()> {
 async fn serve(
     http: &[SocketAddr],
     tcp: &[SocketAddr],
+    greet: &[SocketAddr],
     udp: &[SocketAddr],
-    greeting: &str,
     name: &str,
 ) -> Result<()> {
     let ledger = Arc::new(Ledger::default());
@@ -136,7 +139,8 @@ async fn serve(
         let listener = server::bind(*address)?;
         tasks.spawn(server::serve(listener, name.to_owned(), Arc::clone(&ledger)));
     }
-    for address in tcp {
+    let silent = tcp.iter().map(|address| (address, ""));
+    for (address, greeting) in silent.chain(greet.iter().map(|address| (address, GREETING))) {
         let listener = server::bind(*address)?;
         tasks.spawn(echo::tcp(listener, greeting.to_owned(), Arc::clone(&ledger)));
     }
@@ -146,7 +150,7 @@ async fn serve(
     }
     say(&json!({"event": "ready", "name": name}));
     match tasks.join_next().await {
-        None => bail!("nothing to serve: give --http, --tcp or --udp"),
+        None => bail!("nothing to serve: give --http, --tcp, --greet or --udp"),
         Some(ended) => ended?,
     }
 }

@@ -16,6 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -99,9 +100,22 @@ impl Answer {
 /// When the connection or the protocol's handshake fails. A request that gets no answer is an [`Answer`] with
 /// an error.
 pub async fn ask(target: SocketAddr, version: Version, asks: &[Ask]) -> Result<Vec<Answer>> {
-    let stream = timeout(CLIENT_DEADLINE, TcpStream::connect(target))
+    ask_within(target, version, asks, CLIENT_DEADLINE).await
+}
+
+/// The same; the connection must come about within the deadline.
+///
+/// # Errors
+/// As [`ask`].
+pub async fn ask_within(
+    target: SocketAddr,
+    version: Version,
+    asks: &[Ask],
+    deadline: Duration,
+) -> Result<Vec<Answer>> {
+    let stream = timeout(deadline, TcpStream::connect(target))
         .await
-        .with_context(|| format!("no connection to {target} within {CLIENT_DEADLINE:?}"))?
+        .with_context(|| format!("no connection to {target} within {deadline:?}"))?
         .with_context(|| format!("cannot connect to {target}"))?;
     ask_on(stream, target, version, asks).await
 }
