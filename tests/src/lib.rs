@@ -4,6 +4,7 @@
 //! Nothing here is linked into the product. Called by the binaries beside it and by `tests/*.rs`.
 
 pub mod cluster;
+pub mod demo;
 pub mod engine;
 pub mod fixture;
 pub mod harness;

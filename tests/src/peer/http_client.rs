@@ -113,11 +113,14 @@ pub async fn ask_within(
     asks: &[Ask],
     deadline: Duration,
 ) -> Result<Vec<Answer>> {
-    let stream = timeout(deadline, TcpStream::connect(target))
+    ask_on(connect(target, deadline).await?, target, version, asks).await
+}
+
+async fn connect(target: SocketAddr, deadline: Duration) -> Result<TcpStream> {
+    timeout(deadline, TcpStream::connect(target))
         .await
         .with_context(|| format!("no connection to {target} within {deadline:?}"))?
-        .with_context(|| format!("cannot connect to {target}"))?;
-    ask_on(stream, target, version, asks).await
+        .with_context(|| format!("cannot connect to {target}"))
 }
 
 /// Sends the requests on a connection that is open.
@@ -136,6 +139,45 @@ pub async fn ask_on(
     match version {
         Version::Http1 => http1_in_turn(TokioIo::new(stream), requests).await,
         Version::Http2 => http2_at_once(TokioIo::new(stream), requests).await,
+    }
+}
+
+/// An HTTP/1.1 connection that requests go over one after the other.
+#[derive(Debug)]
+pub struct Connection {
+    sender: http1::SendRequest<Full<Bytes>>,
+    target: SocketAddr,
+    driver: tokio::task::JoinHandle<()>,
+}
+
+impl Connection {
+    /// Opens one, in the namespace of the calling thread.
+    ///
+    /// # Errors
+    /// When it does not come about.
+    pub async fn open(target: SocketAddr) -> Result<Self> {
+        let stream = connect(target, CLIENT_DEADLINE).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::Builder::new().handshake(TokioIo::new(stream)).await?;
+        let driver = tokio::spawn(async move { drop(connection.await) });
+        Ok(Self { sender, target, driver })
+    }
+
+    /// Sends a request and waits for its answer.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub async fn send(&mut self, ask: &Ask) -> Result<Answer> {
+        let request = request(ask, self.target, Version::Http1)?;
+        self.sender.ready().await.context("the connection was closed")?;
+        let sent = timeout(CLIENT_DEADLINE, self.sender.send_request(request)).await;
+        finish(sent.context("no answer in time"), 0).await
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.driver.abort();
     }
 }
 

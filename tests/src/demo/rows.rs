@@ -1,0 +1,334 @@
+//! The demo's table: each line one real request by a real client.
+//!
+//! The last column says who decided as it was really told: by the proxy's flow record, or, where the kernel
+//! decided and reports nothing, by the engine over the same manifests (marked `≈`). Called by the demo.
+
+use crate::demo::say;
+use crate::demo::stage::Stage;
+use crate::demo::table::{self, Line, Style, short};
+use crate::engine::Judged;
+use crate::fixture::{Expect, Grpc, Http, HttpVersion, Protocol, Request};
+use crate::peer::{Answer, Ask, Version, grpc_client, http_client, raw_client};
+use crate::world::{Family, Pod};
+use anyhow::{Context, Result};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Seconds that a connection which is refused in silence is waited for, as curl takes them.
+const CONNECT_SECONDS: &str = "1.3";
+/// The same for datagrams.
+const DATAGRAM: Duration = Duration::from_millis(500);
+/// Streams sent at once on one HTTP/2 connection.
+const STREAMS: usize = 40;
+/// What a datagram carries.
+const PAYLOAD: &[u8] = b"\x00\x01sluice";
+
+/// Which real client sends it.
+#[derive(Clone, Copy, Debug)]
+enum Client {
+    Curl,
+    CurlH2,
+    Tonic,
+    KeepAlive,
+    Streams,
+    Datagram,
+    Ping,
+}
+
+/// One line to be played.
+#[derive(Clone, Copy, Debug)]
+struct Row {
+    client: Client,
+    family: Family,
+    from: &'static str,
+    to: &'static str,
+    port: u16,
+    method: &'static str,
+    path: &'static str,
+    header: Option<(&'static str, &'static str)>,
+    expect: Expect,
+}
+
+const fn row(
+    client: Client,
+    from: &'static str,
+    to: &'static str,
+    port: u16,
+    method: &'static str,
+    path: &'static str,
+    expect: Expect,
+) -> Row {
+    Row { client, family: Family::V4, from, to, port, method, path, header: None, expect }
+}
+
+impl Row {
+    const fn v6(self) -> Self {
+        Self { family: Family::V6, ..self }
+    }
+
+    const fn header(self, name: &'static str, value: &'static str) -> Self {
+        Self { header: Some((name, value)), ..self }
+    }
+}
+
+const FRONTEND: &str = "shop/frontend";
+const CART: &str = "shop/cart";
+const BILLING: &str = "shop/billing";
+const INTRUDER: &str = "shop/intruder";
+const LEGACY: &str = "outside/legacy";
+const CARTS: &str = "shop.v1.Cart";
+
+/// Every line, in order.
+const ROWS: &[Row] = &[
+    row(Client::Curl, FRONTEND, CART, 8080, "GET", "/api/v1/items", Expect::Allow),
+    row(Client::Curl, FRONTEND, CART, 8080, "GET", "/api/v1/items/7?full=1", Expect::Allow).v6(),
+    row(Client::CurlH2, FRONTEND, CART, 8080, "GET", "/api/v1/items", Expect::Allow),
+    row(Client::Curl, FRONTEND, CART, 8080, "POST", "/api/v1/checkout", Expect::Allow)
+        .header("x-tenant", "acme"),
+    row(Client::Curl, FRONTEND, CART, 8080, "POST", "/api/v1/checkout", Expect::Deny),
+    row(Client::Curl, FRONTEND, CART, 8080, "DELETE", "/api/v1/items", Expect::Deny),
+    row(Client::Curl, FRONTEND, CART, 8080, "HEAD", "/api/v1/items", Expect::Deny),
+    row(Client::Curl, FRONTEND, CART, 8080, "GET", "/admin", Expect::Deny).v6(),
+    row(Client::Curl, FRONTEND, CART, 8080, "GET", "/api/v1/items/..%2fadmin", Expect::Deny),
+    row(Client::KeepAlive, FRONTEND, CART, 8080, "GET", "/api/v1/items", Expect::Allow),
+    row(Client::Streams, FRONTEND, CART, 8080, "GET", "/api/v1/items", Expect::Allow),
+    row(Client::Tonic, BILLING, CART, 9090, CARTS, "GetCart", Expect::Allow),
+    row(Client::Tonic, BILLING, CART, 9090, CARTS, "WatchCart", Expect::Allow).v6(),
+    row(Client::Tonic, BILLING, CART, 9090, CARTS, "DeleteItem", Expect::Deny),
+    row(Client::Curl, BILLING, CART, 8080, "GET", "/api/v1/items", Expect::Deny),
+    row(Client::Curl, INTRUDER, CART, 8080, "GET", "/api/v1/items", Expect::Deny),
+    row(Client::Tonic, INTRUDER, CART, 9090, CARTS, "GetCart", Expect::Deny),
+    row(Client::Datagram, INTRUDER, CART, 5353, "", "", Expect::Deny),
+    row(Client::Curl, INTRUDER, BILLING, 8080, "GET", "/", Expect::Allow),
+    row(Client::Datagram, FRONTEND, BILLING, 5353, "", "", Expect::Allow),
+    row(Client::Ping, CART, FRONTEND, 0, "", "", Expect::Allow),
+    row(Client::Curl, LEGACY, CART, 8080, "GET", "/api/v1/items", Expect::Deny),
+    row(Client::Curl, CART, LEGACY, 8080, "GET", "/", Expect::Allow),
+];
+
+/// Plays every line; whether all were as expected.
+///
+/// # Errors
+/// When a client cannot be run.
+pub fn play(stage: &mut Stage, style: Style) -> Result<bool> {
+    say(&table::heading(style));
+    let mut good = true;
+    for row in ROWS {
+        let line = play_one(stage, row)?;
+        good &= line.good;
+        say(&table::line(style, &line));
+    }
+    say("");
+    say(&style.dim("   l7np = L7NetworkPolicy, netpol = NetworkPolicy. The policy and rule are as the proxy's flow record"));
+    say(&style.dim(
+        "   reports them. ≈: decided in the kernel, which reports no rule; named by the engine over the",
+    ));
+    say(&style.dim("   same manifests, while what is in the column \"got\" really happened."));
+    say("");
+    Ok(good)
+}
+
+fn play_one(stage: &Stage, row: &Row) -> Result<Line> {
+    let world = &stage.cluster.world;
+    let (from, to) = (world.pod(row.from), world.pod(row.to));
+    let target = SocketAddr::new(to.ip(row.family), row.port);
+    let request = row.request();
+    let judged = stage.engine()?.judge(from.ip(row.family), target.ip(), &request);
+    let mark = stage.cluster.mark();
+    let (got, passed, honest) = match row.client {
+        Client::Curl => curl(row, from, target, &[])?,
+        Client::CurlH2 => curl(row, from, target, &["--http2-prior-knowledge"])?,
+        Client::Tonic => tonic(row, from, target)?,
+        Client::KeepAlive => keep_alive(row, from, target)?,
+        Client::Streams => streams(row, from, target)?,
+        Client::Datagram => datagram(from, target)?,
+        Client::Ping => ping(from, target)?,
+    };
+    let (decided, told) = decided(stage, row, &judged, from, target, &mark);
+    let good = honest && told && judged.outcome == row.expect && passed == (row.expect != Expect::Deny);
+    Ok(Line {
+        who: format!("{} → {}", from.short_name(), to.short_name()),
+        what: row.what(),
+        expected: row.expect.as_str().to_owned(),
+        got,
+        decided,
+        good,
+    })
+}
+
+impl Row {
+    fn request(&self) -> Request {
+        let grpc = matches!(self.client, Client::Tonic);
+        let http = !self.method.is_empty() && !grpc;
+        let h2 = matches!(self.client, Client::CurlH2 | Client::Streams);
+        let header = self
+            .header
+            .map(|(name, value)| (name.to_owned(), crate::fixture::OneOrMany::One(value.to_owned())));
+        Request {
+            from: self.from.to_owned(),
+            to: self.to.to_owned(),
+            protocol: match self.client {
+                Client::Datagram => Protocol::Udp,
+                Client::Ping => Protocol::Icmp,
+                _ => Protocol::Tcp,
+            },
+            port: self.port,
+            http: http.then(|| Http {
+                method: self.method.to_owned(),
+                path: self.path.to_owned(),
+                headers: header.into_iter().collect(),
+                version: if h2 { HttpVersion::H2 } else { HttpVersion::H1 },
+            }),
+            grpc: grpc.then(|| Grpc { service: self.method.to_owned(), method: self.path.to_owned() }),
+            expect: self.expect,
+            policy: None,
+            rule: None,
+            reason: None,
+            nearest_miss: None,
+        }
+    }
+
+    fn what(&self) -> String {
+        let v6 = if self.family == Family::V6 { " (IPv6)" } else { "" };
+        let with = self.header.map_or_else(String::new, |(name, _)| format!(" +{name}"));
+        match self.client {
+            Client::Curl => format!("{} {}{with}{v6}", self.method, self.path),
+            Client::CurlH2 => format!("{} {} (HTTP/2)", self.method, self.path),
+            Client::Tonic => format!("gRPC Cart/{}{v6}", self.path),
+            Client::KeepAlive => "GET, DELETE, GET keep-alive".to_owned(),
+            Client::Streams => format!("{STREAMS} streams, 1 connection"),
+            Client::Datagram => format!("UDP {}", self.port),
+            Client::Ping => "ping".to_owned(),
+        }
+    }
+}
+
+/// What happened: as shown, whether it passed, and whether it was what it seems (the right server saw the right
+/// client, the mesh refused and not the server).
+type Got = (String, bool, bool);
+
+fn curl(row: &Row, from: &Pod, target: SocketAddr, more: &[&str]) -> Result<Got> {
+    let url = format!("http://{target}{}", row.path);
+    let mut arguments =
+        vec!["curl", "-sS", "--path-as-is", "-w", "\n%{http_code}", "--connect-timeout", CONNECT_SECONDS];
+    arguments.extend(["--max-time", "5"]);
+    arguments.extend(more);
+    let header = row.header.map(|(name, value)| format!("{name}: {value}"));
+    if let Some(header) = &header {
+        arguments.extend(["-H", header]);
+    }
+    if row.method == "HEAD" {
+        arguments.push("--head");
+    } else {
+        arguments.extend(["-X", row.method]);
+    }
+    arguments.push(&url);
+    let output = from.netns.output(&arguments)?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, code) = text.rsplit_once('\n').unwrap_or(("", "000"));
+    if code == "000" {
+        return Ok(("no connection".to_owned(), false, output.status.code() == Some(28)));
+    }
+    let answer: Value = serde_json::from_str(body.trim()).unwrap_or_default();
+    let served = answer["peer"] == from.ip(family(target)).to_string().as_str();
+    Ok((
+        code.to_owned(),
+        code == "200",
+        if code == "200" { served } else { code == "403" && answer.is_null() },
+    ))
+}
+
+fn tonic(row: &Row, from: &Pod, target: SocketAddr) -> Result<Got> {
+    let outcome = from.netns.block_on(|| async {
+        let connect = tokio::time::timeout(Duration::from_millis(1300), grpc_client::connect(target));
+        let Ok(Ok(mut client)) = connect.await else { return Ok(None) };
+        grpc_client::call(&mut client, row.path, "blue", 3).await.map(Some)
+    })??;
+    let Some(outcome) = outcome else { return Ok(("no connection".to_owned(), false, true)) };
+    let peer = from.ip(family(target)).to_string();
+    let served = !outcome.replies.is_empty() && outcome.replies.iter().all(|reply| reply.peer == peer);
+    let name = match outcome.code {
+        0 => "OK".to_owned(),
+        7 => "7 PERM_DENIED".to_owned(),
+        code => format!("{code} {}", outcome.name),
+    };
+    Ok((name, outcome.code == 0, if outcome.code == 0 { served } else { outcome.code == 7 }))
+}
+
+/// Statuses of several requests over one connection.
+fn statuses(from: &Pod, target: SocketAddr, version: Version, asks: &[Ask]) -> Result<Vec<Answer>> {
+    from.netns.block_on(|| http_client::ask(target, version, asks))?
+}
+
+fn keep_alive(row: &Row, from: &Pod, target: SocketAddr) -> Result<Got> {
+    let asks = [Ask::new("GET", row.path), Ask::new("DELETE", row.path), Ask::new("GET", row.path)];
+    let answers = statuses(from, target, Version::Http1, &asks)?;
+    let codes: Vec<u16> = answers.iter().map(|answer| answer.status).collect();
+    let got = codes.iter().map(u16::to_string).collect::<Vec<_>>().join(" ");
+    Ok((got, codes == [200, 403, 200], true))
+}
+
+fn streams(row: &Row, from: &Pod, target: SocketAddr) -> Result<Got> {
+    let ask = |number: usize| Ask::new(if number.is_multiple_of(2) { "GET" } else { "DELETE" }, row.path);
+    let asks: Vec<Ask> = (0..STREAMS).map(ask).collect();
+    let answers = statuses(from, target, Version::Http2, &asks)?;
+    let count = |status: u16| answers.iter().filter(|answer| answer.status == status).count();
+    let right =
+        answers.iter().all(|answer| answer.status == if answer.index.is_multiple_of(2) { 200 } else { 403 });
+    Ok((format!("{}×200 {}×403", count(200), count(403)), right, true))
+}
+
+fn datagram(from: &Pod, target: SocketAddr) -> Result<Got> {
+    let answer = from.netns.inside(|| raw_client::udp(target, PAYLOAD, DATAGRAM))??;
+    Ok(echoed(&answer.received))
+}
+
+fn ping(from: &Pod, target: SocketAddr) -> Result<Got> {
+    let answer = from.netns.inside(|| raw_client::icmp(target.ip(), DATAGRAM))??;
+    Ok(echoed(&answer.received))
+}
+
+fn echoed(received: &[u8]) -> Got {
+    if received.is_empty() {
+        ("silence".to_owned(), false, true)
+    } else {
+        ("answered".to_owned(), true, true)
+    }
+}
+
+const fn family(target: SocketAddr) -> Family {
+    if target.is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+/// Who decided, and whether it was told as it had to be.
+fn decided(
+    stage: &Stage,
+    row: &Row,
+    judged: &Judged,
+    from: &Pod,
+    target: SocketAddr,
+    mark: &BTreeMap<String, usize>,
+) -> (String, bool) {
+    let name = |policy: &str, rule: &str| match (policy, rule) {
+        ("", _) => "no policy isolates it".to_owned(),
+        (policy, "") => format!("{} (no rule allows it)", short(policy)),
+        (policy, rule) => format!("{} {rule}", short(policy)),
+    };
+    if !judged.proxied {
+        return (format!("≈ {}", name(&judged.policy, &judged.rule)), true);
+    }
+    let source = from.ip(row.family).to_string();
+    let record = stage.cluster.wait_record(mark, &row.what(), |record| {
+        record["source"]["ip"] == source.as_str()
+            && record["destination"]["ip"] == target.ip().to_string().as_str()
+            && record["destination"]["port"] == target.port()
+            && record["verdict"] == row.expect.as_str()
+    });
+    let text = |record: &Value, key: &str| record[key].as_str().unwrap_or_default().to_owned();
+    match record.context("no record") {
+        Ok(record) => (name(&text(&record, "policy"), &text(&record, "rule")), true),
+        Err(_) => ("the proxy reported nothing".to_owned(), false),
+    }
+}
