@@ -1,0 +1,102 @@
+//! `cargo xtask`: the one entry for people and for continuous integration.
+//!
+//! Each command does all of its own set-up, says what it does and how long that took. Knows nothing of policy.
+
+mod bpf;
+mod count;
+mod lint;
+mod parts;
+mod place;
+mod setup;
+mod step;
+mod suite;
+
+use anyhow::bail;
+use clap::{Parser, Subcommand};
+use parts::Part;
+use place::Place;
+use setup::Machine;
+use std::process::ExitCode;
+
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", about = "Builds, tests and shows sluice", version)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Build the world in network namespaces, send real requests, print who got what and why (needs root)
+    Demo {
+        /// For sluice-demo, as --keep
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Run every check and test, or one part of them
+    Test {
+        /// The part
+        part: Option<Part>,
+    },
+    /// Build the eBPF object from its source, installing the toolchain for it
+    BuildBpf {
+        /// Only say whether the object in the checkout is what its source gives
+        #[arg(long)]
+        check: bool,
+    },
+    /// Format, lints, bans, licences, sources and the edges between crates
+    Lint,
+    /// Install the Debian packages that the demo and the tests use
+    Setup,
+}
+
+fn main() -> ExitCode {
+    match run(Arguments::parse().verb) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("\nerror: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(verb: Verb) -> anyhow::Result<bool> {
+    let place = Place::find()?;
+    place::check_compiler(&place)?;
+    match verb {
+        Verb::Demo { arguments } => demo(&place, &arguments),
+        Verb::Test { part } => suite::test(&place, part),
+        Verb::BuildBpf { check } => {
+            if let Some(reason) = bpf::run(&place, check)? {
+                step::say(&format!("cannot tell: {reason}"));
+            }
+            Ok(true)
+        }
+        Verb::Lint => lint(&place),
+        Verb::Setup => match setup::machine(&place)? {
+            Machine::Ready => Ok(true),
+            Machine::Lacking(what) => bail!("{what}"),
+        },
+    }
+}
+
+fn demo(place: &Place, arguments: &[String]) -> anyhow::Result<bool> {
+    if !setup::is_root() {
+        bail!("the demo creates network namespaces and loads eBPF programs: run it as root");
+    }
+    if let Machine::Lacking(what) = setup::machine(place)? {
+        bail!("the demo needs tools that are missing: {what}");
+    }
+    suite::build_demo(place)?;
+    step::interactive(place.command(place.binary("sluice-demo")).args(arguments))
+}
+
+fn lint(place: &Place) -> anyhow::Result<bool> {
+    for (_, check) in lint::CHECKS {
+        check(place)?;
+    }
+    let edges = ["test", "--locked", "--package", "sluice-tests", "--test", "edges"];
+    step::command("the edges between crates", &mut place.cargo(&edges))?;
+    Ok(true)
+}
