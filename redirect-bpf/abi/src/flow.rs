@@ -60,6 +60,8 @@ pub mod flow_flag {
     pub const HOST: u8 = 1;
     /// A pod talking to itself; never judged.
     pub const SELF: u8 = 2;
+    /// Of a proxied flow: only crossed a bridge, so that the node's conntrack knows nothing of it.
+    pub const UNSEEN: u8 = 4;
 }
 
 /// A flow.

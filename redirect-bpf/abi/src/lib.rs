@@ -43,7 +43,7 @@ pub mod map {
     /// Array of [`SLOTS`](crate::SLOTS) maps: [`RowKey`](crate::RowKey) prefix →
     /// [`RowValue`](crate::RowValue).
     pub const ROWS: &str = "ROWS";
-    /// Array of [`SLOTS`](crate::SLOTS) maps: ifindex → profile.
+    /// Array of [`SLOTS`](crate::SLOTS) maps: ifindex → [`EndpointValue`](crate::EndpointValue).
     pub const ENDPOINTS: &str = "ENDPOINTS";
     /// Array of [`SLOTS`](crate::SLOTS) maps: address → ifindex of the local endpoint that owns it.
     pub const LOCALS: &str = "LOCALS";
@@ -63,8 +63,8 @@ pub const MAX_FLOWS: u32 = 131_072;
 pub const MAX_ROWS: u32 = 262_144;
 /// Address prefixes of one generation.
 pub const MAX_CLASSES: u32 = 262_144;
-/// Endpoints of one node: twice what kubelets are run with at the most.
-pub const MAX_ENDPOINTS: u32 = 2_048;
+/// Endpoints of one node, and other ports of its bridges: far more than kubelets are run with.
+pub const MAX_ENDPOINTS: u32 = 4_096;
 /// Addresses of endpoints and of the node itself on one node.
 pub const MAX_LOCALS: u32 = 8_192;
 /// What [`map::LOCALS`] says of an address of the node itself.
@@ -85,8 +85,30 @@ pub struct Config {
     pub proxy_nsid: u32,
     /// The proxy's listeners, on `127.0.0.1` and `::1` in its namespace. Host byte order.
     pub listen_port: u16,
-    /// Explicit padding.
-    pub pad: u16,
+    /// [`config_flag`].
+    pub flags: u16,
+}
+
+/// Bits of [`Config::flags`].
+pub mod config_flag {
+    /// Bridged IPv4 frames go through the node's netfilter.
+    pub const BRIDGE_NF_V4: u16 = 1;
+    /// Bridged IPv6 frames go through the node's netfilter.
+    pub const BRIDGE_NF_V6: u16 = 2;
+}
+
+/// The profile of a bridge's port that is no endpoint. No row has it, so that nothing passes a hook there.
+pub const NO_PROFILE: u32 = u32::MAX;
+
+/// An endpoint, found by the node's end of its veth; or another port of a bridge.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EndpointValue {
+    /// Its rules.
+    pub profile: u32,
+    /// The device by which the node reaches its addresses: the veth, or the bridge that the veth is a port of.
+    pub way: u32,
 }
 
 const _: () = assert!(size_of::<Config>() == 16);
+const _: () = assert!(size_of::<EndpointValue>() == 8);

@@ -21,6 +21,8 @@ const MAX_NAMESPACES: usize = 4_096;
 pub(crate) struct Found {
     by_address: HashMap<IpAddr, HashSet<u32>>,
     names: HashMap<u32, String>,
+    /// The bridge, by its port.
+    pub(crate) ports: HashMap<u32, u32>,
     /// The node's own addresses.
     pub(crate) node: Vec<IpAddr>,
 }
@@ -47,6 +49,11 @@ impl Found {
         }
     }
 
+    /// The device by which the node reaches what is behind a veth.
+    pub(crate) fn way(&self, device: u32) -> u32 {
+        self.ports.get(&device).copied().unwrap_or(device)
+    }
+
     /// The name of a device of the node.
     pub(crate) fn name(&self, device: u32) -> Option<&str> {
         self.names.get(&device).map(String::as_str)
@@ -61,6 +68,9 @@ pub(crate) fn discover(node: BorrowedFd<'_>, wanted: &HashSet<IpAddr>) -> io::Re
         Ok((netlink.links()?, netlink.addresses()?))
     })?;
     found.node = addresses.into_iter().map(|(_, address)| address).filter(|a| !a.is_loopback()).collect();
+    let bridges: HashSet<u32> = links.iter().filter(|l| l.kind == "bridge").map(|l| l.index).collect();
+    let port = |link: &Link| Some((link.index, link.master.filter(|master| bridges.contains(master))?));
+    found.ports = links.iter().filter_map(port).collect();
     let veths: HashMap<u32, Link> =
         links.into_iter().filter(|l| l.kind == "veth").map(|l| (l.index, l)).collect();
     found.names = veths.values().map(|link| (link.index, link.name.clone())).collect();

@@ -3,13 +3,14 @@
 //! Everything that can fail fails before that write, so a snapshot that does not fit leaves the one before
 //! as it is. Knows nothing of devices: who is where comes in.
 
+use crate::discover::Found;
 use crate::error::ApplyError;
 use crate::maps::{Classes, Endpoints, Locals, Maps, Rows};
 use crate::plain::Plain;
 use aya::maps::lpm_trie::Key;
 use sluice_bpf_abi::{
-    Action, Address, FlowKind, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS, MAX_ROWS, RowKey,
-    RowValue, SLOTS, map, row_flag,
+    Action, Address, EndpointValue, FlowKind, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS, MAX_ROWS,
+    NO_PROFILE, RowKey, RowValue, SLOTS, map, row_flag,
 };
 use sluice_policy::{ClassId, Direction, Prefix, Protocol, RowAction, RowEntry, Snapshot};
 use std::collections::HashMap;
@@ -23,26 +24,29 @@ const TRIE_FLAGS: u32 = 1;
 pub(crate) struct Plan {
     rows: HashMap<(u32, RowKey), RowValue>,
     classes: HashMap<(u32, Address), u32>,
-    /// Profile by device.
-    pub(crate) endpoints: HashMap<u32, u32>,
+    /// By device.
+    pub(crate) endpoints: HashMap<u32, EndpointValue>,
+    /// Bridge by port, of every port of the node.
+    ports: HashMap<u32, u32>,
     /// Owner by address.
     locals: HashMap<Address, u32>,
 }
 
 impl Plan {
     /// Rows and classes of a snapshot; the node's own addresses. Endpoints are added after.
-    pub(crate) fn new(snapshot: &Snapshot, node: &[IpAddr]) -> Self {
+    pub(crate) fn new(snapshot: &Snapshot, found: &Found) -> Self {
         Self {
             rows: snapshot.rows().map(|entry| row(&entry)).collect(),
             classes: snapshot.addresses.iter().map(|(prefix, class)| self::class(prefix, *class)).collect(),
             endpoints: HashMap::new(),
-            locals: node.iter().map(|address| (bytes(*address), LOCAL_NODE)).collect(),
+            ports: found.ports.clone(),
+            locals: found.node.iter().map(|address| (bytes(*address), LOCAL_NODE)).collect(),
         }
     }
 
     /// An endpoint behind a device. An address of the node itself that a pod has is the pod's.
-    pub(crate) fn endpoint(&mut self, device: u32, profile: u32, addresses: &[IpAddr]) {
-        self.endpoints.insert(device, profile);
+    pub(crate) fn endpoint(&mut self, device: u32, value: EndpointValue, addresses: &[IpAddr]) {
+        self.endpoints.insert(device, value);
         self.locals.extend(addresses.iter().map(|address| (bytes(*address), device)));
     }
 
@@ -55,7 +59,7 @@ impl Plan {
         let counts = [
             ("rows", self.rows.len(), MAX_ROWS),
             ("address prefixes", self.classes.len(), MAX_CLASSES),
-            ("endpoints", self.endpoints.len(), MAX_ENDPOINTS),
+            ("endpoints and bridge ports", self.endpoints.len() + self.ports.len(), MAX_ENDPOINTS),
             ("local addresses", self.locals.len(), MAX_LOCALS),
         ];
         match counts.into_iter().find(|(_, count, max)| *count > *max as usize) {
@@ -105,10 +109,15 @@ impl Plan {
     }
 
     fn write_locals(&self) -> Result<(Endpoints, Locals), ApplyError> {
-        let mut endpoints =
-            Endpoints::create(room(self.endpoints.len()), 0).map_err(failed("create", map::ENDPOINTS))?;
-        for (device, profile) in &self.endpoints {
-            endpoints.insert(device, profile, 0).map_err(failed("write", map::ENDPOINTS))?;
+        let mut endpoints = Endpoints::create(room(self.endpoints.len() + self.ports.len()), 0)
+            .map_err(failed("create", map::ENDPOINTS))?;
+        for (port, way) in &self.ports {
+            let value = EndpointValue { profile: NO_PROFILE, way: *way };
+            endpoints.insert(port, Plain(value), 0).map_err(failed("write", map::ENDPOINTS))?;
+        }
+        // After the ports, which most of them are: the last word counts.
+        for (device, value) in &self.endpoints {
+            endpoints.insert(device, Plain(*value), 0).map_err(failed("write", map::ENDPOINTS))?;
         }
         let mut locals = Locals::create(room(self.locals.len()), 0).map_err(failed("create", map::LOCALS))?;
         for (address, owner) in &self.locals {

@@ -163,6 +163,12 @@ impl Helper {
     }
 }
 
+/// Whether frames that cross a bridge go through the node's netfilter, IPv4 and IPv6. No such sysctl: no.
+pub(crate) fn bridge_netfilter(node: BorrowedFd<'_>) -> (bool, bool) {
+    let on = |name: &str| sysctl(node, &format!("net/bridge/{name}")).is_ok_and(|value| value == "1");
+    (on("bridge-nf-call-iptables"), on("bridge-nf-call-ip6tables"))
+}
+
 /// Removes the helper of a node, if it is one.
 pub(crate) fn remove(node: &str, node_netns: BorrowedFd<'_>) -> Result<(), SetupError> {
     let (name, _) = names(node);

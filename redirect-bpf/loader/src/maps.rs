@@ -5,11 +5,11 @@ use crate::plain::Plain;
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
-use sluice_bpf_abi::{Address, Config, FlowEntry, FlowKey, RowKey, RowValue, map};
+use sluice_bpf_abi::{Address, Config, EndpointValue, FlowEntry, FlowKey, RowKey, RowValue, map};
 
 pub(crate) type Classes = LpmTrie<MapData, Address, u32>;
 pub(crate) type Rows = LpmTrie<MapData, Plain<RowKey>, Plain<RowValue>>;
-pub(crate) type Endpoints = HashMap<MapData, u32, u32>;
+pub(crate) type Endpoints = HashMap<MapData, u32, Plain<EndpointValue>>;
 pub(crate) type Locals = HashMap<MapData, Address, u32>;
 
 /// Every map that the loader reads or writes.

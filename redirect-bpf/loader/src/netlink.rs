@@ -38,6 +38,7 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
@@ -84,7 +85,8 @@ pub(crate) struct Link {
     pub(crate) peer: Option<u32>,
     /// The namespace of the other end, as this one numbers it; `None` if it is this one.
     pub(crate) peer_nsid: Option<i32>,
-    pub(crate) up: bool,
+    /// The device that this one is a part of.
+    pub(crate) master: Option<u32>,
 }
 
 /// One end of a veth to be made.
@@ -389,12 +391,12 @@ fn attributes(body: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> 
 
 fn parse_link(body: &[u8]) -> Option<Link> {
     let mut link = Link { index: number(body.get(4..8)?), ..Link::default() };
-    link.up = number(body.get(8..12)?) & IFF_UP != 0;
     for (kind, value) in attributes(body, 16) {
         match kind {
             IFLA_IFNAME => link.name = text(value),
             IFLA_IFALIAS => link.alias = text(value),
             IFLA_LINK => link.peer = Some(number(value)).filter(|peer| *peer != 0),
+            IFLA_MASTER => link.master = Some(number(value)),
             IFLA_LINK_NETNSID => link.peer_nsid = Some(number(value) as i32),
             IFLA_LINKINFO => {
                 link.kind = attributes(value, 0)

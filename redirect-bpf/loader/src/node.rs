@@ -12,7 +12,7 @@ use crate::netns;
 use crate::plain::Plain;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
-use sluice_bpf_abi::{Config, map, program};
+use sluice_bpf_abi::{Config, EndpointValue, config_flag, map, program};
 use sluice_policy::{Endpoint, Snapshot};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::HashSet;
@@ -141,7 +141,7 @@ impl Node {
             snapshot.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
         let found = discover::discover(self.netns.as_fd(), &wanted)
             .map_err(ApplyError::io("look for the pods' veths"))?;
-        let mut plan = Plan::new(snapshot, &found.node);
+        let mut plan = Plan::new(snapshot, &found);
         let mut applied = Applied {
             generation: snapshot.generation,
             attached: Vec::new(),
@@ -156,12 +156,15 @@ impl Node {
                     applied.missing.push(Missing { endpoint: name(endpoint), why });
                 }
                 Ok(device) => {
-                    plan.endpoint(device, endpoint.profile.0, &endpoint.addresses);
+                    let value = EndpointValue { profile: endpoint.profile.0, way: found.way(device) };
+                    plan.endpoint(device, value, &endpoint.addresses);
                     devices.push((device, name(endpoint)));
                 }
                 Err(why) => applied.missing.push(Missing { endpoint: name(endpoint), why }),
             }
         }
+        // What the node's administrator changed since is taken note of here.
+        self.configure(self.helper.outer.index)?;
         plan.commit(&mut self.maps)?;
         for (device, endpoint) in devices {
             let label = found.name(device).unwrap_or_default().to_owned();
@@ -242,13 +245,18 @@ impl Node {
         .map_err(enter())?
     }
 
+    fn flags(&self) -> u16 {
+        let (v4, v6) = helper::bridge_netfilter(self.netns.as_fd());
+        u16::from(v4) * config_flag::BRIDGE_NF_V4 | u16::from(v6) * config_flag::BRIDGE_NF_V6
+    }
+
     fn configure(&mut self, helper_ifindex: u32) -> Result<(), SetupError> {
         let config = Config {
             helper_ifindex,
             mark: self.config.mark,
             proxy_nsid: self.helper.nsid,
             listen_port: self.config.listen_port,
-            pad: 0,
+            flags: self.flags(),
         };
         self.maps.config.set(0, Plain(config), 0).map_err(|error| SetupError::Map {
             what: "write",

@@ -1,7 +1,7 @@
 //! The keys and values of the ABI as aya wants them: plain old data.
 
 use aya::Pod;
-use sluice_bpf_abi::{Config, FlowEntry, FlowKey, RowKey, RowValue};
+use sluice_bpf_abi::{Config, EndpointValue, FlowEntry, FlowKey, RowKey, RowValue};
 
 /// A key or value of a map.
 #[repr(transparent)]
@@ -15,4 +15,4 @@ macro_rules! plain {
     )+};
 }
 
-plain!(Config, FlowEntry, FlowKey, RowKey, RowValue);
+plain!(Config, EndpointValue, FlowEntry, FlowKey, RowKey, RowValue);

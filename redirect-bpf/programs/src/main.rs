@@ -32,6 +32,8 @@ pub(crate) enum Fate {
     Pass(Counter),
     /// It goes to the proxy's namespace.
     ToProxy(Counter),
+    /// It goes to a local endpoint by this device, past the node's stack.
+    Straight(u32, Counter),
     /// It ends here.
     Drop(Counter),
 }
@@ -66,6 +68,12 @@ fn finish(fate: Fate) -> i32 {
         Fate::Drop(reason) => {
             maps::count(reason);
             TC_ACT_SHOT as i32
+        }
+        Fate::Straight(device, reason) => {
+            maps::count(reason);
+            // SAFETY: a helper without pointers to follow. The kernel finds the neighbour, and hook B comes
+            // after, on the endpoint's veth.
+            unsafe { aya_ebpf::helpers::bpf_redirect_neigh(device, core::ptr::null_mut(), 0, 0) as i32 }
         }
         Fate::ToProxy(reason) => {
             let helper = maps::config().helper_ifindex;

@@ -7,13 +7,13 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use sluice_bpf_abi::{
-    Address, COUNTERS as COUNTER_COUNT, Config, Counter, FlowEntry, FlowKey, LOCAL_NODE, MAX_CLASSES,
-    MAX_ENDPOINTS, MAX_FLOWS, MAX_LOCALS, MAX_ROWS, RowKey, RowValue, SLOTS,
+    Address, COUNTERS as COUNTER_COUNT, Config, Counter, EndpointValue, FlowEntry, FlowKey, LOCAL_NODE,
+    MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_LOCALS, MAX_ROWS, RowKey, RowValue, SLOTS,
 };
 
 type Classes = LpmTrie<Address, u32, { MAX_CLASSES as usize }>;
 type Rows = LpmTrie<RowKey, RowValue, { MAX_ROWS as usize }>;
-type Endpoints = HashMap<u32, u32, { MAX_ENDPOINTS as usize }>;
+type Endpoints = HashMap<u32, EndpointValue, { MAX_ENDPOINTS as usize }>;
 type Locals = HashMap<Address, u32, { MAX_LOCALS as usize }>;
 
 #[btf_map]
@@ -66,9 +66,9 @@ impl Generation {
         Self { epoch, slot: (epoch & 1) as u32 }
     }
 
-    /// The profile of the endpoint behind this device.
+    /// The endpoint behind this device.
     #[inline(always)]
-    pub(crate) fn profile(self, ifindex: u32) -> Option<u32> {
+    pub(crate) fn behind(self, ifindex: u32) -> Option<EndpointValue> {
         let inner = ENDPOINTS.get(self.slot)?;
         // SAFETY: inner maps of a slot in force are not written; the value is copied at once.
         unsafe { inner.get(ifindex) }.copied()
@@ -86,6 +86,12 @@ impl Generation {
     #[inline(always)]
     pub(crate) fn endpoint(self, address: &Address) -> Option<u32> {
         self.owner(address).filter(|&owner| owner != LOCAL_NODE)
+    }
+
+    /// Whether an endpoint, or another port of a bridge, is reached by this device.
+    #[inline(always)]
+    pub(crate) fn reached_by(self, endpoint: u32, device: u32) -> bool {
+        self.behind(endpoint).is_some_and(|endpoint| endpoint.way == device)
     }
 
     /// The class of an address; 0, the class that nothing allows, where no prefix contains it.

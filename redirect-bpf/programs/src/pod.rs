@@ -5,21 +5,21 @@ use crate::maps::{Generation, config};
 use crate::packet::{Form, Packet, is_link_local, is_unspecified};
 use crate::steer::{Endpoint, backward, forward, recall, remember};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Counter, FlowKind, FlowState, flow_flag};
+use sluice_bpf_abi::{Counter, EndpointValue, FlowKind, FlowState, config_flag, flow_flag};
 
 #[inline(always)]
-fn endpoint(ctx: &TcContext) -> Option<Endpoint> {
+fn endpoint(ctx: &TcContext) -> Option<(Endpoint, u32)> {
     // SAFETY: a read of the context that the verifier allows.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     let generation = Generation::current();
-    let profile = generation.profile(ifindex)?;
-    Some(Endpoint { ifindex, profile, generation })
+    let EndpointValue { profile, way } = generation.behind(ifindex)?;
+    Some((Endpoint { ifindex, profile, generation, flags: 0 }, way))
 }
 
 /// Hook A: what a pod sends.
 #[inline(always)]
 pub(crate) fn from_pod(ctx: &TcContext) -> Fate {
-    let Some(endpoint) = endpoint(ctx) else { return Fate::Drop(Counter::NoEndpoint) };
+    let Some((endpoint, _)) = endpoint(ctx) else { return Fate::Drop(Counter::NoEndpoint) };
     let packet = match Packet::read(ctx) {
         Ok(packet) => packet,
         Err(reason) => return Fate::Drop(reason),
@@ -63,7 +63,7 @@ fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fat
 /// Hook B: what a pod is sent.
 #[inline(always)]
 pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
-    let Some(endpoint) = endpoint(ctx) else { return Fate::Drop(Counter::NoEndpoint) };
+    let Some((mut endpoint, way)) = endpoint(ctx) else { return Fate::Drop(Counter::NoEndpoint) };
     let packet = match Packet::read(ctx) {
         Ok(packet) => packet,
         Err(reason) => return Fate::Drop(reason),
@@ -83,15 +83,22 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
     // A socket alone does not make it the node's: a frame that only crossed a bridge still carries the
     // sending pod's. What the node sends itself never arrived by any device.
     let host = socket && arrived == 0;
-    let trusted = config().mark;
+    let config = config();
+    let trusted = config.mark;
     if trusted != 0 && mark == trusted {
         return Fate::Pass(Counter::FromProxy);
     }
     if host {
         return from_host(endpoint, packet);
     }
-    if endpoint.generation.owner(&packet.src) == Some(endpoint.ifindex) {
-        return from_itself(endpoint, packet);
+    match endpoint.generation.endpoint(&packet.src) {
+        Some(sender) if sender == endpoint.ifindex => return from_itself(endpoint, packet),
+        // A local pod's packet comes from its veth, or over the bridge that this is a port of. From anywhere
+        // else its address is forged, and hook A never saw it.
+        Some(sender) if arrived != sender && !endpoint.generation.reached_by(sender, arrived) => {
+            return Fate::Drop(Counter::Spoofed);
+        }
+        _ => {}
     }
     if packet.form == Form::Error
         && let Ok(inner) = packet.about(ctx)
@@ -99,7 +106,18 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
     {
         return Fate::Pass(Counter::Related);
     }
+    // It crossed the bridge that this is a port of, and netfilter was not asked.
+    let crossed = way != endpoint.ifindex && endpoint.generation.reached_by(arrived, way);
+    if crossed && config.flags & netfilter_bit(packet) == 0 {
+        endpoint.flags = flow_flag::UNSEEN;
+    }
     endpoint.steer(ctx, packet, FlowKind::Ingress, FlowKind::Egress)
+}
+
+/// The bit that says that bridged frames of this family are seen by netfilter.
+#[inline(always)]
+fn netfilter_bit(packet: &Packet) -> u16 {
+    if packet.v6 { config_flag::BRIDGE_NF_V6 } else { config_flag::BRIDGE_NF_V4 }
 }
 
 /// From a socket of the node itself, which reaches its own pods. What it opens is remembered, so that the

@@ -5,10 +5,12 @@ use crate::maps::{Generation, config};
 use crate::packet::{Form, Packet, TCP};
 use crate::steer::{backward, forward, recall, remember};
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1};
-use aya_ebpf::bindings::{bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2};
+use aya_ebpf::bindings::{
+    bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
+};
 use aya_ebpf::helpers::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Config, Counter, FlowKey, FlowKind, FlowState};
+use sluice_bpf_abi::{Config, Counter, FlowKey, FlowKind, FlowState, flow_flag};
 
 const PACKET_HOST: u32 = 0;
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -64,26 +66,40 @@ pub(crate) fn from_proxy(ctx: &TcContext) -> Fate {
     let generation = Generation::current();
     let from = generation.endpoint(&packet.src);
     let to = generation.endpoint(&packet.dst);
-    let client = match (from, to) {
-        (None, None) => return Fate::Drop(Counter::Stray),
-        _ => is_proxied(to, FlowKind::Egress, packet) || is_proxied(from, FlowKind::Ingress, packet),
-    };
-    if !client {
-        let known = upstream(from, generation.epoch, packet) & upstream(to, generation.epoch, packet);
-        if !known {
-            return Fate::Drop(Counter::FlowTable);
-        }
+    if from.is_none() && to.is_none() {
+        return Fate::Drop(Counter::Stray);
     }
     ctx.set_mark(config().mark);
-    Fate::Pass(Counter::FromProxy)
+    // Past the node's stack goes what its conntrack sees one direction of at most, and would call invalid:
+    // what answers a flow that hook A took, and what will be answered at hook A.
+    if held(to, FlowKind::Egress, packet).is_some() {
+        return straight(generation, to);
+    }
+    // What hook B took came through the stack, perhaps through a translation, or only over a bridge.
+    if let Some(flags) = held(from, FlowKind::Ingress, packet) {
+        let unseen = flags & flow_flag::UNSEEN != 0;
+        return if unseen { straight(generation, from) } else { Fate::Pass(Counter::FromProxy) };
+    }
+    if !upstream(from, generation.epoch, packet) || !upstream(to, generation.epoch, packet) {
+        return Fate::Drop(Counter::FlowTable);
+    }
+    straight(generation, to)
 }
 
-/// Whether the packet answers a flow of this endpoint that the proxy holds.
+/// By the device that an endpoint is reached by; into the stack what is for elsewhere.
 #[inline(always)]
-fn is_proxied(endpoint: Option<u32>, kind: FlowKind, packet: &Packet) -> bool {
-    let Some(ifindex) = endpoint else { return false };
-    let key = backward(ifindex, kind, packet);
-    recall(&key).is_some_and(|entry| entry.state == FlowState::Proxied as u8)
+fn straight(generation: Generation, by: Option<u32>) -> Fate {
+    match by.and_then(|ifindex| generation.behind(ifindex)) {
+        Some(endpoint) => Fate::Straight(endpoint.way, Counter::FromProxy),
+        None => Fate::Pass(Counter::FromProxy),
+    }
+}
+
+/// The flags of the flow of this endpoint that the packet answers, if the proxy holds it.
+#[inline(always)]
+fn held(endpoint: Option<u32>, kind: FlowKind, packet: &Packet) -> Option<u8> {
+    let key = backward(endpoint?, kind, packet);
+    recall(&key).filter(|entry| entry.state == FlowState::Proxied as u8).map(|entry| entry.flags)
 }
 
 /// Remembers the proxy's own connection at an endpoint, so that the hooks there bring the answers back.

@@ -24,6 +24,10 @@ pub(crate) struct Endpoint {
     pub(crate) ifindex: u32,
     pub(crate) profile: u32,
     pub(crate) generation: Generation,
+    /// What is remembered of the flows that go to the proxy: [`flow_flag::UNSEEN`] or nothing.
+    ///
+    /// [`flow_flag::UNSEEN`]: sluice_bpf_abi::flow_flag::UNSEEN
+    pub(crate) flags: u8,
 }
 
 /// The key of a packet in the direction it travels.
@@ -140,7 +144,11 @@ impl Endpoint {
     fn known(self, key: &FlowKey, entry: &mut FlowEntry, outward: bool) -> Fate {
         if entry.state == FlowState::Proxied as u8 {
             // The far end of a proxied flow is the proxy; whoever else answers was never asked.
-            return if outward { Fate::ToProxy(Counter::ProxiedPacket) } else { Fate::Drop(Counter::NotFromProxy) };
+            return if outward {
+                Fate::ToProxy(Counter::ProxiedPacket)
+            } else {
+                Fate::Drop(Counter::NotFromProxy)
+            };
         }
         if entry.state != FlowState::Direct as u8 {
             return Fate::Drop(Counter::Cut);
@@ -194,7 +202,7 @@ impl Endpoint {
 
     #[inline(always)]
     fn proxied(self, key: &FlowKey) -> Fate {
-        if remember(key, self.generation.epoch, FlowState::Proxied, 0) {
+        if remember(key, self.generation.epoch, FlowState::Proxied, self.flags) {
             Fate::ToProxy(Counter::ToProxy)
         } else {
             Fate::Drop(Counter::FlowTable)

@@ -26,6 +26,17 @@ pub(crate) fn tests() -> Vec<Trial> {
         harness::test("l7: bridge ports, br_netfilter on", [Need::Bpf, Need::Path(bridge)], || {
             everywhere(NodeSpec::bridged("n1").br_netfilter(true))
         }),
+        harness::test("l7: routed veths, conntrack drops invalid", [Need::Bpf], || {
+            drop_invalid(NodeSpec::routed("n1"))
+        }),
+        harness::test("l7: bridge ports, conntrack drops invalid", [Need::Bpf], || {
+            drop_invalid(NodeSpec::bridged("n1"))
+        }),
+        harness::test(
+            "l7: bridge ports, br_netfilter on, conntrack drops invalid",
+            [Need::Bpf, Need::Path("/proc/sys/net/bridge".into())],
+            || drop_invalid(NodeSpec::bridged("n1").br_netfilter(true)),
+        ),
         harness::test("l7: what no l7 rule governs never enters the proxy", [Need::Bpf], not_governed),
         harness::test("l7: a strict rp_filter on the node", [Need::Bpf], strict_rp_filter),
         harness::test("l7: many connections and bulk", [Need::Bpf], many),
@@ -34,9 +45,26 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
+/// As kube-proxy has it: what conntrack does not understand is dropped.
+const DROP_INVALID: &str = "table inet strict {
+    chain forward { type filter hook forward priority 0; ct state invalid drop; }
+    chain input { type filter hook input priority 0; ct state invalid drop; }
+}";
+
 /// From each side and to each side, judged at A, at B and at both.
 fn everywhere(node: NodeSpec) -> Result<()> {
-    let mut rig = Rig::with(node)?;
+    carried(Rig::with(node)?)
+}
+
+fn drop_invalid(node: NodeSpec) -> Result<()> {
+    let rig = Rig::with(node)?;
+    let file = rig.world.dir().join("strict.nft");
+    std::fs::write(&file, DROP_INVALID)?;
+    rig.world.node("n1").netns.run(&["nft", "-f", &file.display().to_string()])?;
+    carried(rig)
+}
+
+fn carried(mut rig: Rig) -> Result<()> {
     rig.apply(&[])?;
     let proxy = Proxy::start(rig.node("n1"))?;
     let _server = Server::start(&rig.pod("a/server").netns, 80)?;

@@ -95,13 +95,15 @@ impl Connection {
 
     /// The same from a port of our choice.
     pub(crate) fn open_from(netns: &Netns, local: SocketAddr, target: SocketAddr) -> Result<Self> {
-        let stream = netns.inside(|| -> std::io::Result<TcpStream> {
-            let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
-            socket.set_reuse_address(true)?;
-            socket.bind(&local.into())?;
-            socket.connect_timeout(&target.into(), SOON)?;
-            Ok(socket.into())
-        })??;
+        let stream = netns
+            .inside(|| -> std::io::Result<TcpStream> {
+                let socket = Socket::new(Domain::for_address(target), Type::STREAM, Some(Protocol::TCP))?;
+                socket.set_reuse_address(true)?;
+                socket.bind(&local.into())?;
+                socket.connect_timeout(&target.into(), SOON)?;
+                Ok(socket.into())
+            })?
+            .with_context(|| format!("from {local} to {target}"))?;
         Self::greet(stream)
     }
 
