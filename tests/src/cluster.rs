@@ -108,6 +108,8 @@ impl Cluster {
         command.args(["run", "--node", &node.name, "--control"]);
         command.arg(format!("unix:{}", self.socket().display()));
         command.arg("--bpffs").arg(&node.bpffs);
+        command.arg("--state").arg(self.world.dir().join(format!("state-{}", node.name)));
+        command.args(["--records", "-"]);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let process = Process::start(format!("proxy-{}", node.name), self.world.dir(), &mut command)?;
         self.proxies.insert(node.name.clone(), process);

@@ -1,0 +1,31 @@
+//! End to end: real pods, real eBPF, the product's own processes, real clients.
+//!
+//! Each test has a world of its own; the fixtures share one, one after the other.
+
+#[path = "e2e/fixtures.rs"]
+mod fixtures;
+#[path = "e2e/life.rs"]
+mod life;
+#[path = "e2e/requests.rs"]
+mod requests;
+#[path = "e2e/spans.rs"]
+mod spans;
+
+use sluice_tests::harness::{self, Need};
+use sluice_tests::world::take_down_all;
+use std::process::ExitCode;
+
+/// What every test here needs.
+const NEEDS: [Need; 4] =
+    [Need::Bpf, Need::Binary("sluice-peer"), Need::Binary("sluice-control"), Need::Binary("sluice-proxy")];
+
+fn main() -> ExitCode {
+    let mut tests = fixtures::tests();
+    tests.extend(requests::tests());
+    tests.extend(life::tests());
+    tests.extend(spans::tests());
+    let code = harness::main(2, tests);
+    // The fixtures' world is never dropped: it is shared until the end.
+    take_down_all();
+    code
+}
