@@ -4,11 +4,13 @@
 
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
+use rustix::process::Signal;
 use sluice_tests::harness::{self, Need};
 use sluice_tests::peer::{Ask, Version, grpc_client, http_client, raw_client};
-use sluice_tests::world::{Family, eventually};
+use sluice_tests::world::{Family, NETNS_DIR, STATE_DIR, eventually, sweep};
 use sluice_tests::{NodeSpec, PodSpec, Process, World};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -20,7 +22,8 @@ fn main() -> ExitCode {
         harness::test("grpc calls", peer.clone(), grpc_calls),
         harness::test("the ledger counts bytes", peer.clone(), ledger_counts_bytes),
         harness::test("echo speaks first, and pings", peer.clone(), echo_speaks_first),
-        harness::test("a killed world is swept", peer, killed_world_is_swept),
+        harness::test("a killed world is swept", peer.clone(), killed_world_is_swept),
+        harness::test("a signal takes the world down", peer, signal_takes_the_world_down),
     ];
     harness::main(2, tests)
 }
@@ -137,28 +140,50 @@ fn echo_speaks_first() -> Result<()> {
 /// The environment variable that turns this binary into one that builds a world and is killed.
 const VICTIM: &str = "SLUICE_TEST_VICTIM";
 
-fn killed_world_is_swept() -> Result<()> {
+/// This binary again, as one that builds a world and waits for its end; with the prefix of that world. As the
+/// victim itself it never returns.
+fn victim(test: &str) -> Result<(Process, String, tempfile::TempDir)> {
     if std::env::var_os(VICTIM).is_some() {
         let (world, _server) = pair()?;
         println!("victim {}", world.prefix());
-        std::thread::park();
-        return Ok(());
+        loop {
+            std::thread::park();
+        }
     }
     let dir = tempfile::tempdir()?;
     let mut command = Command::new(std::env::current_exe()?);
-    command.env(VICTIM, "1").args(["--exact", "a killed world is swept", "--nocapture"]);
+    command.env(VICTIM, "1").args(["--exact", test, "--nocapture"]);
     let mut victim = Process::start("victim", dir.path(), &mut command)?;
     let line =
         victim.wait_line(0, Duration::from_secs(20), "its world", |line| line.contains("victim sl-"))?;
     let prefix = line.split("victim ").nth(1).unwrap_or_default().to_owned();
+    ensure!(left(&prefix)? > 0, "the victim left nothing to take down: {line}");
+    Ok((victim, prefix, dir))
+}
+
+/// How many namespaces there are with the prefix.
+fn left(prefix: &str) -> Result<usize> {
+    let names = std::fs::read_dir(NETNS_DIR)?.flatten();
+    Ok(names.filter(|name| name.file_name().to_string_lossy().starts_with(&format!("{prefix}-"))).count())
+}
+
+fn killed_world_is_swept() -> Result<()> {
+    let (mut victim, prefix, _dir) = victim("a killed world is swept")?;
     victim.kill()?;
-    let left = || -> Result<usize> {
-        let names = std::fs::read_dir(sluice_tests::world::NETNS_DIR)?.flatten();
-        Ok(names.filter(|name| name.file_name().to_string_lossy().starts_with(&format!("{prefix}-"))).count())
-    };
-    ensure!(!prefix.is_empty() && left()? > 0, "the victim left nothing to sweep: {line}");
     eventually("the world of a killed process is swept", Duration::from_secs(10), || {
-        sluice_tests::world::sweep();
-        Ok(left()? == 0)
+        sweep();
+        Ok(left(&prefix)? == 0)
     })
+}
+
+fn signal_takes_the_world_down() -> Result<()> {
+    let (mut victim, prefix, _dir) = victim("a signal takes the world down")?;
+    victim.signal(Signal::INT)?;
+    let status = victim.wait(Duration::from_secs(20))?;
+    ensure!(status.code() == Some(130), "it ended with {status}");
+    ensure!(
+        left(&prefix)? == 0 && !Path::new(STATE_DIR).join(&prefix).exists(),
+        "something is left of {prefix}"
+    );
+    Ok(())
 }
