@@ -125,7 +125,8 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
     };
     let ingress = side(Direction::Ingress, &object.ingress, &object.ingress_deny);
     let egress = side(Direction::Egress, &object.egress, &object.egress_deny);
-    let accepted = sound && object.clean && problems[before..].iter().all(|problem| problem.severity != Severity::Error);
+    let accepted =
+        sound && object.clean && problems[before..].iter().all(|problem| problem.severity != Severity::Error);
     let (kind, layer) = match object.kind {
         PolicyKind::NetworkPolicy => (Kind::NetworkPolicy, LayerKind::K),
         PolicyKind::L7NetworkPolicy => (Kind::L7NetworkPolicy, LayerKind::L),

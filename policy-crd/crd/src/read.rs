@@ -3,7 +3,7 @@
 //! Checks shape alone: fields, types, the words of closed lists. What a CIDR, a regular expression or a
 //! selector means is checked where it is lowered. Called by the loader.
 
-use crate::decode::{Decoded, decode, essential, joined, type_remedy};
+use crate::decode::{Decoded, decode, essential, joined, misplaced_list, type_remedy};
 use crate::fields;
 use crate::l7::{DenyAction, DenyDetail, IpBlock, IsolationScope, Mode, Peer, Port};
 use crate::object::Source;
@@ -73,6 +73,11 @@ impl<'a> Reader<'a> {
         let Some(value) = value.filter(|value| !value.is_null()) else {
             return if self.is_marred(path) { Part::Bad } else { Part::Absent };
         };
+        if let Some(place) = misplaced_list(value, path) {
+            let reason = format!("no list is expected here; {effect}");
+            self.report(Severity::Error, &place, reason, "write fields, as `name: value`");
+            return Part::Bad;
+        }
         match decode(value) {
             Decoded::Failed { path: inner, reason } => {
                 let remedy = type_remedy(&reason);
@@ -181,11 +186,15 @@ impl<'a> Reader<'a> {
         match value.get("spec") {
             Some(Value::Object(spec)) => self.spec(spec, &mut policy),
             _ => {
-                let reason = "there is no spec; the policy isolates its whole namespace";
+                let reason = "there is no spec; the policy closes its whole namespace";
                 self.report(Severity::Error, "spec", reason, "write spec.podSelector and the rules");
                 policy.sound = false;
                 policy.pod_selector = Part::Bad;
                 policy.policy_types = Part::Bad;
+                if self.l7 {
+                    // Nobody knows what was to be denied.
+                    (policy.ingress_deny, policy.egress_deny) = (Part::Bad, Part::Bad);
+                }
             }
         }
         policy.clean =
@@ -242,8 +251,8 @@ impl<'a> Reader<'a> {
         if !self.l7 {
             return;
         }
-        policy.ingress_deny = self.rules(spec.get("ingressDeny"), "spec.ingressDeny", "from", true);
-        policy.egress_deny = self.rules(spec.get("egressDeny"), "spec.egressDeny", "to", true);
+        policy.ingress_deny = self.denies(spec, "ingressDeny", "from");
+        policy.egress_deny = self.denies(spec, "egressDeny", "to");
         let mode = self.part::<Mode>(spec.get("mode"), "spec.mode", "the policy enforces");
         policy.mode = mode.value().copied().unwrap_or_default();
         let action = self.part::<DenyAction>(spec.get("denyAction"), "spec.denyAction", "Drop holds");
@@ -268,6 +277,23 @@ impl<'a> Reader<'a> {
     fn rules(&mut self, value: Option<&Value>, path: &str, peers: &str, deny: bool) -> RuleSection {
         let effect = if deny { "everything is denied here" } else { "nothing is granted here" };
         self.list(value, path, effect, |reader, value, path| reader.rule(value, path, peers, deny))
+    }
+
+    /// A misspelt deny still was one: what it would have denied nobody knows, so everything is.
+    fn denies(&mut self, spec: &Map<String, Value>, field: &str, peers: &str) -> RuleSection {
+        let known = fields::known("spec", self.l7);
+        let misspelt = |given: &&String| {
+            !known.contains(&given.as_str()) && fields::nearest(given, known) == Some(field)
+        };
+        let path = format!("spec.{field}");
+        match (spec.get(field), spec.keys().find(misspelt)) {
+            (None, Some(given)) => {
+                let reason = format!("`{given}` may have been meant; everything is denied here");
+                self.report(Severity::Error, &format!("spec.{given}"), reason, format!("write `{field}`"));
+                Part::Bad
+            }
+            (value, _) => self.rules(value, &path, peers, true),
+        }
     }
 
     fn rule(&mut self, value: &Value, path: &str, peers: &str, deny: bool) -> RuleObject {

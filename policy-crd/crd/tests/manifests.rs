@@ -1,5 +1,7 @@
 //! Bad input: every kind of mistake is told with file, line, column, field and remedy, and costs itself alone.
 
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+
 use sluice_crd::{Loaded, Part, Severity, load_dir, load_files, load_str, load_value};
 use std::path::Path;
 
