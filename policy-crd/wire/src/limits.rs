@@ -11,7 +11,7 @@ pub const CLASSES: usize = 1 << 16;
 /// CIDRs noted on a class, for people.
 pub const CLASS_CIDRS: usize = 1 << 10;
 /// Prefixes of the address table: the kernel's map holds no more.
-pub const ADDRESSES: usize = 1 << 20;
+pub const ADDRESSES: usize = 1 << 18;
 /// Pods that telemetry can name.
 pub const WORKLOADS: usize = 1 << 20;
 /// Endpoints of one node; the kubelet's own default is 110 pods.
