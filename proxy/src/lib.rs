@@ -1,11 +1,14 @@
 //! `sluice-proxy`: the data plane of one node.
 //!
-//! Two processes of one binary. The agent is privileged: it owns the loader, the feed, the listeners and the
-//! telemetry's sockets, and reads no stranger's byte. The worker is its child: it lives in the proxy's network
+//! Two processes of one binary. The [`agent`] is privileged: it owns the loader, the feed, the listeners and the
+//! telemetry's sockets, and reads no stranger's byte. The [`worker`] is its child: it lives in the proxy's network
 //! namespace, reads HTTP, asks the verdict engine and forwards or answers. This crate knows nothing of Kubernetes
 //! and never talks to its API.
 
+pub mod agent;
 pub mod answer;
+pub mod channel;
+pub mod cli;
 pub mod detect;
 pub mod dial;
 pub mod http1;
@@ -17,3 +20,4 @@ pub mod record;
 pub mod state;
 pub mod telemetry;
 pub mod tunnel;
+pub mod worker;

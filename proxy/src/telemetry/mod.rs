@@ -3,4 +3,7 @@
 //! Nothing here decides anything about a flow.
 
 pub mod context;
+pub mod export;
 pub mod sampler;
+pub mod settings;
+pub mod span;

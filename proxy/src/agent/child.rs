@@ -1,0 +1,124 @@
+//! The worker as a child: started, spoken to, started again when it dies.
+//!
+//! Reads no stranger's byte. While there is no worker, nobody accepts: flows that L7 rules govern are refused.
+
+use crate::channel::{self, FromWorker, Receiver, Sender, ToWorker};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::process::{Child, Command};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+/// The first wait before a dead worker is started again, and the longest: a worker that dies at once must not keep
+/// the node busy with starting it.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
+
+/// A worker that lived so long starts over with the first wait.
+const HEALTHY: Duration = Duration::from_secs(30);
+
+/// What a worker is started with.
+#[derive(Debug)]
+pub struct Launch {
+    /// The binary; `/proc/self/exe` but in tests.
+    pub binary: PathBuf,
+    /// The proxy's network namespace.
+    pub netns: OwnedFd,
+    /// Its listeners.
+    pub listeners: Vec<TcpListener>,
+}
+
+/// What the engine hears of the worker.
+#[derive(Debug)]
+pub enum Event {
+    /// It lives; send it its snapshot. The newest order counts, so sending never waits.
+    Up(watch::Sender<ToWorker>),
+    /// It says something.
+    Says(FromWorker),
+    /// It is gone.
+    Down,
+}
+
+/// Starts one worker. Call it from the main thread: the worker asks to be killed when its parent thread ends.
+///
+/// # Errors
+/// What the kernel says.
+pub fn start(launch: &Launch) -> io::Result<(Child, Sender, Receiver)> {
+    let (ours, theirs) = channel::pair()?;
+    let child = Command::new(&launch.binary)
+        .arg("worker")
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()?;
+    let mut descriptors: Vec<BorrowedFd<'_>> = vec![launch.netns.as_fd()];
+    descriptors.extend(launch.listeners.iter().map(|listener| listener.as_fd()));
+    channel::send_descriptors(&ours, &descriptors)?;
+    let (sender, receiver) = channel::open(ours)?;
+    Ok((child, sender, receiver))
+}
+
+/// Keeps a worker running until told to stop.
+pub async fn supervise(launch: Launch, events: mpsc::Sender<Event>, stop: CancellationToken) {
+    let mut backoff = BACKOFF.0;
+    while !stop.is_cancelled() {
+        let began = tokio::time::Instant::now();
+        match start(&launch) {
+            Ok(worker) => attend(worker, &events, &stop).await,
+            Err(error) => tracing::error!(%error, "cannot start the worker; L7 flows are refused"),
+        }
+        if stop.is_cancelled() || events.send(Event::Down).await.is_err() {
+            return;
+        }
+        backoff = if began.elapsed() > HEALTHY { BACKOFF.0 } else { (backoff * 2).min(BACKOFF.1) };
+        tokio::select! {
+            () = tokio::time::sleep(backoff) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+/// Carries messages until the worker is gone, or has to be.
+async fn attend(
+    (mut child, mut to_worker, mut from_worker): (Child, Sender, Receiver),
+    events: &mpsc::Sender<Event>,
+    stop: &CancellationToken,
+) {
+    let (inbox, mut orders) = watch::channel(ToWorker::default());
+    if events.send(Event::Up(inbox)).await.is_err() {
+        return;
+    }
+    let saying = async {
+        while orders.changed().await.is_ok() {
+            let order = orders.borrow_and_update().clone();
+            to_worker.send(&order).await?;
+        }
+        // The engine speaks to another worker by now, or to none.
+        std::future::pending::<io::Result<()>>().await
+    };
+    let hearing = async {
+        while let Some(message) = from_worker.receive().await? {
+            if events.send(Event::Says(message)).await.is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    let ended = tokio::select! {
+        ended = saying => ended,
+        ended = hearing => ended,
+        () = stop.cancelled() => Ok(()),
+    };
+    // It exits by itself when the channel closes; if it hangs, it must not outlive this.
+    drop((to_worker, from_worker));
+    let status = tokio::time::timeout(Duration::from_secs(1), child.wait()).await;
+    if status.is_err() {
+        let _ = child.kill().await;
+    }
+    if !stop.is_cancelled() {
+        tracing::error!(?status, ?ended, "the worker is gone; L7 flows are refused until it is back");
+    }
+}

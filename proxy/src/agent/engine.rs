@@ -1,0 +1,329 @@
+//! Puts snapshots in force: the worker first, then the rows, then the ack.
+//!
+//! Why this order lets no packet escape. Let `old` and `new` be two snapshots; at every moment a packet passes only
+//! if one of the two lets it, and once the ack is out only if `new` does:
+//! - Between the worker's swap and the rows, the kernel still decides by `old` what is direct, what is refused and
+//!   what goes to the proxy. Direct flows that `new` restricts pass a moment longer, by `old`. What goes to the proxy
+//!   is judged by `new`, in whole: the worker needs no row to judge a connection, so a flow that `new` would send
+//!   direct is judged as well, and allowed if `new` allows it.
+//! - When the rows change, what they newly hand to the proxy finds `new` there. The other order would judge it by
+//!   `old`, whose worker may not know the endpoint or may allow more. What they newly refuse is cut by the kernel,
+//!   and its proxied connections were judged again in the swap.
+//! - An endpoint that `new` adds has no hooks before the rows are there, and the worker knows it by then. One that
+//!   `new` drops is refused by the worker at once, before its rows go.
+//! - If the rows cannot be changed, `old`'s stay, and the ack says so. If the worker is gone, the rows change without
+//!   it: nobody accepts, so what goes to the proxy is refused, and a new worker accepts nothing before it has `new`.
+
+use super::child::Event;
+use super::records::Records;
+use super::store::Store;
+use crate::channel::{FromWorker, Swapped, ToWorker};
+use crate::limits::DRAIN_TIMEOUT;
+use bytes::Bytes;
+use sluice_policy::Snapshot;
+use sluice_redirect::{Applied, Node};
+use sluice_wire::pb;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+/// How long the rows wait for a worker to swap. One that is being started must not hold up L3/L4.
+const WORKER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How soon rows are tried again that failed, or lacked an endpoint: a pod's veth may come after its snapshot.
+const RETRY: Duration = Duration::from_millis(500);
+
+/// The slack for a worker that is told to drain, beyond its own bound.
+const DRAIN_SLACK: Duration = Duration::from_secs(2);
+
+/// What is to be in force, and how far it is.
+struct Target {
+    sequence: u64,
+    snapshot: Arc<Snapshot>,
+    bytes: Bytes,
+    swapped: bool,
+    applied: Option<Applied>,
+    /// When the rows are to be done, whatever the worker says.
+    due: Option<Instant>,
+    /// The last ack, so that the same news is not told twice.
+    told: Option<pb::Ack>,
+}
+
+/// See the module.
+pub(super) struct Engine {
+    node: Arc<Mutex<Option<Node>>>,
+    store: Option<Store>,
+    records: Records,
+    outgoing: mpsc::Sender<pb::FromNode>,
+    generation: Arc<AtomicU64>,
+    worker: Option<watch::Sender<ToWorker>>,
+    target: Option<Target>,
+    sequence: u64,
+}
+
+impl Engine {
+    pub(super) fn new(
+        node: Node,
+        store: Option<Store>,
+        records: Records,
+        outgoing: mpsc::Sender<pb::FromNode>,
+        generation: Arc<AtomicU64>,
+    ) -> Self {
+        Self {
+            node: Arc::new(Mutex::new(Some(node))),
+            store,
+            records,
+            outgoing,
+            generation,
+            worker: None,
+            target: None,
+            sequence: 0,
+        }
+    }
+
+    /// Starts with the snapshot on disk, if there is one.
+    pub(super) async fn start(&mut self) {
+        if let Some(snapshot) = self.store.as_ref().and_then(Store::load) {
+            tracing::info!(generation = snapshot.generation, "starting with the last snapshot");
+            self.aim(snapshot).await;
+        }
+    }
+
+    /// Puts every snapshot of the feed in force, until it ends.
+    pub(super) async fn run(
+        &mut self,
+        events: &mut mpsc::Receiver<Event>,
+        mut snapshots: mpsc::Receiver<Snapshot>,
+    ) -> anyhow::Result<()> {
+        loop {
+            let due = self.target.as_ref().and_then(|target| target.due);
+            tokio::select! {
+                event = events.recv() => match event {
+                    Some(event) => self.hear(event).await,
+                    None => anyhow::bail!("nobody watches the worker any more: restart the proxy"),
+                },
+                Some(snapshot) = snapshots.recv() => self.aim(snapshot).await,
+                () = sleep_until(due), if due.is_some() => self.apply_rows().await,
+            }
+        }
+    }
+
+    /// Begins to put a snapshot in force.
+    async fn aim(&mut self, snapshot: Snapshot) {
+        self.sequence += 1;
+        let snapshot = Arc::new(snapshot);
+        let encoded = snapshot.clone();
+        let bytes = tokio::task::spawn_blocking(move || Bytes::from(sluice_wire::to_bytes(&encoded))).await;
+        let Ok(bytes) = bytes else {
+            tracing::error!(generation = snapshot.generation, "cannot encode the snapshot");
+            return;
+        };
+        self.target = Some(Target {
+            sequence: self.sequence,
+            snapshot,
+            bytes,
+            swapped: false,
+            applied: None,
+            due: Some(Instant::now() + if self.worker.is_some() { WORKER_PATIENCE } else { Duration::ZERO }),
+            told: None,
+        });
+        self.tell_worker();
+    }
+
+    fn tell_worker(&self) {
+        if let (Some(worker), Some(target)) = (&self.worker, &self.target) {
+            worker.send_modify(|order| {
+                order.sequence = target.sequence;
+                order.snapshot = Some(target.bytes.clone());
+            });
+        }
+    }
+
+    async fn hear(&mut self, event: Event) {
+        match event {
+            Event::Up(worker) => {
+                self.worker = Some(worker);
+                if let Some(target) = &mut self.target {
+                    target.swapped = false;
+                }
+                self.tell_worker();
+            }
+            Event::Down => {
+                self.worker = None;
+                if let Some(target) = &mut self.target {
+                    target.swapped = false;
+                }
+            }
+            Event::Says(message) => self.listen(message).await,
+        }
+    }
+
+    async fn listen(&mut self, message: FromWorker) {
+        let reported = self.records.take(message.records, message.dropped);
+        if let Some(report) = reported {
+            // Lossy by design: no verdict depends on a report.
+            let _ = self.outgoing.try_send(report);
+        }
+        if let Some(swapped) = message.swapped {
+            self.swapped(&swapped).await;
+        }
+    }
+
+    async fn swapped(&mut self, swapped: &Swapped) {
+        let Some(target) = self.target.as_mut().filter(|target| target.sequence == swapped.sequence) else {
+            return; // of a snapshot that a newer one has overtaken
+        };
+        if !swapped.refused.is_empty() {
+            // The agent decoded the same bytes: a build would have to disagree with itself.
+            tracing::error!(
+                generation = target.snapshot.generation,
+                reason = swapped.refused,
+                "the worker refuses"
+            );
+            return;
+        }
+        target.swapped = true;
+        tracing::debug!(generation = target.snapshot.generation, cut = swapped.cut, "the worker has swapped");
+        if target.applied.is_none() {
+            self.apply_rows().await;
+        } else {
+            self.acknowledge();
+        }
+    }
+
+    /// Rows and hooks. Repeated while an endpoint is missing.
+    async fn apply_rows(&mut self) {
+        let Some(target) = &mut self.target else { return };
+        target.due = None;
+        let (node, snapshot) = (self.node.clone(), target.snapshot.clone());
+        let done = tokio::task::spawn_blocking(move || {
+            let mut node = node.lock().unwrap_or_else(PoisonError::into_inner);
+            node.as_mut().map(|node| node.apply(&snapshot).map_err(|error| error.to_string()))
+        })
+        .await;
+        let result = match done {
+            Ok(Some(result)) => result,
+            Ok(None) => return,
+            Err(error) => Err(error.to_string()),
+        };
+        match result {
+            Ok(applied) => {
+                let first = target.applied.is_none();
+                if !applied.missing.is_empty() {
+                    target.due = Some(Instant::now() + RETRY);
+                }
+                target.applied = Some(applied);
+                if first {
+                    self.in_force();
+                }
+                self.acknowledge();
+            }
+            Err(reason) => {
+                target.due = Some(Instant::now() + RETRY);
+                let generation = target.snapshot.generation;
+                let ack = pb::Ack { generation, rejected: reason, ..pb::Ack::default() };
+                self.tell(ack);
+            }
+        }
+    }
+
+    /// Writes down what is in force.
+    fn in_force(&mut self) {
+        let Some(target) = &self.target else { return };
+        self.generation.store(target.snapshot.generation, Ordering::Relaxed);
+        if let Some(store) = self.store.clone() {
+            let bytes = target.bytes.clone();
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = store.save(&bytes) {
+                    tracing::error!(%error, "cannot keep the snapshot on disk; a restart waits for control");
+                }
+            });
+        }
+    }
+
+    /// Says that the snapshot is in force, once everything is.
+    fn acknowledge(&mut self) {
+        let Some(Target { snapshot, applied: Some(applied), swapped: true, .. }) = &self.target else {
+            return;
+        };
+        let ack = pb::Ack {
+            generation: snapshot.generation,
+            applied: true,
+            rejected: String::new(),
+            attached: applied.attached.iter().map(|attached| attached.endpoint.clone()).collect(),
+            missing: applied
+                .missing
+                .iter()
+                .map(|missing| pb::MissingEndpoint {
+                    endpoint: missing.endpoint.clone(),
+                    reason: missing.why.clone(),
+                })
+                .collect(),
+        };
+        self.tell(ack);
+    }
+
+    fn tell(&mut self, ack: pb::Ack) {
+        let Some(target) = &mut self.target else { return };
+        if target.told.as_ref() == Some(&ack) {
+            return;
+        }
+        if ack.applied {
+            let (attached, missing) = (ack.attached.len(), ack.missing.len());
+            tracing::info!(generation = ack.generation, attached, missing, "in force");
+            for missing in &ack.missing {
+                tracing::warn!(endpoint = missing.endpoint, reason = missing.reason, "not enforced");
+            }
+        } else {
+            tracing::error!(generation = ack.generation, reason = ack.rejected, "not in force");
+        }
+        // If control is away, it hears when it is back: it sends its newest snapshot then.
+        let _ = self.outgoing.try_send(sluice_wire::ack(ack.clone()));
+        target.told = Some(ack);
+    }
+
+    /// Lets the worker finish what it is doing, no longer than [`DRAIN_TIMEOUT`].
+    pub(super) async fn drain(&mut self, events: &mut mpsc::Receiver<Event>) {
+        let Some(worker) = self.worker.take() else { return };
+        worker.send_modify(|order| order.drain = true);
+        let drained = async {
+            while let Some(event) = events.recv().await {
+                match event {
+                    Event::Says(message) => {
+                        let over = message.drained;
+                        self.records.take(message.records, message.dropped);
+                        if over {
+                            return;
+                        }
+                    }
+                    Event::Down => return,
+                    Event::Up(_) => {}
+                }
+            }
+        };
+        if tokio::time::timeout(DRAIN_TIMEOUT + DRAIN_SLACK, drained).await.is_err() {
+            tracing::warn!("the worker did not drain in time; what is open is cut");
+        }
+    }
+
+    /// Puts the node down; what is pinned goes on enforcing.
+    pub(super) async fn release(&mut self) -> anyhow::Result<()> {
+        self.records.close().await;
+        let node = self.node.clone();
+        tokio::task::spawn_blocking(move || {
+            let node = node.lock().unwrap_or_else(PoisonError::into_inner).take();
+            node.map_or(Ok(()), Node::release)
+        })
+        .await??;
+        Ok(())
+    }
+}
+
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}

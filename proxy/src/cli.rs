@@ -1,0 +1,100 @@
+//! The command line, and what it means.
+
+use crate::agent::{self, Options};
+use clap::{Args, Parser, Subcommand};
+use sluice_redirect::{DEFAULT_MARK, Node, NodeConfig};
+use std::path::PathBuf;
+
+/// The node's data plane.
+#[derive(Debug, Parser)]
+#[command(
+    name = "sluice-proxy",
+    version,
+    about = "sluice on one node: loads the eBPF programs, reads L7, enforces"
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Enforce on this node until SIGTERM. Pinned L3/L4 verdicts stay; flows with L7 rules are refused meanwhile.
+    Run(Run),
+    /// Take everything of ours off this node: hooks, maps, the helper device. Nothing is enforced afterwards.
+    Uninstall(Uninstall),
+    /// The process that reads strangers' bytes; started by `run`.
+    #[command(hide = true)]
+    Worker,
+}
+
+#[derive(Debug, Args)]
+struct NodeArgs {
+    /// The node's name, as in the pods' spec.nodeName.
+    #[arg(long)]
+    node: String,
+    /// A directory on a bpffs, ours alone; a bpffs is mounted there if there is none.
+    #[arg(long, value_name = "DIR")]
+    bpffs: PathBuf,
+    /// The base name of the helper devices, at most 14 characters.
+    #[arg(long, default_value = "sluice")]
+    device: String,
+    /// The port of the proxy's listeners, in its own network namespace.
+    #[arg(long, default_value_t = 15_001)]
+    listen_port: u16,
+    /// The packet mark of the proxy's own packets.
+    #[arg(long, default_value_t = DEFAULT_MARK)]
+    mark: u32,
+}
+
+impl NodeArgs {
+    fn config(&self) -> NodeConfig {
+        NodeConfig {
+            name: self.device.clone(),
+            bpffs: self.bpffs.clone(),
+            listen_port: self.listen_port,
+            mark: self.mark,
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    node: NodeArgs,
+    /// Where control listens, as `unix:/run/sluice/control.sock`.
+    #[arg(long, value_name = "ADDRESS")]
+    control: String,
+    /// Keeps the last snapshot, to start with while control is away.
+    #[arg(long, value_name = "DIR")]
+    state: Option<PathBuf>,
+    /// Writes one line of JSON per request or connection; `-` is standard output.
+    #[arg(long, value_name = "FILE")]
+    records: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Uninstall {
+    #[command(flatten)]
+    node: NodeArgs,
+}
+
+impl Cli {
+    /// Does what the command line says.
+    ///
+    /// # Errors
+    /// What could not be done, and what to do about it.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Command::Worker => crate::worker::run(),
+            Command::Uninstall(Uninstall { node }) => Ok(Node::uninstall(&node.config())?),
+            Command::Run(run) => agent::run(Options {
+                node: run.node.config(),
+                name: run.node.node,
+                control: run.control,
+                state: run.state,
+                records: run.records,
+            }),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The worker process: reads strangers' bytes, and has the least that it needs for that.
+//!
+//! Holds no BPF map and no capability but `CAP_NET_ADMIN` (for sockets that carry the client's address), lives in
+//! the proxy's network namespace, may gain no privilege, and dies with its agent. Started by
+//! [`agent::child`](crate::agent::child) alone; refuses every connection until its first snapshot.
+
+use crate::channel::{self, FromWorker, Swapped, ToWorker};
+use crate::dial::Dialer;
+use crate::limits::{DRAIN_TIMEOUT, RECORD_BATCH};
+use crate::proxy::Proxy;
+use crate::record::{Record, Sink};
+use crate::telemetry::settings::Settings;
+use anyhow::Context as _;
+use bytes::Bytes;
+use rustix::process::{Resource, Signal};
+use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
+use std::net::TcpListener;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot};
+
+/// Messages that wait for the agent. Few: records wait in their own queue, which drops.
+const OUTBOX: usize = 4;
+
+/// Runs until the agent is gone.
+///
+/// # Errors
+/// What could not be set up; nothing was accepted then.
+pub fn run() -> anyhow::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+        .context("ask to be killed with the agent")?;
+    let socket =
+        std::io::stdin().as_fd().try_clone_to_owned().context("take the agent's socket from stdin")?;
+    let mut descriptors = channel::receive_descriptors(&socket)
+        .context("receive the listeners: the worker is started by `sluice-proxy run` alone")?
+        .into_iter();
+    let netns = descriptors.next().context("receive the network namespace")?;
+    // One thread so far: the namespace and the capabilities of this one are every later one's.
+    rustix::thread::move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
+        .context("enter the proxy's network namespace: CAP_SYS_ADMIN is needed until then")?;
+    drop(netns);
+    raise_descriptor_limit();
+    confine()?;
+    let settings = Settings::from_env().map_err(anyhow::Error::msg)?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
+    let result = runtime.block_on(serve(socket, descriptors, &settings));
+    // The agent is gone, or has heard all it wanted: what is still open ends now.
+    runtime.shutdown_background();
+    result
+}
+
+/// Gives up every capability but one, for good.
+fn confine() -> anyhow::Result<()> {
+    rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+    let kept = CapabilitySet::NET_ADMIN;
+    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
+    rustix::thread::set_capabilities(None, sets)
+        .context("drop capabilities: CAP_NET_ADMIN must be among them")
+}
+
+/// Two descriptors a connection: as many as may be had.
+fn raise_descriptor_limit() {
+    let mut limit = rustix::process::getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    // Without it there are fewer connections; accepting says so when it happens.
+    let _ = rustix::process::setrlimit(Resource::Nofile, limit);
+}
+
+async fn serve(
+    socket: OwnedFd,
+    listeners: impl Iterator<Item = OwnedFd>,
+    settings: &Settings,
+) -> anyhow::Result<()> {
+    let (mut to_agent, mut from_agent) = channel::open(socket).context("open the agent's socket")?;
+    let (sink, records) = Sink::new();
+    let proxy = Proxy::new(Dialer::Transparent, sink.clone(), settings.sampler());
+    for listener in listeners {
+        let listener = TcpListener::from(listener);
+        listener.set_nonblocking(true).context("take a listener")?;
+        let listener = tokio::net::TcpListener::from_std(listener).context("take a listener")?;
+        tokio::spawn(proxy.clone().accept(listener, true));
+    }
+    let (outbox, mut out) = mpsc::channel(OUTBOX);
+    let (drained, when_drained) = oneshot::channel();
+    let mut drained = Some(drained);
+    tokio::spawn(report(records, sink, outbox.clone(), when_drained));
+    let saying = async {
+        while let Some(message) = out.recv().await {
+            if to_agent.send(&message).await.is_err() {
+                return;
+            }
+        }
+    };
+    let hearing = async {
+        while let Ok(Some(message)) = from_agent.receive::<ToWorker>().await {
+            if let Some(snapshot) = message.snapshot {
+                let swapped = Some(swap(&proxy, message.sequence, snapshot).await);
+                if outbox.send(FromWorker { swapped, ..FromWorker::default() }).await.is_err() {
+                    return;
+                }
+            }
+            if message.drain
+                && let Some(drained) = drained.take()
+            {
+                let proxy = proxy.clone();
+                tokio::spawn(async move {
+                    proxy.drain(DRAIN_TIMEOUT).await;
+                    // Heard by the reporter, which sends what is left first.
+                    let _ = drained.send(());
+                });
+            }
+        }
+    };
+    tokio::select! {
+        () = saying => {}
+        () = hearing => {}
+    }
+    Ok(())
+}
+
+/// Decodes a snapshot whole and puts it in force, or keeps the one before.
+async fn swap(proxy: &Arc<Proxy>, sequence: u64, bytes: Bytes) -> Swapped {
+    // Regular expressions take milliseconds to build: not on a thread that serves.
+    let decoded = tokio::task::spawn_blocking(move || sluice_wire::from_bytes(&bytes)).await;
+    let refused = match decoded {
+        Ok(Ok(snapshot)) => {
+            let cut = proxy.state.swap(Arc::new(snapshot)) as u64;
+            return Swapped { sequence, cut, refused: String::new() };
+        }
+        Ok(Err(error)) => error.to_string(),
+        Err(error) => error.to_string(),
+    };
+    Swapped { sequence, cut: 0, refused }
+}
+
+/// Sends records in batches, then that all have been sent.
+async fn report(
+    mut records: mpsc::Receiver<Record>,
+    sink: Sink,
+    outbox: mpsc::Sender<FromWorker>,
+    mut drained: oneshot::Receiver<()>,
+) {
+    let mut batch = Vec::with_capacity(RECORD_BATCH);
+    let mut over = false;
+    loop {
+        tokio::select! {
+            biased;
+            _ = records.recv_many(&mut batch, RECORD_BATCH) => {}
+            _ = &mut drained, if !over => over = true,
+        }
+        let done = over && records.is_empty();
+        let message = FromWorker {
+            records: std::mem::take(&mut batch),
+            dropped: sink.dropped(),
+            drained: done,
+            ..FromWorker::default()
+        };
+        if outbox.send(message).await.is_err() || done {
+            return;
+        }
+    }
+}

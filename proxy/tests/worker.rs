@@ -1,0 +1,176 @@
+//! The worker as a process of its own, in a network namespace of its own: confined, told, dying with its agent.
+//! Needs root.
+
+mod common;
+
+use bytes::Bytes;
+use common::{CART, CLIENT, DEADLINE, INTRUDER, shop, snapshot, soon};
+use sluice_proxy::agent::child::{Launch, start};
+use sluice_proxy::channel::{FromWorker, Receiver, Swapped, ToWorker};
+use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::process::{Child, Command, Stdio};
+
+/// A network namespace; gone with the process that holds it.
+struct Netns {
+    holder: Child,
+    fd: OwnedFd,
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = self.holder.kill();
+        let _ = self.holder.wait();
+    }
+}
+
+impl Netns {
+    fn new() -> Self {
+        // `cat` ends when the test does, even if it is killed.
+        let mut holder = Command::new("unshare")
+            .args(["--net", "--", "sh", "-c", "ip link set lo up && echo up && exec cat"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("unshare is there");
+        let mut said = [0; 3];
+        holder.stdout.as_mut().expect("piped").read_exact(&mut said).expect("root may make namespaces");
+        let fd = fs::File::open(format!("/proc/{}/ns/net", holder.id())).expect("it lives").into();
+        Self { holder, fd }
+    }
+
+    fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let inside = scope.spawn(|| {
+                rustix::thread::move_into_link_name_space(self.fd.as_fd(), None).expect("root may enter");
+                work()
+            });
+            inside.join().expect("no panic")
+        })
+    }
+
+    fn connect(&self, from: IpAddr, to: SocketAddr) -> TcpStream {
+        self.within(|| {
+            let socket =
+                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+            socket.bind(&SocketAddr::new(from, 0).into()).expect("loopback has every address");
+            socket.connect_timeout(&to.into(), DEADLINE).expect("the worker listens");
+            socket.set_read_timeout(Some(DEADLINE)).expect("set");
+            socket.into()
+        })
+    }
+}
+
+/// Everything to the end.
+fn ask(mut stream: TcpStream, request: &str) -> std::io::Result<String> {
+    stream.write_all(request.as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map(|_| answer)
+}
+
+fn order(sequence: u64, bytes: Vec<u8>) -> ToWorker {
+    ToWorker { sequence, snapshot: Some(Bytes::from(bytes)), drain: false }
+}
+
+async fn swapped(receiver: &mut Receiver) -> Swapped {
+    soon("the swap", async {
+        loop {
+            let message: FromWorker = receiver.receive().await.expect("the worker speaks").expect("it lives");
+            if let Some(swapped) = message.swapped {
+                return swapped;
+            }
+        }
+    })
+    .await
+}
+
+fn status(pid: u32, field: &str) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it lives");
+    let line = status.lines().find_map(|line| line.strip_prefix(field)).expect("a field of status");
+    line.trim_start_matches(':').trim().to_owned()
+}
+
+#[tokio::test]
+async fn it_is_confined_judges_by_what_it_was_told_and_dies_with_its_agent() {
+    let netns = Netns::new();
+    // Bound to no address of its own, so that a connection to CART is not taken for a loop.
+    let any = netns.within(|| TcpListener::bind("0.0.0.0:0")).expect("a free port");
+    let own = netns.within(|| TcpListener::bind(SocketAddr::new(CART, 0))).expect("a free port");
+    let to = SocketAddr::new(CART, any.local_addr().expect("bound").port());
+    let to_itself = own.local_addr().expect("bound");
+    let launch = Launch {
+        binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
+        netns: netns.fd.try_clone().expect("a copy"),
+        listeners: vec![any, own],
+    };
+    let (mut child, mut sender, mut receiver) = start(&launch).expect("started");
+    let pid = child.id().expect("it lives");
+
+    let denied = "DELETE /api HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n";
+    assert!(
+        ask(netns.connect(CLIENT, to), denied).is_err(),
+        "before the first snapshot everything is refused"
+    );
+    sender.send(&order(1, sluice_wire::to_bytes(&snapshot(1, &shop())))).await.expect("sent");
+    assert_eq!(swapped(&mut receiver).await, Swapped { sequence: 1, ..Swapped::default() });
+    let answer = ask(netns.connect(CLIENT, to), denied).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    assert!(ask(netns.connect(INTRUDER, to), denied).is_err(), "reset");
+    assert!(ask(netns.connect(CLIENT, to_itself), denied).is_err(), "a loop is reset");
+
+    // Only CAP_NET_ADMIN, and no way to more.
+    for set in ["CapEff", "CapPrm"] {
+        assert_eq!(u64::from_str_radix(&status(pid, set), 16), Ok(1 << 12), "{set}");
+    }
+    assert_eq!(u64::from_str_radix(&status(pid, "CapInh"), 16), Ok(0));
+    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    let inside = fs::read_link(format!("/proc/{pid}/ns/net")).expect("it lives");
+    let holder = fs::read_link(format!("/proc/{}/ns/net", netns.holder.id())).expect("it lives");
+    assert_eq!(inside, holder);
+
+    sender.send(&order(2, b"not a snapshot".to_vec())).await.expect("sent");
+    let refused = swapped(&mut receiver).await;
+    assert!(refused.sequence == 2 && !refused.refused.is_empty(), "{refused:?}");
+    let answer = ask(netns.connect(CLIENT, to), denied).expect("the snapshot before stays");
+    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+
+    drop((sender, receiver));
+    let ended = soon("its end", child.wait()).await.expect("it ends");
+    assert!(ended.success(), "{ended}");
+}
+
+#[tokio::test]
+async fn it_sends_its_records_before_it_says_that_it_has_drained() {
+    let netns = Netns::new();
+    let any = netns.within(|| TcpListener::bind("0.0.0.0:0")).expect("a free port");
+    let to = SocketAddr::new(CART, any.local_addr().expect("bound").port());
+    let launch = Launch {
+        binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
+        netns: netns.fd.try_clone().expect("a copy"),
+        listeners: vec![any],
+    };
+    let (mut child, mut sender, mut receiver) = start(&launch).expect("started");
+    sender.send(&order(1, sluice_wire::to_bytes(&snapshot(1, &shop())))).await.expect("sent");
+    swapped(&mut receiver).await;
+    let mut idle = netns.connect(CLIENT, to);
+    let denied = "DELETE /api HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n";
+    ask(netns.connect(CLIENT, to), denied).expect("an answer");
+    sender.send(&ToWorker { drain: true, ..ToWorker::default() }).await.expect("sent");
+    let mut records = Vec::new();
+    soon("draining", async {
+        loop {
+            let message: FromWorker = receiver.receive().await.expect("the worker speaks").expect("it lives");
+            records.extend(message.records);
+            if message.drained {
+                return;
+            }
+        }
+    })
+    .await;
+    assert_eq!(records.len(), 1, "{records:?}");
+    assert_eq!((records[0].status, records[0].method.as_str()), (403, "DELETE"));
+    assert_eq!(idle.read(&mut [0]).expect("closed in order"), 0);
+    child.kill().await.expect("killed");
+}
