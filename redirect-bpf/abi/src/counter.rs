@@ -61,7 +61,7 @@ counters! {
     Cut = "cut",
     /// Dropped: should go to the proxy, and there is no way there.
     NoProxy = "no_proxy",
-    /// Dropped: the proxy has no socket for it.
+    /// Dropped, or answered with a reset where it was no SYN: the proxy has no socket for it.
     NoSocket = "no_socket",
     /// Dropped: a reply that did not come from the proxy to a flow that it holds.
     NotFromProxy = "not_from_proxy",

@@ -247,7 +247,8 @@ impl Node {
 
     fn flags(&self) -> u16 {
         let (v4, v6) = helper::bridge_netfilter(self.netns.as_fd());
-        u16::from(v4) * config_flag::BRIDGE_NF_V4 | u16::from(v6) * config_flag::BRIDGE_NF_V6
+        let bit = |on, bit| if on { bit } else { 0 };
+        bit(v4, config_flag::BRIDGE_NF_V4) | bit(v6, config_flag::BRIDGE_NF_V6)
     }
 
     fn configure(&mut self, helper_ifindex: u32) -> Result<(), SetupError> {

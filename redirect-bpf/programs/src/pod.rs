@@ -85,7 +85,9 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
     let host = socket && arrived == 0;
     let config = config();
     let trusted = config.mark;
-    if trusted != 0 && mark == trusted {
+    // The mark alone is no proof, any process of the node with CAP_NET_ADMIN can set it. Where a packet came
+    // in is the kernel's word.
+    if trusted != 0 && mark == trusted && arrived == config.helper_ifindex {
         return Fate::Pass(Counter::FromProxy);
     }
     if host {
@@ -124,6 +126,10 @@ fn netfilter_bit(packet: &Packet) -> u16 {
 /// pod's answers pass hook A; what the pod opened stays as it was judged.
 #[inline(always)]
 fn from_host(endpoint: Endpoint, packet: &Packet) -> Fate {
+    // The proxy's own connection may have led to the node.
+    if !packet.is_open() && recall(&backward(endpoint.ifindex, FlowKind::Upstream, packet)).is_some() {
+        return Fate::ToProxy(Counter::UpstreamReply);
+    }
     let answered = backward(endpoint.ifindex, FlowKind::Egress, packet);
     if packet.is_open() || recall(&answered).is_none() {
         let key = forward(endpoint.ifindex, FlowKind::Ingress, packet);

@@ -38,21 +38,13 @@ pub(crate) fn to_proxy(ctx: &TcContext) -> Fate {
             false => Fate::Drop(Counter::NoSocket),
         };
     }
-    let mut tuple = tuple(packet);
-    // SAFETY: the tuple lives on this stack for the call; the reference is released on every way out.
-    let assigned = unsafe {
-        let sk = lookup(ctx, &mut tuple, packet.v6, CURRENT_NETNS);
-        if sk.is_null() {
-            return Fate::Drop(Counter::NoSocket);
-        }
-        let known = (*sk).state != TCP_LISTEN;
-        if known {
-            assign(ctx, sk);
-        }
-        bpf_sk_release(sk.cast());
-        known
-    };
-    if assigned { Fate::Pass(Counter::AssignedKnown) } else { Fate::Drop(Counter::NoSocket) }
+    let assign = |sk| assign(ctx, sk);
+    if with_connection(ctx, packet, CURRENT_NETNS, assign) {
+        return Fate::Pass(Counter::AssignedKnown);
+    }
+    // A connection that the proxy no longer has, as after a restart. Nobody listens on that address here, so
+    // the stack answers with a reset, and its sender need not wait for the end of its patience.
+    Fate::Pass(Counter::NoSocket)
 }
 
 /// Hook D: tells the proxy's two legs apart, remembers its own connections and marks both.
@@ -110,6 +102,30 @@ fn upstream(endpoint: Option<u32>, epoch: u64, packet: &Packet) -> bool {
     recall(&key).is_some() || remember(&key, epoch, FlowState::Upstream, 0)
 }
 
+/// Calls `then` with the socket that a packet in the middle of a connection is for, if there is one.
+#[inline(always)]
+pub(crate) fn with_connection(
+    ctx: &TcContext,
+    packet: &Packet,
+    netns: u64,
+    then: impl FnOnce(*mut bpf_sock),
+) -> bool {
+    let mut tuple = tuple(packet);
+    // SAFETY: the tuple lives on this stack for the call; the reference is released on every way out.
+    unsafe {
+        let sk = lookup(ctx, &mut tuple, packet.v6, netns);
+        if sk.is_null() {
+            return false;
+        }
+        let known = (*sk).state != TCP_LISTEN;
+        if known {
+            then(sk);
+        }
+        bpf_sk_release(sk.cast());
+        known
+    }
+}
+
 /// Calls `then` with the proxy's listener, if there is one.
 #[inline(always)]
 pub(crate) fn with_listener(
@@ -128,7 +144,7 @@ pub(crate) fn with_listener(
         tuple.__bindgen_anon_1.ipv4.daddr = 0x7f00_0001_u32.to_be();
         tuple.__bindgen_anon_1.ipv4.dport = port;
     }
-    // SAFETY: as in `to_proxy`.
+    // SAFETY: as in `with_connection`.
     unsafe {
         let sk = lookup(ctx, &mut tuple, packet.v6, netns);
         if sk.is_null() {

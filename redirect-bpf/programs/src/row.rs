@@ -74,3 +74,10 @@ pub(crate) fn proxy_listens(ctx: &TcContext, packet: &Packet) -> bool {
     let config = config();
     config.helper_ifindex != 0 && proxy::with_listener(ctx, packet, &config, config.proxy_nsid as u64, |_| ())
 }
+
+/// Whether the proxy has a connection that this is a packet of.
+#[inline(always)]
+pub(crate) fn proxy_has(ctx: &TcContext, packet: &Packet) -> bool {
+    let config = config();
+    config.helper_ifindex != 0 && proxy::with_connection(ctx, packet, config.proxy_nsid as u64, |_| ())
+}

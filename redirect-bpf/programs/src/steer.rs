@@ -7,7 +7,7 @@
 use crate::Fate;
 use crate::maps::{FLOWS, Generation};
 use crate::packet::{Packet, TCP};
-use crate::row::{Judgement, Question, proxy_listens};
+use crate::row::{Judgement, Question, proxy_has, proxy_listens};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState};
@@ -108,7 +108,7 @@ impl Endpoint {
         }
         let judgement = self.question(&key).judge(self.generation);
         if packet.protocol == TCP && !open {
-            return self.midstream(packet, &key, judgement, answers);
+            return self.midstream(ctx, packet, &key, judgement, answers);
         }
         match judgement {
             Judgement::Direct(reason) => self.direct(&key, reason),
@@ -123,11 +123,21 @@ impl Endpoint {
     /// were, or was evicted. Nobody knows who opened it, so it is judged both ways. A peer that may open a
     /// connection to this port of the endpoint may be answered from it, so this gives nobody a new way.
     #[inline(always)]
-    fn midstream(self, packet: &Packet, key: &FlowKey, forwards: Judgement, answers: FlowKind) -> Fate {
+    fn midstream(
+        self,
+        ctx: &TcContext,
+        packet: &Packet,
+        key: &FlowKey,
+        forwards: Judgement,
+        answers: FlowKind,
+    ) -> Fate {
         match forwards {
             Judgement::Direct(reason) => return self.direct(key, reason),
             // Not remembered: if the proxy has no socket for it, it is no flow of the proxy's.
-            Judgement::Proxy | Judgement::Watch => return Fate::ToProxy(Counter::ProxiedPacket),
+            Judgement::Proxy => return Fate::ToProxy(Counter::ProxiedPacket),
+            // What is only watched is never broken off: unless the proxy has it, it passes.
+            Judgement::Watch if proxy_has(ctx, packet) => return Fate::ToProxy(Counter::ProxiedPacket),
+            Judgement::Watch => return self.direct(key, Counter::FailOpen),
             Judgement::Refuse(_) => {}
         }
         let key = backward(self.ifindex, answers, packet);
@@ -143,6 +153,7 @@ impl Endpoint {
     #[inline(always)]
     fn known(self, key: &FlowKey, entry: &mut FlowEntry, outward: bool) -> Fate {
         if entry.state == FlowState::Proxied as u8 {
+            entry.seen = now();
             // The far end of a proxied flow is the proxy; whoever else answers was never asked.
             return if outward {
                 Fate::ToProxy(Counter::ProxiedPacket)
