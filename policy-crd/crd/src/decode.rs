@@ -8,31 +8,8 @@ use serde_json::{Map, Value};
 /// Most unknown fields told of one value: enough to correct it by, and no flood.
 const MAX_UNKNOWN: usize = 64;
 
-/// Every field of a policy that holds a list.
-const LISTS: &[&str] = &[
-    "policyTypes",
-    "ingress",
-    "egress",
-    "ingressDeny",
-    "egressDeny",
-    "from",
-    "to",
-    "ports",
-    "matchExpressions",
-    "values",
-    "except",
-    "serviceAccounts",
-    "entities",
-    "http",
-    "grpc",
-    "methods",
-    "hosts",
-    "headers",
-    "queryParams",
-    "upgrades",
-    "serverNames",
-    "protocols",
-];
+/// The fields of derived types that hold fields of their own.
+const STRUCTS: &[&str] = &["ipBlock", "path", "tls"];
 
 /// The place of a list where none belongs. Derived types would take `[Exact, /x]` for `{type: Exact, value: /x}`,
 /// by position, which nobody can have meant.
@@ -40,7 +17,7 @@ pub(crate) fn misplaced_list(value: &Value, path: &str) -> Option<String> {
     match value {
         Value::Array(items) => {
             let field = path.rsplit('.').next().unwrap_or_default();
-            if !LISTS.contains(&field) {
+            if STRUCTS.contains(&field) || field.ends_with(']') {
                 return Some(path.to_owned());
             }
             items.iter().enumerate().find_map(|(i, item)| misplaced_list(item, &format!("{path}[{i}]")))
