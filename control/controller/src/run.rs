@@ -54,12 +54,25 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         .add_service(service)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
     tracing::info!("following {}, nodes subscribe at {}", dir.display(), config.listen.display());
-    let server = tokio::spawn(server);
-    Controller::new(config).run(changes, incoming, &shutdown).await;
-    // The loop ended by shutdown; streams end by it too, so the server has nothing to wait for.
-    let served = server.await.context("the feed's server panicked")?.context("the feed's server broke");
+    let mut server = tokio::spawn(server);
+    let controller = Controller::new(config).run(changes, incoming, &shutdown);
+    // Either half without the other would look alive and do nothing: the first to end ends both.
+    let (ended, served) = tokio::select! {
+        ended = controller => {
+            shutdown.cancel();
+            (ended, server.await)
+        }
+        served = &mut server => (by_itself(&shutdown), served),
+    };
     drop(socket);
-    served
+    served.context("the feed's server panicked")?.context("the feed's server broke")?;
+    ended
+}
+
+/// The server ended before the controller did: by shutdown, or by a fault.
+fn by_itself(shutdown: &CancellationToken) -> anyhow::Result<()> {
+    anyhow::ensure!(shutdown.is_cancelled(), "the feed's server ended by itself: start control again");
+    Ok(())
 }
 
 struct Controller {
@@ -92,13 +105,18 @@ impl Controller {
         mut changes: mpsc::Receiver<()>,
         mut events: mpsc::Receiver<Event>,
         shutdown: &CancellationToken,
-    ) {
+    ) -> anyhow::Result<()> {
         // First of all, so that nobody takes an earlier control's file for this one's.
         self.write_status();
         loop {
             tokio::select! {
-                () = shutdown.cancelled() => return,
-                Some(()) = changes.recv() => self.reload().await,
+                () = shutdown.cancelled() => return Ok(()),
+                changed = changes.recv() => match changed {
+                    Some(()) => self.reload().await,
+                    // Its task ends with shutdown alone, or by a fault of ours.
+                    None if shutdown.is_cancelled() => return Ok(()),
+                    None => anyhow::bail!("nobody follows the directory any more: start control again"),
+                },
                 Some(event) = events.recv() => self.take(event).await,
             }
             if let Some(text) = self.nodes.announcement() {

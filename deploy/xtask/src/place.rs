@@ -32,6 +32,8 @@ impl Place {
             (None, None) => bail!("neither SLUICE_CACHE nor HOME is set: set SLUICE_CACHE to a directory"),
         };
         let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| cache.join("target"), PathBuf::from);
+        // Cargo takes it from where it runs, which is the root.
+        let target = root.join(target);
         Ok(Self { root, cache, target })
     }
 
