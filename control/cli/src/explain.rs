@@ -133,8 +133,12 @@ fn load(paths: &[PathBuf]) -> Result<Loaded> {
 }
 
 fn show<'p>(problems: impl Iterator<Item = &'p Problem>, verbose: bool) {
+    let mut shown: Vec<&Problem> =
+        problems.filter(|problem| verbose || problem.severity < Severity::Info).collect();
+    // In the order of the files, whether reading or compiling found them.
+    shown.sort();
     let mut error = BufWriter::new(std::io::stderr().lock());
-    for problem in problems.filter(|problem| verbose || problem.severity < Severity::Info) {
+    for problem in shown {
         // Nobody is left to tell that standard error is closed.
         let _ = writeln!(error, "{}: {problem}", problem.severity.as_str());
     }

@@ -211,7 +211,11 @@ fn regex(value: &str, path: &str, report: &mut Report<'_>) -> Option<Regex> {
     match Regex::new(value) {
         Ok(regex) => Some(regex),
         Err(reason) => {
-            let reason = reason.lines().map(str::trim).collect::<Vec<_>>().join(" ");
+            // The parser draws its message over several lines; what is wrong stands on the last.
+            let reason = match (reason.split_once("regex parse error:"), reason.rsplit_once("error: ")) {
+                (Some((head, _)), Some((_, what))) => format!("{head}{what}"),
+                _ => reason.lines().map(str::trim).collect::<Vec<_>>().join(" "),
+            };
             report.error(path, reason, "write it as RE2 does: no look-around, no back-references");
             None
         }

@@ -1,0 +1,131 @@
+//! The command line: exit codes, where problems go, batches, and what a bad question is told.
+
+#![allow(clippy::unwrap_used, reason = "a test fails loudly")]
+
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn sluice(arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .args(arguments)
+        .current_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("../.."))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stdin = child.stdin.take().unwrap();
+    let text = input.to_owned();
+    let writer = std::thread::spawn(move || {
+        // A program that ended early has said why.
+        let _ = stdin.write_all(text.as_bytes());
+    });
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    output
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn explain(arguments: &[&str]) -> Output {
+    sluice(&[&["explain", "-f", "examples/shop"], arguments].concat(), "")
+}
+
+#[test]
+fn exit_codes() {
+    let get = ["--from", "shop/frontend", "--to", "shop/cart:8080", "--http", "GET /api/v1/items"];
+    assert_eq!(explain(&get).status.code(), Some(0));
+    let denied = ["--from", "shop/frontend", "--to", "shop/cart:8080", "--http", "PUT /api/v1/items"];
+    assert_eq!(explain(&denied).status.code(), Some(1));
+    for bad in [
+        &["--from", "shop/frontend"][..],
+        &["--from", "shop/nobody", "--to", "shop/cart:8080"],
+        &["--from", "frontend", "--to", "shop/cart:8080"],
+        &["--from", "shop/frontend", "--to", "shop/cart"],
+        &["--from", "shop/frontend", "--to", "shop/cart:0"],
+        &["--from", "shop/frontend", "--to", "shop/cart:70000"],
+        &["--from", "shop/frontend", "--to", "shop/cart:nope"],
+        &["--from", "shop/frontend", "--to", "10.0.0.1:http"],
+        &["--from", "shop/frontend", "--to", "shop/cart:8080", "--http", "GET"],
+        &["--from", "shop/frontend", "--to", "shop/cart:8080", "--http", "GET items"],
+        &["--from", "shop/frontend", "--to", "shop/cart:8080", "--grpc", "Cart"],
+        &["--from", "shop/frontend", "--to", "shop/cart:8080", "--http", "GET /", "--grpc", "a/b"],
+        &["--from", "shop/frontend", "--to", "shop/cart:8080", "--header", "a:b"],
+        &["--from", "shop/frontend", "--to", "shop/cart:8080", "--http", "GET /", "--header", "ab"],
+        &["--from", "shop/frontend", "--to", "shop/cart:8080", "--protocol", "GRE"],
+        &["--from", "shop/frontend", "--to", "shop/cart:8080", "--protocol", "UDP", "--http", "GET /"],
+        &["--from", "shop/frontend", "--to", "shop/cart:8080", "--protocol", "ICMP"],
+    ] {
+        let output = explain(bad);
+        assert_eq!(output.status.code(), Some(2), "{bad:?}: {}", text(&output.stderr));
+        assert!(output.stdout.is_empty(), "{bad:?}");
+        assert!(!output.stderr.is_empty(), "{bad:?}");
+    }
+    let nowhere = sluice(&["explain", "-f", "/nowhere", "--from", "a/b", "--to", "c/d:1"], "");
+    assert_eq!(nowhere.status.code(), Some(2));
+    assert!(text(&nowhere.stderr).contains("give a directory of manifests"));
+    let empty = tempfile::tempdir().unwrap();
+    let path = empty.path().to_str().unwrap();
+    assert_eq!(sluice(&["explain", "-f", path, "--from", "a/b", "--to", "c/d:1"], "").status.code(), Some(2));
+}
+
+#[test]
+fn headers_and_other_protocols() {
+    let base = ["--from", "shop/frontend", "--to", "shop/cart:http"];
+    let post = |headers: &[&str]| {
+        let request = ["--http", "POST /api/v1/checkout"];
+        explain(&[&base[..], &request, headers].concat()).status.code()
+    };
+    assert_eq!(post(&["--header", "X-Tenant: acme"]), Some(0));
+    assert_eq!(
+        post(&["--header", "x-tenant: acme", "--header", "x-tenant: acme"]),
+        Some(1),
+        "twice is ambiguous"
+    );
+    assert_eq!(post(&["--header", "x-tenant: ACME"]), Some(1));
+    let icmp = ["--from", "shop/frontend", "--to", "shop/billing", "--protocol", "icmp"];
+    assert_eq!(explain(&icmp).status.code(), Some(0));
+}
+
+#[test]
+fn labels_are_taken_only_if_asked_for() {
+    let to_legacy = ["--from", "203.0.113.1", "--to", "shop/cart:8080", "--http", "GET /"];
+    assert_eq!(explain(&to_legacy).status.code(), Some(1));
+    let off = [&to_legacy[..], &["--as-labelled", "--max-enforcement", "off"]].concat();
+    assert_eq!(explain(&off).status.code(), Some(0));
+    let audit = [&to_legacy[..], &["--as-labelled", "--max-enforcement", "audit", "-o", "json"]].concat();
+    let output = explain(&audit);
+    assert_eq!(output.status.code(), Some(0));
+    let answer: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["verdict"], "audit");
+    assert_eq!(answer["ingress"]["wouldDeny"][0]["policy"], "L7NetworkPolicy/shop/cart");
+}
+
+#[test]
+fn a_batch_answers_every_line_in_order() {
+    let long = "x".repeat(3 << 20);
+    let lines = [
+        r#"{"from":"shop/frontend","to":"shop/cart","protocol":"TCP","port":8080,"http":{"method":"GET","path":"/api/v1/items?y=1","host":"cart","headers":{"x-a":"1"}}}"#,
+        "",
+        "not json",
+        r#"{"from":"shop/nobody","to":"shop/cart","port":8080}"#,
+        r#"{"from":"shop/frontend","to":"shop/cart","port":8080,"surprise":1}"#,
+        &long,
+        "\u{feff}{}",
+        r#"{"from":"shop/billing","to":"shop/cart","port":"grpc","grpc":{"service":"shop.v1.Cart","method":"GetCart"}}"#,
+        r#"{"from":"shop/intruder","to":"shop/cart","port":9090}"#,
+    ];
+    let output = sluice(&["explain", "-f", "examples/shop", "--batch"], &lines.join("\n"));
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let answers: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let got: Vec<&str> = answers.iter().map(|answer| answer["verdict"].as_str().unwrap_or("error")).collect();
+    assert_eq!(got, ["allow", "error", "error", "error", "error", "error", "error", "allow", "deny"]);
+    assert!(answers.iter().all(|answer| answer["verdict"].is_string() != answer["error"].is_string()));
+    assert_eq!(answers[0]["ingress"]["rule"], "frontend-http");
+    assert_eq!(answers[0]["policy"], "L7NetworkPolicy/shop/cart");
+    assert!(answers[5]["error"].as_str().unwrap().contains("more than"));
+}
