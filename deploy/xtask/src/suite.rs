@@ -11,7 +11,7 @@ use crate::{bpf, lint, step};
 use anyhow::bail;
 use std::io::Write as _;
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Set by continuous integration: what cannot run is a failure.
 const REQUIRE_ALL: &str = "SLUICE_REQUIRE_ALL";
@@ -190,13 +190,18 @@ impl Suite<'_> {
 struct Progress<'p> {
     package: &'p str,
     start: Instant,
+    spoken: Instant,
     tests: usize,
     drawn: bool,
 }
 
+/// In a log, where nothing can be drawn over, a long binary says this often how far it is.
+const SPEAK: Duration = Duration::from_secs(20);
+
 impl<'p> Progress<'p> {
     fn new(package: &'p str) -> Self {
-        Self { package, start: Instant::now(), tests: 0, drawn: false }
+        let now = Instant::now();
+        Self { package, start: now, spoken: now, tests: 0, drawn: false }
     }
 
     fn take(&mut self, said: &Said<'_>) {
@@ -213,6 +218,9 @@ impl<'p> Progress<'p> {
                     print!("\r  {} tests, {name:.80}\x1b[K", self.tests);
                     let _ = std::io::stdout().flush();
                     self.drawn = true;
+                } else if self.spoken.elapsed() > SPEAK {
+                    println!("  … {} tests so far ({:.0} s)", self.tests, self.start.elapsed().as_secs_f32());
+                    self.spoken = Instant::now();
                 }
             }
             Said::Result(_) | Said::Other => {}
