@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// How long a change may take to be in force on every node: far beyond what it takes.
 pub const IN_FORCE: Duration = Duration::from_secs(15);
+/// How long a flow record may take from the end of its request.
+pub const RECORDED: Duration = Duration::from_secs(5);
 /// How long a proxy may drain after SIGTERM before the test says that it hangs.
 pub const DRAINED: Duration = Duration::from_secs(30);
 /// The namespace of the policies that mark a writing.
@@ -231,7 +233,20 @@ impl Cluster {
         what: &str,
         is: impl Fn(&Value) -> bool,
     ) -> Result<Value> {
-        let end = Instant::now() + IN_FORCE;
+        self.wait_record_until(mark, Instant::now() + RECORDED, what, is)
+    }
+
+    /// The same, for many records with one deadline.
+    ///
+    /// # Errors
+    /// After the deadline, with the records there were.
+    pub fn wait_record_until(
+        &self,
+        mark: &BTreeMap<String, usize>,
+        end: Instant,
+        what: &str,
+        is: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
         loop {
             let records = self.records_since(mark);
             if let Some(record) = records.iter().find(|record| is(record)) {

@@ -4,7 +4,7 @@
 //! What must come out is the engine's verdict, finer than the fixture says it: refused as a connection or as a
 //! request, through the proxy or past it, by which policy and rule. Called by the end-to-end tests.
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, RECORDED};
 use crate::engine::{Engine, Judged};
 use crate::fixture::{Expect, Fixture, HttpVersion, OUTSIDE, Placed, Protocol, Request};
 use crate::peer::{Stats, Version, http_client, raw_client};
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The places for pods: a routed node and a bridged one, in turn, so that every fixture has flows on one node
 /// and across.
@@ -110,21 +110,32 @@ impl Rig {
     /// # Errors
     /// With everything that came out otherwise.
     pub fn run(&mut self, fixture: &Fixture) -> Result<()> {
+        self.run_with(fixture, |_| {})
+    }
+
+    /// Runs a fixture while something else is in force than what is expected: what `spoil` makes of its objects.
+    ///
+    /// # Errors
+    /// With everything that came out otherwise.
+    pub fn run_with(&mut self, fixture: &Fixture, spoil: impl FnOnce(&mut Vec<Value>)) -> Result<()> {
         let slots = places(fixture)?;
         let world = &self.cluster.world;
         let place = |name: &str| -> Result<Placed> {
             let pod = world.pod(slots.get(name).with_context(|| format!("{name} has no place"))?);
             Ok(Placed { node: pod.node.clone(), v4: pod.v4, v6: pod.v6 })
         };
-        let objects = fixture.manifests(place)?;
+        let mut objects = fixture.manifests(place)?;
         let engine = Engine::new(&objects)?;
+        spoil(&mut objects);
         self.cluster.apply(&objects)?;
         let cases = self.cases(fixture, &slots, &engine);
         let mark = self.cluster.mark();
         let (denied, passing): (Vec<&Case>, Vec<&Case>) =
             cases.iter().partition(|case| case.judged.outcome == Expect::Deny);
         let before = self.ledgers()?;
-        let mut wrong = self.send(&denied)?;
+        let mut wrong: Vec<String> =
+            cases.iter().filter_map(|case| case.judged.differs_from(case.request)).collect();
+        wrong.extend(self.send(&denied)?);
         let after = self.ledgers()?;
         for (name, stats) in &after {
             let (was, is) = (payload(&before[name]), payload(stats));
@@ -133,9 +144,9 @@ impl Rig {
             }
         }
         wrong.extend(self.send(&passing)?);
-        wrong.extend(
-            cases.iter().filter_map(|case| self.check_records(case, &mark).err()).map(|e| format!("{e:#}")),
-        );
+        let end = Instant::now() + RECORDED;
+        let unrecorded = cases.iter().filter_map(|case| self.check_records(case, &mark, end).err());
+        wrong.extend(unrecorded.map(|error| format!("{error:#}")));
         ensure!(wrong.is_empty(), "{}\n  {}\n{}", fixture.about, wrong.join("\n  "), self.cluster.tails());
         Ok(())
     }
@@ -258,7 +269,7 @@ impl Rig {
 
     /// A flow that the kernel decides has no record; one that the proxy judged has one that says what the engine
     /// says.
-    fn check_records(&self, case: &Case, mark: &BTreeMap<String, usize>) -> Result<()> {
+    fn check_records(&self, case: &Case, mark: &BTreeMap<String, usize>, end: Instant) -> Result<()> {
         let Case { request, judged, .. } = case;
         let same_flow = |record: &Value| {
             record["source"]["ip"] == case.client.ip().to_string().as_str()
@@ -285,8 +296,9 @@ impl Rig {
                 && (judged.outcome == Expect::Audit)
                     == record["wouldDeny"].as_array().is_some_and(|list| !list.is_empty())
         };
-        let found =
-            self.cluster.wait_record(mark, &format!("{request} with {judged:?}"), |r| said(r) && agrees(r));
+        let found = self
+            .cluster
+            .wait_record_until(mark, end, &format!("{request} with {judged:?}"), |r| said(r) && agrees(r));
         found.map(|_| ()).map_err(|error| {
             let records = self.cluster.records_since(mark);
             let near: Vec<&Value> = records.iter().filter(|record| said(record)).collect();

@@ -142,13 +142,13 @@ async fn traffic(target: SocketAddr, seen: &Mutex<Vec<Seen>>, stop: &AtomicBool)
 /// # Errors
 /// When the file cannot be edited.
 pub fn audit(stage: &mut Stage, style: Style) -> Result<bool> {
-    say(&style.bold("The same policy in mode Audit: what would have been denied"));
+    say(&style.bold("The same policy in mode Audit: everything passes, and what it would deny is told"));
     stage.edit("cart.yaml", "mode: Enforce", "mode: Audit")?;
     let asks = [
         ("shop/frontend", "GET", "/api/v1/items", "allow"),
         ("shop/frontend", "DELETE", "/api/v1/items", "audit"),
         ("shop/frontend", "GET", "/admin", "audit"),
-        ("shop/billing", "GET", "/api/v1/items", "audit"),
+        ("shop/frontend", "POST", "/api/v1/checkout", "audit"),
     ];
     wait_until_passes(stage)?;
     let target = SocketAddr::new(stage.cluster.world.pod("shop/cart").ip(Family::V4), 8080);
@@ -169,7 +169,7 @@ pub fn audit(stage: &mut Stage, style: Style) -> Result<bool> {
         let mark = if right { style.good("✓") } else { style.bad("✗") };
         let who = format!("{} → cart", pod.short_name());
         let what = format!("{method} {path}");
-        say(&format!(" {mark} {who:<16} {what:<22} {status} {}", would(&record)));
+        say(&format!(" {mark} {who:<18} {what:<31} {verdict:<6} {status:<13} {}", would(&record)));
     }
     stage.edit("cart.yaml", "mode: Audit", "mode: Enforce")?;
     Ok(good)
@@ -192,18 +192,17 @@ fn would(record: &Value) -> String {
     let findings = record["wouldDeny"].as_array().cloned().unwrap_or_default();
     let Some(finding) = findings.first() else {
         return match record["verdict"].as_str() {
-            Some("allow") => "allowed".to_owned(),
+            Some("allow") => "nobody would deny it".to_owned(),
             Some(other) => format!("verdict {other}"),
             None => "the proxy reported nothing".to_owned(),
         };
     };
     let (rule, miss) = (text(&finding["rule"]), text(&finding["nearestMiss"]));
-    let mut said = format!("would be denied by {}", short(&text(&finding["policy"])));
-    if !rule.is_empty() {
-        said = format!("{said} {rule}");
-    }
+    let policy = short(&text(&finding["policy"]));
+    let mut said = if rule.is_empty() { policy } else { format!("{policy} {rule}") };
+    said.push_str(" would deny");
     if !miss.is_empty() {
-        said = format!("{said}: {miss}");
+        said = format!("{said}\n                      └ {miss}");
     }
     said
 }

@@ -10,7 +10,7 @@ use crate::engine::Judged;
 use crate::fixture::{Expect, Grpc, Http, HttpVersion, Protocol, Request};
 use crate::peer::{Answer, Ask, Version, grpc_client, http_client, raw_client};
 use crate::world::{Family, Pod};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -80,10 +80,17 @@ const INTRUDER: &str = "shop/intruder";
 const LEGACY: &str = "outside/legacy";
 const CARTS: &str = "shop.v1.Cart";
 
+/// What is below the table.
+const LEGEND: [&str; 3] = [
+    "Policy and rule are what the proxy's flow record says. ≈: decided in the kernel, which names no rule;",
+    "named by the engine over the same manifests, while \"got\" is what happened.",
+    "l7np = L7NetworkPolicy, netpol = NetworkPolicy.",
+];
+
 /// Every line, in order.
 const ROWS: &[Row] = &[
     row(Client::Curl, FRONTEND, CART, 8080, "GET", "/api/v1/items", Expect::Allow),
-    row(Client::Curl, FRONTEND, CART, 8080, "GET", "/api/v1/items/7?full=1", Expect::Allow).v6(),
+    row(Client::Curl, FRONTEND, CART, 8080, "GET", "/api/v1/items/7", Expect::Allow).v6(),
     row(Client::CurlH2, FRONTEND, CART, 8080, "GET", "/api/v1/items", Expect::Allow),
     row(Client::Curl, FRONTEND, CART, 8080, "POST", "/api/v1/checkout", Expect::Allow)
         .header("x-tenant", "acme"),
@@ -121,11 +128,9 @@ pub fn play(stage: &mut Stage, style: Style) -> Result<bool> {
         say(&table::line(style, &line));
     }
     say("");
-    say(&style.dim("   l7np = L7NetworkPolicy, netpol = NetworkPolicy. The policy and rule are as the proxy's flow record"));
-    say(&style.dim(
-        "   reports them. ≈: decided in the kernel, which reports no rule; named by the engine over the",
-    ));
-    say(&style.dim("   same manifests, while what is in the column \"got\" really happened."));
+    for text in LEGEND {
+        say(&style.dim(&format!("   {text}")));
+    }
     say("");
     Ok(good)
 }
@@ -146,19 +151,25 @@ fn play_one(stage: &Stage, row: &Row) -> Result<Line> {
         Client::Datagram => datagram(from, target)?,
         Client::Ping => ping(from, target)?,
     };
-    let (decided, told) = decided(stage, row, &judged, from, target, &mark);
+    let Decided { by, more, told } = decided(stage, row, &judged, from, target, &mark);
     let good = honest && told && judged.outcome == row.expect && passed == (row.expect != Expect::Deny);
     Ok(Line {
         who: format!("{} → {}", from.short_name(), to.short_name()),
         what: row.what(),
-        expected: row.expect.as_str().to_owned(),
+        expected: if row.mixed() { "mixed".to_owned() } else { row.expect.as_str().to_owned() },
         got,
-        decided,
+        decided: by,
+        more,
         good,
     })
 }
 
 impl Row {
+    /// Whether some of its requests are denied.
+    const fn mixed(&self) -> bool {
+        matches!(self.client, Client::KeepAlive | Client::Streams)
+    }
+
     fn request(&self) -> Request {
         let grpc = matches!(self.client, Client::Tonic);
         let http = !self.method.is_empty() && !grpc;
@@ -251,7 +262,7 @@ fn tonic(row: &Row, from: &Pod, target: SocketAddr) -> Result<Got> {
     let served = !outcome.replies.is_empty() && outcome.replies.iter().all(|reply| reply.peer == peer);
     let name = match outcome.code {
         0 => "OK".to_owned(),
-        7 => "7 PERM_DENIED".to_owned(),
+        7 => "7 (denied)".to_owned(),
         code => format!("{code} {}", outcome.name),
     };
     Ok((name, outcome.code == 0, if outcome.code == 0 { served } else { outcome.code == 7 }))
@@ -302,7 +313,27 @@ const fn family(target: SocketAddr) -> Family {
     if target.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
-/// Who decided, and whether it was told as it had to be.
+/// Who decided a line.
+struct Decided {
+    /// The policy and rule.
+    by: String,
+    /// What came nearest to allowing, or who decided the others.
+    more: String,
+    /// Whether it was told as it had to be.
+    told: bool,
+}
+
+fn name(policy: &str, rule: &str) -> String {
+    match (policy, rule) {
+        ("", _) => "no policy isolates it".to_owned(),
+        (policy, "") => short(policy),
+        // A rule without a name is known by its place.
+        (policy, rule) => {
+            format!("{} {}", short(policy), rule.trim_start_matches("ingress").trim_start_matches("egress"))
+        }
+    }
+}
+
 fn decided(
     stage: &Stage,
     row: &Row,
@@ -310,25 +341,33 @@ fn decided(
     from: &Pod,
     target: SocketAddr,
     mark: &BTreeMap<String, usize>,
-) -> (String, bool) {
-    let name = |policy: &str, rule: &str| match (policy, rule) {
-        ("", _) => "no policy isolates it".to_owned(),
-        (policy, "") => format!("{} (no rule allows it)", short(policy)),
-        (policy, rule) => format!("{} {rule}", short(policy)),
-    };
+) -> Decided {
     if !judged.proxied {
-        return (format!("≈ {}", name(&judged.policy, &judged.rule)), true);
+        let unnamed = judged.outcome == Expect::Deny && judged.rule.is_empty();
+        let more = if unnamed { "no rule of it names this peer and port".to_owned() } else { String::new() };
+        return Decided { by: format!("≈ {}", name(&judged.policy, &judged.rule)), more, told: true };
     }
     let source = from.ip(row.family).to_string();
-    let record = stage.cluster.wait_record(mark, &row.what(), |record| {
-        record["source"]["ip"] == source.as_str()
-            && record["destination"]["ip"] == target.ip().to_string().as_str()
-            && record["destination"]["port"] == target.port()
-            && record["verdict"] == row.expect.as_str()
-    });
+    let wait = |verdict: &str| {
+        stage.cluster.wait_record(mark, &row.what(), |record| {
+            record["source"]["ip"] == source.as_str()
+                && record["destination"]["ip"] == target.ip().to_string().as_str()
+                && record["destination"]["port"] == target.port()
+                && record["verdict"] == verdict
+        })
+    };
     let text = |record: &Value, key: &str| record[key].as_str().unwrap_or_default().to_owned();
-    match record.context("no record") {
-        Ok(record) => (name(&text(&record, "policy"), &text(&record, "rule")), true),
-        Err(_) => ("the proxy reported nothing".to_owned(), false),
+    let by = |record: &Value| name(&text(record, "policy"), &text(record, "rule"));
+    let Ok(record) = wait(row.expect.as_str()) else {
+        return Decided { by: "the proxy reported nothing".to_owned(), more: String::new(), told: false };
+    };
+    let mut more = text(&record, "nearestMiss");
+    let mut told = true;
+    if row.mixed() {
+        match wait("deny") {
+            Ok(denied) => more = format!("the 403s: {}", by(&denied)),
+            Err(_) => told = false,
+        }
     }
+    Decided { by: by(&record), more, told }
 }

@@ -86,10 +86,16 @@ fn copy(examples: &Path, cluster: &Cluster) -> Result<()> {
     let mut entries: Vec<_> = fs::read_dir(examples)
         .with_context(|| format!("{} is not there: run the demo in a checkout", examples.display()))?
         .collect::<std::io::Result<_>>()?;
+    // As control reads a directory: a README beside the manifests is none.
+    entries.retain(|entry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let manifest = [".yaml", ".yml", ".json"].iter().any(|ending| name.ends_with(ending));
+        manifest && !name.starts_with('.')
+    });
     entries.sort_by_key(fs::DirEntry::file_name);
-    let mut nodes: Vec<Value> = cluster.world.nodes.iter().map(manifests::node).collect();
+    let nodes: Vec<Value> = cluster.world.nodes.iter().map(manifests::node).collect();
     let directory = cluster.manifests();
-    manifests::write(&directory.join("nodes.yaml"), &std::mem::take(&mut nodes))?;
+    manifests::write(&directory.join("nodes.yaml"), &nodes)?;
     for entry in entries {
         let text = fs::read_to_string(entry.path()).with_context(|| entry.path().display().to_string())?;
         let target = directory.join(entry.file_name());

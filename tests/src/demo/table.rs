@@ -54,17 +54,19 @@ pub struct Line {
     pub got: String,
     /// The policy and rule that decided, and how that is known.
     pub decided: String,
+    /// More to be said, on a line below.
+    pub more: String,
     /// Whether it is as expected.
     pub good: bool,
 }
 
 /// The widths of the columns but the last; with it about 100 characters.
-const WIDTHS: [usize; 4] = [20, 30, 8, 13];
+const WIDTHS: [usize; 4] = [18, 31, 6, 13];
 
 /// The heading.
 #[must_use]
 pub fn heading(style: Style) -> String {
-    let cells = ["who", "what", "expected", "got", "decided by"];
+    let cells = ["who", "what", "expect", "got", "decided by"];
     let mut text = String::from("   ");
     for (cell, width) in cells.iter().zip(WIDTHS.iter().chain(&[26])) {
         text.push_str(&format!("{cell:<width$} "));
@@ -79,13 +81,18 @@ pub fn line(style: Style, line: &Line) -> String {
     let cell = |text: &str, width: usize| format!("{text:<width$}");
     let got = cell(&line.got, WIDTHS[3]);
     let got = if line.good { got } else { style.bad(&got) };
-    format!(
+    let mut text = format!(
         " {mark} {} {} {} {got} {}",
         cell(&line.who, WIDTHS[0]),
         cell(&line.what, WIDTHS[1]),
         cell(&line.expected, WIDTHS[2]),
         line.decided
-    )
+    );
+    if !line.more.is_empty() {
+        let indent = " ".repeat(WIDTHS[0] + 4);
+        text.push_str(&style.dim(&format!("\n{indent}└ {}", line.more)));
+    }
+    text
 }
 
 /// A duration in milliseconds, or seconds where that is easier to read.

@@ -1,0 +1,108 @@
+//! The demo as people run it: its exit code, what it leaves behind, and that it can fail.
+
+use anyhow::{Context, Result, ensure};
+use libtest_mimic::Trial;
+use rustix::process::Signal;
+use sluice_tests::harness::{self, Need};
+use sluice_tests::world::{NETNS_DIR, Process, STATE_DIR, binary};
+use std::path::Path;
+use std::process::{Command, ExitCode};
+use std::time::Duration;
+
+fn main() -> ExitCode {
+    let needs = [
+        Need::Bpf,
+        Need::Binary("sluice-demo"),
+        Need::Binary("sluice-peer"),
+        Need::Binary("sluice-control"),
+        Need::Binary("sluice-proxy"),
+    ];
+    let tests: Vec<Trial> = vec![
+        harness::test("every line is as expected", needs.clone(), as_expected),
+        harness::test("another policy is not as expected", needs.clone(), not_as_expected),
+        harness::test("--keep leaves it up until Ctrl-C", needs.clone(), keep),
+        harness::test("Ctrl-C in the middle takes it down", needs, interrupted),
+    ];
+    harness::main(2, tests)
+}
+
+/// Far beyond what the demo takes.
+const LONG: Duration = Duration::from_secs(120);
+
+fn start(arguments: &[&str]) -> Result<(Process, tempfile::TempDir)> {
+    let dir = tempfile::tempdir()?;
+    let mut command = Command::new(binary("sluice-demo")?);
+    command.args(arguments).arg("--examples").arg(sluice_tests::cluster::repository().join("examples/shop"));
+    Ok((Process::start("demo", dir.path(), &mut command)?, dir))
+}
+
+/// Nothing of that process's worlds is left.
+fn nothing_left(demo: &Process) -> Result<()> {
+    let prefix = format!("sl-{:x}-", demo.id());
+    for place in [NETNS_DIR, STATE_DIR] {
+        let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+        let left: Vec<_> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        ensure!(!left.iter().any(|name| name.starts_with(&prefix)), "left in {place}: {left:?}");
+    }
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+    ensure!(!mounts.contains(&prefix), "mounts are left");
+    Ok(())
+}
+
+fn as_expected() -> Result<()> {
+    let (mut demo, _dir) = start(&["--no-color"])?;
+    let status = demo.wait(LONG)?;
+    ensure!(status.success(), "{status}:\n{}", demo.tail(80));
+    let lines = demo.lines_since(0);
+    let long: Vec<&String> = lines.iter().filter(|line| line.chars().count() > 110).collect();
+    ensure!(long.is_empty(), "too wide to read: {long:#?}");
+    ensure!(lines.iter().all(|line| !line.contains('\x1b')), "there are colours");
+    let good = lines.iter().filter(|line| line.starts_with(" ✓")).count();
+    ensure!(good >= 25, "only {good} lines were played:\n{}", demo.tail(80));
+    nothing_left(&demo)
+}
+
+/// The same lines under a policy that says otherwise: the demo must notice.
+fn not_as_expected() -> Result<()> {
+    let examples = tempfile::tempdir()?;
+    for entry in std::fs::read_dir(sluice_tests::cluster::repository().join("examples/shop"))? {
+        let entry = entry?;
+        let text = std::fs::read_to_string(entry.path())?;
+        let text = text.replace("methods: [ GET ]", "methods: [ GET, HEAD ]");
+        std::fs::write(examples.path().join(entry.file_name()), text)?;
+    }
+    let dir = tempfile::tempdir()?;
+    let mut command = Command::new(binary("sluice-demo")?);
+    command.arg("--no-color").arg("--examples").arg(examples.path());
+    let mut demo = Process::start("demo", dir.path(), &mut command)?;
+    let status = demo.wait(LONG)?;
+    ensure!(status.code() == Some(1), "{status}:\n{}", demo.tail(80));
+    let wrong: Vec<String> = demo.lines_since(0).into_iter().filter(|line| line.starts_with(" ✗")).collect();
+    ensure!(wrong.len() == 1 && wrong[0].contains("HEAD"), "{wrong:#?}");
+    nothing_left(&demo)
+}
+
+fn keep() -> Result<()> {
+    let (mut demo, _dir) = start(&["--no-color", "--keep"])?;
+    demo.wait_line(0, LONG, "how to take it down", |line| line.contains("Press Ctrl-C"))?;
+    let lines = demo.lines_since(0);
+    let ask = lines.iter().find_map(|line| line.trim().strip_prefix("ask the cart"));
+    let ask = ask.context("no command to ask the cart")?.trim();
+    let output = Command::new("sh").args(["-c", ask]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(output.status.success() && text.contains("200 OK"), "`{ask}`: {output:?}");
+    demo.signal(Signal::INT)?;
+    demo.wait(Duration::from_secs(30))?;
+    nothing_left(&demo)
+}
+
+fn interrupted() -> Result<()> {
+    let (mut demo, _dir) = start(&["--no-color"])?;
+    demo.wait_line(0, LONG, "the first lines", |line| {
+        Path::new(STATE_DIR).exists() && line.starts_with(" ✓")
+    })?;
+    demo.signal(Signal::INT)?;
+    let status = demo.wait(Duration::from_secs(30))?;
+    ensure!(status.code() == Some(130), "{status}");
+    nothing_left(&demo)
+}
