@@ -101,7 +101,9 @@ pub(crate) fn joined(base: &str, rest: &str) -> String {
 
 /// What to do about a value of the wrong type.
 pub(crate) fn type_remedy(reason: &str) -> &'static str {
-    if reason.contains("expected a string") && (reason.contains("boolean") || reason.contains("integer")) {
+    if reason.contains("expected a string")
+        && ["boolean", "integer", "floating point"].iter().any(|scalar| reason.contains(scalar))
+    {
         "put it in quotes"
     } else if reason.starts_with("missing field") {
         "add it"

@@ -16,6 +16,9 @@ const MAX_DEPTH: usize = 64;
 /// a "billion laughs" does not.
 const MAX_NODES: usize = 4_000_000;
 
+/// The key whose value's fields are taken over, as kubectl does.
+const MERGE: &str = "<<";
+
 /// Line and column, from 1.
 pub(crate) type Position = (u32, u32);
 
@@ -245,9 +248,13 @@ impl<'t> Reader<'t> {
 
     fn mapping(&mut self, path: &mut String, depth: usize) -> Result<Value, Broken> {
         let mut fields = Map::new();
+        let mut merged = Vec::new();
         while let Some((event, span)) = self.next()? {
             let key = match event {
-                Event::MappingEnd => return Ok(Value::Object(fields)),
+                Event::MappingEnd => {
+                    merge(&mut fields, merged);
+                    return Ok(Value::Object(fields));
+                }
                 Event::Scalar(text, ..) => text,
                 other => {
                     self.node(other, span, path, depth + 1)?;
@@ -271,7 +278,9 @@ impl<'t> Reader<'t> {
             }
             let value = self.node(event, value_span, path, depth + 1)?;
             path.truncate(len);
-            if !twice {
+            if key == MERGE && (value.is_object() || value.is_array()) {
+                merged.push(value);
+            } else if !twice {
                 fields.insert(key.into_owned(), value);
             }
         }
@@ -304,6 +313,27 @@ impl<'t> Reader<'t> {
     fn flaw(&mut self, path: &str, span: Span, reason: &str, remedy: String) {
         let at = self.position(span.start);
         self.flaws.push(Flaw { path: path.to_owned(), at, reason: reason.to_owned(), remedy });
+    }
+}
+
+/// Takes over the fields of merged mappings. What is written here, and what came earlier, holds.
+fn merge(fields: &mut Map<String, Value>, merged: Vec<Value>) {
+    let mappings = merged.into_iter().flat_map(|value| match value {
+        Value::Array(items) => items,
+        other => vec![other],
+    });
+    for mapping in mappings {
+        match mapping {
+            Value::Object(inner) => {
+                for (key, value) in inner {
+                    fields.entry(key).or_insert(value);
+                }
+            }
+            // No mapping: the field that nobody knows is told.
+            other => {
+                fields.insert(MERGE.to_owned(), other);
+            }
+        }
     }
 }
 
@@ -398,6 +428,15 @@ mod tests {
             bomb.push_str(&format!("a{n}: &a{n} [{refs}]\n"));
         }
         assert!(documents(&bomb)[0].as_ref().unwrap_err().reason.contains("more than"));
+    }
+
+    #[test]
+    fn merge_keys_take_over_what_is_not_written() {
+        let doc =
+            one("a: &x {k: v, l: w}\nb:\n  <<: *x\n  k: own\nc:\n  <<: [*x, {m: 1, l: 2}]\nd: {<<: 5}\n");
+        assert_eq!(doc.value["b"], json!({"k": "own", "l": "w"}));
+        assert_eq!(doc.value["c"], json!({"k": "v", "l": "w", "m": 1}));
+        assert_eq!(doc.value["d"], json!({"<<": 5}));
     }
 
     #[test]

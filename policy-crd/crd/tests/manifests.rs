@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
+use proptest::prelude::*;
 use sluice_crd::{Loaded, Part, Severity, load_dir, load_files, load_str, load_value};
 use std::path::Path;
 
@@ -297,4 +298,38 @@ fn values_of_an_api_server_need_no_file() {
     });
     let loaded = load_value([&value]);
     assert!(error(&loaded).starts_with("spec.podSelectr: unknown field"), "{}", error(&loaded));
+}
+
+/// Edits that people and disks make.
+fn edits() -> impl Strategy<Value = Vec<(usize, usize, String)>> {
+    let text = prop_oneof![
+        Just(String::new()),
+        "[ -~]{1,4}",
+        prop::sample::select(vec![
+            "\n", "\t", "- ", "---\n", ": ", "{", "[", "&a ", "*a", "<<: ", "!!x ", "\"", "'", "#", "|", "? "
+        ])
+        .prop_map(str::to_owned),
+    ];
+    prop::collection::vec((0..POLICY.len(), 0..12_usize, text), 1..5)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever stands in a file: it is read or told, and a good document after it is read.
+    #[test]
+    fn no_text_stops_the_reader(edits in edits()) {
+        let mut text = POLICY.to_owned();
+        for (at, len, new) in edits {
+            let at = at.min(text.len());
+            let end = (at + len).min(text.len());
+            text.replace_range(at..end, &new);
+        }
+        let after = POLICY.replace("name: cart", "name: after");
+        let loaded = load_str("x.yaml", &format!("{text}\n---\n{after}"));
+        let found = loaded.objects.policies.iter().any(|policy| &*policy.name == "after");
+        prop_assert!(found, "{text}\n{:?}", loaded.problems);
+        let known = loaded.objects.policies.len() > 1 || !loaded.problems.is_empty();
+        prop_assert!(known, "nothing is told of {text}");
+    }
 }
