@@ -166,6 +166,31 @@ impl Process {
         kill_process(pid, signal).with_context(|| format!("cannot signal {}", self.name))
     }
 
+    /// Sends a signal to it and to everything that it started.
+    ///
+    /// # Errors
+    /// When one of them is gone.
+    pub fn signal_all(&self, signal: Signal) -> Result<()> {
+        for number in self.family() {
+            let pid = Pid::from_raw(number).ok_or_else(|| anyhow!("{} has no number", self.name))?;
+            kill_process(pid, signal).with_context(|| format!("cannot signal {number} of {}", self.name))?;
+        }
+        Ok(())
+    }
+
+    /// The numbers of it and of everything that it started.
+    #[must_use]
+    pub fn family(&self) -> Vec<i32> {
+        let mut family: Vec<i32> = i32::try_from(self.child.id()).into_iter().collect();
+        let parents = parents();
+        let mut next = 0;
+        while let Some(parent) = family.get(next).copied() {
+            family.extend(parents.iter().filter(|(_, of)| *of == parent).map(|(child, _)| *child));
+            next += 1;
+        }
+        family
+    }
+
     /// Whether it still runs.
     ///
     /// # Errors
@@ -219,6 +244,18 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Every process with its parent.
+fn parents() -> Vec<(i32, i32)> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter_map(|pid| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, rest) = stat.rsplit_once(')')?;
+        Some((pid, rest.split_whitespace().nth(1)?.parse().ok()?))
+    })
+    .collect()
 }
 
 /// Copies a stream, line by line, to the log and to the file, until it ends.

@@ -32,11 +32,19 @@ fn proxy_stopped(killed: bool) -> Result<()> {
     let other = scene.cluster.proxy("n1")?.id();
 
     let mut proxy = scene.cluster.take_proxy("n2")?;
+    let family = proxy.family();
     if killed {
         proxy.kill()?;
     } else {
         ensure!(proxy.terminate(DRAINED)?.success(), "the proxy did not end well:\n{}", proxy.tail(20));
     }
+    eventually("nothing is left of the proxy", SOON, || {
+        let alive = |pid: &i32| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
+        };
+        Ok(!family.iter().any(alive))
+    })?;
     check_l4(&scene).context("with the proxy gone")?;
     for family in Family::BOTH {
         let target = scene.address("shop/cart", family, 8080);

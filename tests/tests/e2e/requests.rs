@@ -185,20 +185,24 @@ fn grpc() -> Result<()> {
 }
 
 fn past_the_proxy() -> Result<()> {
-    let scene = Scene::start(&[], CART)?;
-    let mut scene = scene;
+    let mut scene = Scene::start(&[], CART)?;
     let mark = scene.cluster.mark();
-    // Frozen proxies take nothing: what goes through them would stall.
+    let target = scene.address("shop/cart", Family::V4, 8080);
+    // Frozen proxies, workers and all, take nothing: what goes through them stalls.
     for node in ["n1", "n2"] {
-        scene.cluster.proxy(node)?.signal(Signal::STOP)?;
+        let proxy = scene.cluster.proxy(node)?;
+        ensure!(proxy.family().len() > 1, "the proxy has no worker to be frozen");
+        proxy.signal_all(Signal::STOP)?;
     }
     let frozen = check_l4(&scene);
+    let stalled = scene.http("shop/frontend", target, Version::Http1, &[Ask::new("GET", "/items")]);
     for node in ["n1", "n2"] {
-        scene.cluster.proxy(node)?.signal(Signal::CONT)?;
+        scene.cluster.proxy(node)?.signal_all(Signal::CONT)?;
     }
     frozen?;
-    // A record of a request that does go through them shows that records come, and none before it did.
-    let target = scene.address("shop/cart", Family::V4, 8080);
+    let stalled = stalled.is_err() || stalled.is_ok_and(|answers| answers[0].status == 0);
+    ensure!(stalled, "a request was answered while the proxies were frozen");
+    // A record of a request that does go through them shows that records come.
     let answers = scene.http("shop/frontend", target, Version::Http1, &[Ask::new("GET", "/items")])?;
     ensure!(answers[0].status == 200, "{answers:?}");
     scene.cluster.wait_record(&mark, "GET /items", |record| record["path"] == "/items")?;
