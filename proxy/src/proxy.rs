@@ -20,6 +20,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -38,6 +39,7 @@ pub struct Proxy {
     pub ids: Ids,
     drain: CancellationToken,
     tasks: TaskTracker,
+    streams: TaskTracker,
     sources: Mutex<HashMap<IpAddr, u32>>,
 }
 
@@ -82,6 +84,7 @@ impl Proxy {
             ids: Ids::default(),
             drain: CancellationToken::new(),
             tasks: TaskTracker::new(),
+            streams: TaskTracker::new(),
             sources: Mutex::default(),
         })
     }
@@ -121,8 +124,19 @@ impl Proxy {
     pub async fn drain(&self, limit: Duration) -> usize {
         self.drain.cancel();
         self.tasks.close();
-        let _ = tokio::time::timeout(limit, self.tasks.wait()).await;
+        self.streams.close();
+        let all = async {
+            self.tasks.wait().await;
+            // Their connections are gone: what is left of them is to write their records.
+            self.streams.wait().await;
+        };
+        let _ = tokio::time::timeout(limit, all).await;
         self.tasks.len()
+    }
+
+    /// Runs one stream of a connection beside it.
+    pub(crate) fn spawn_stream(&self, stream: impl Future<Output = ()> + Send + 'static) {
+        self.streams.spawn(stream);
     }
 
     fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, own: Option<SocketAddr>) {
@@ -178,37 +192,36 @@ impl Proxy {
 
     /// Reads until the protocol is known. `None`: the client left, or was too slow.
     async fn first_words(&self, accepted: &mut Accepted) -> Option<Protocol> {
-        let passes = |accepted: &Accepted| {
-            judge::unknown(&self.state.view(), &accepted.leg).decision() == Decision::Allow
-        };
+        let accepted_at = Instant::now();
+        let mut spoke_at = None;
         loop {
             if let Some(protocol) = detect::detect(&accepted.buf) {
                 return Some(protocol);
             }
             // A client that waits for its server must not be made to wait for us.
-            let raw_is_fine = passes(accepted);
-            let silent = accepted.buf.is_empty();
-            let patience = match (raw_is_fine, silent) {
-                (true, _) => DETECT_WINDOW,
-                (false, true) => IDLE_TIMEOUT,
-                (false, false) => HEAD_TIMEOUT,
+            let raw_is_fine = judge::unknown(&self.state.view(), &accepted.leg).decision() == Decision::Allow;
+            let silent = spoke_at.is_none();
+            let deadline = match spoke_at {
+                _ if raw_is_fine => spoke_at.unwrap_or(accepted_at) + DETECT_WINDOW,
+                Some(at) => at + HEAD_TIMEOUT,
+                None => accepted_at + IDLE_TIMEOUT,
             };
-            let read = http1::body::read_more(&mut accepted.stream, &mut accepted.buf);
             let told = async {
                 self.drain.cancelled().await;
                 // A client that connected before the drain may be about to speak.
                 tokio::time::sleep(LINGER).await;
             };
-            tokio::select! {
+            let read = tokio::select! {
                 biased;
-                read = tokio::time::timeout(patience, read) => match read {
-                    Ok(Ok(0)) if raw_is_fine => return Some(Protocol::Other),
-                    Ok(Ok(0) | Err(_)) => return None,
-                    Ok(Ok(_)) => {}
-                    Err(_) if raw_is_fine => return Some(Protocol::Other),
-                    Err(_) => return None,
-                },
+                read = http1::body::read_more(&mut accepted.stream, &mut accepted.buf) => read,
+                () = tokio::time::sleep_until(deadline) => return raw_is_fine.then_some(Protocol::Other),
                 () = told, if silent => return None,
+            };
+            match read {
+                // Half-closed without a word, or gone: the tunnel finds out which.
+                Ok(0) if raw_is_fine => return Some(Protocol::Other),
+                Ok(0) | Err(_) => return None,
+                Ok(_) => spoke_at = spoke_at.or_else(|| Some(Instant::now())),
             }
         }
     }

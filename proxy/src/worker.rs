@@ -2,7 +2,7 @@
 //!
 //! Holds no BPF map and no capability but `CAP_NET_ADMIN` (for sockets that carry the client's address), lives in
 //! the proxy's network namespace, may gain no privilege, and dies with its agent. Started by
-//! [`agent::child`](crate::agent::child) alone; refuses every connection until its first snapshot.
+//! [`agent::child`](crate::agent::child) alone; serves no connection before its first snapshot.
 
 use crate::channel::{self, FromWorker, Swapped, ToWorker};
 use crate::dial::Dialer;
@@ -17,10 +17,16 @@ use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 /// Messages that wait for the agent. Few: records wait in their own queue, which drops.
 const OUTBOX: usize = 4;
+
+/// How long connections wait in the queue for the first snapshot, rather than be refused by an empty one. A worker
+/// that takes another's place has its snapshot in milliseconds, and its clients notice nothing.
+const FIRST_SNAPSHOT: Duration = Duration::from_secs(2);
 
 /// Runs until the agent is gone.
 ///
@@ -75,11 +81,16 @@ async fn serve(
     let (mut to_agent, mut from_agent) = channel::open(socket).context("open the agent's socket")?;
     let (sink, records) = Sink::new();
     let proxy = Proxy::new(Dialer::Transparent, sink.clone(), settings.sampler());
+    let ready = CancellationToken::new();
     for listener in listeners {
         let listener = TcpListener::from(listener);
         listener.set_nonblocking(true).context("take a listener")?;
         let listener = tokio::net::TcpListener::from_std(listener).context("take a listener")?;
-        tokio::spawn(proxy.clone().accept(listener, true));
+        let (proxy, ready) = (proxy.clone(), ready.clone());
+        tokio::spawn(async move {
+            let _ = tokio::time::timeout(FIRST_SNAPSHOT, ready.cancelled()).await;
+            proxy.accept(listener, true).await;
+        });
     }
     let (outbox, mut out) = mpsc::channel(OUTBOX);
     let (drained, when_drained) = oneshot::channel();
@@ -96,6 +107,7 @@ async fn serve(
         while let Ok(Some(message)) = from_agent.receive::<ToWorker>().await {
             if let Some(snapshot) = message.snapshot {
                 let swapped = Some(swap(&proxy, message.sequence, snapshot).await);
+                ready.cancel();
                 if outbox.send(FromWorker { swapped, ..FromWorker::default() }).await.is_err() {
                     return;
                 }

@@ -109,14 +109,14 @@ async fn it_is_confined_judges_by_what_it_was_told_and_dies_with_its_agent() {
     let pid = child.id().expect("it lives");
 
     let denied = "DELETE /api HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n";
-    assert!(
-        ask(netns.connect(CLIENT, to), denied).is_err(),
-        "before the first snapshot everything is refused"
-    );
+    // Comes before the first snapshot, and waits for it.
+    let early = netns.connect(CLIENT, to);
     sender.send(&order(1, sluice_wire::to_bytes(&snapshot(1, &shop())))).await.expect("sent");
     assert_eq!(swapped(&mut receiver).await, Swapped { sequence: 1, ..Swapped::default() });
-    let answer = ask(netns.connect(CLIENT, to), denied).expect("an answer");
-    assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    for stream in [early, netns.connect(CLIENT, to)] {
+        let answer = ask(stream, denied).expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    }
     assert!(ask(netns.connect(INTRUDER, to), denied).is_err(), "reset");
     assert!(ask(netns.connect(CLIENT, to_itself), denied).is_err(), "a loop is reset");
 
@@ -172,5 +172,21 @@ async fn it_sends_its_records_before_it_says_that_it_has_drained() {
     assert_eq!(records.len(), 1, "{records:?}");
     assert_eq!((records[0].status, records[0].method.as_str()), (403, "DELETE"));
     assert_eq!(idle.read(&mut [0]).expect("closed in order"), 0);
+    child.kill().await.expect("killed");
+}
+
+#[tokio::test]
+async fn without_a_snapshot_everything_is_refused() {
+    let netns = Netns::new();
+    let any = netns.within(|| TcpListener::bind("0.0.0.0:0")).expect("a free port");
+    let to = SocketAddr::new(CART, any.local_addr().expect("bound").port());
+    let launch = Launch {
+        binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
+        netns: netns.fd.try_clone().expect("a copy"),
+        listeners: vec![any],
+    };
+    let (mut child, _sender, _receiver) = start(&launch).expect("started");
+    let early = netns.connect(CLIENT, to);
+    assert!(ask(early, "GET /api HTTP/1.1\r\nHost: c\r\n\r\n").is_err(), "reset");
     child.kill().await.expect("killed");
 }

@@ -61,22 +61,38 @@ pub fn start(launch: &Launch) -> io::Result<(Child, Sender, Receiver)> {
     Ok((child, sender, receiver))
 }
 
-/// Keeps a worker running until told to stop.
-pub async fn supervise(launch: Launch, events: mpsc::Sender<Event>, stop: CancellationToken) {
+/// Keeps a worker running until told to stop. Once it drains, none is started again, and our copies of the listeners
+/// are closed: when the worker has closed its own, nobody waits in a queue that nobody serves.
+pub async fn supervise(
+    mut launch: Launch,
+    events: mpsc::Sender<Event>,
+    drain: CancellationToken,
+    stop: CancellationToken,
+) {
     let mut backoff = BACKOFF.0;
     while !stop.is_cancelled() {
         let began = tokio::time::Instant::now();
         match start(&launch) {
-            Ok(worker) => attend(worker, &events, &stop).await,
+            Ok(worker) => {
+                let close_listeners = async {
+                    drain.cancelled().await;
+                    launch.listeners.clear();
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    () = attend(worker, &events, &stop) => {}
+                    () = close_listeners => {}
+                }
+            }
             Err(error) => tracing::error!(%error, "cannot start the worker; L7 flows are refused"),
         }
-        if stop.is_cancelled() || events.send(Event::Down).await.is_err() {
+        if events.send(Event::Down).await.is_err() || drain.is_cancelled() {
             return;
         }
         backoff = if began.elapsed() > HEALTHY { BACKOFF.0 } else { (backoff * 2).min(BACKOFF.1) };
         tokio::select! {
             () = tokio::time::sleep(backoff) => {}
-            () = stop.cancelled() => return,
+            () = drain.cancelled() => return,
         }
     }
 }

@@ -61,6 +61,8 @@ pub(super) struct Engine {
     worker: Option<watch::Sender<ToWorker>>,
     target: Option<Target>,
     sequence: u64,
+    draining: bool,
+    drained: bool,
 }
 
 impl Engine {
@@ -80,6 +82,8 @@ impl Engine {
             worker: None,
             target: None,
             sequence: 0,
+            draining: false,
+            drained: false,
         }
     }
 
@@ -91,13 +95,13 @@ impl Engine {
         }
     }
 
-    /// Puts every snapshot of the feed in force, until it ends.
+    /// Puts every snapshot of the feed in force, until the worker has drained.
     pub(super) async fn run(
         &mut self,
         events: &mut mpsc::Receiver<Event>,
-        mut snapshots: mpsc::Receiver<Snapshot>,
+        snapshots: &mut mpsc::Receiver<Snapshot>,
     ) -> anyhow::Result<()> {
-        loop {
+        while !self.drained {
             let due = self.target.as_ref().and_then(|target| target.due);
             tokio::select! {
                 event = events.recv() => match event {
@@ -108,6 +112,7 @@ impl Engine {
                 () = sleep_until(due), if due.is_some() => self.apply_rows().await,
             }
         }
+        Ok(())
     }
 
     /// Begins to put a snapshot in force.
@@ -152,6 +157,7 @@ impl Engine {
             }
             Event::Down => {
                 self.worker = None;
+                self.drained = self.draining;
                 if let Some(target) = &mut self.target {
                     target.swapped = false;
                 }
@@ -161,6 +167,7 @@ impl Engine {
     }
 
     async fn listen(&mut self, message: FromWorker) {
+        self.drained |= message.drained;
         let reported = self.records.take(message.records, message.dropped);
         if let Some(report) = reported {
             // Lossy by design: no verdict depends on a report.
@@ -284,26 +291,19 @@ impl Engine {
         target.told = Some(ack);
     }
 
-    /// Lets the worker finish what it is doing, no longer than [`DRAIN_TIMEOUT`].
-    pub(super) async fn drain(&mut self, events: &mut mpsc::Receiver<Event>) {
-        let Some(worker) = self.worker.take() else { return };
-        worker.send_modify(|order| order.drain = true);
-        let drained = async {
-            while let Some(event) = events.recv().await {
-                match event {
-                    Event::Says(message) => {
-                        let over = message.drained;
-                        self.records.take(message.records, message.dropped);
-                        if over {
-                            return;
-                        }
-                    }
-                    Event::Down => return,
-                    Event::Up(_) => {}
-                }
-            }
-        };
-        if tokio::time::timeout(DRAIN_TIMEOUT + DRAIN_SLACK, drained).await.is_err() {
+    /// Lets the worker finish what it is doing, no longer than [`DRAIN_TIMEOUT`]. What is open meanwhile goes on by
+    /// the newest snapshot.
+    pub(super) async fn drain(
+        &mut self,
+        events: &mut mpsc::Receiver<Event>,
+        snapshots: &mut mpsc::Receiver<Snapshot>,
+    ) {
+        self.draining = true;
+        match &self.worker {
+            Some(worker) => worker.send_modify(|order| order.drain = true),
+            None => return,
+        }
+        if tokio::time::timeout(DRAIN_TIMEOUT + DRAIN_SLACK, self.run(events, snapshots)).await.is_err() {
             tracing::warn!("the worker did not drain in time; what is open is cut");
         }
     }

@@ -81,22 +81,23 @@ async fn serve(options: Options, settings: &Settings) -> anyhow::Result<()> {
             vec![v4, v6]
         },
     };
-    let stop = CancellationToken::new();
+    let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
     let (events, mut from_worker) = mpsc::channel(EVENTS);
-    let (snapshots, from_feed) = mpsc::channel(SNAPSHOTS);
+    let (snapshots, mut from_feed) = mpsc::channel(SNAPSHOTS);
     let (outgoing, to_control) = mpsc::channel(OUTGOING);
-    let supervisor = tokio::spawn(child::supervise(launch, events, stop.clone()));
+    let supervisor = tokio::spawn(child::supervise(launch, events, drain.clone(), stop.clone()));
     let mut engine = Engine::new(node, store, records, outgoing, generation);
     engine.start().await;
     tokio::spawn(feed.follow(snapshots, to_control));
     tracing::info!("running");
     let ended = tokio::select! {
-        never = engine.run(&mut from_worker, from_feed) => never,
+        never = engine.run(&mut from_worker, &mut from_feed) => never,
         _ = terminate.recv() => Ok(()),
         _ = interrupt.recv() => Ok(()),
     };
     tracing::info!("draining");
-    engine.drain(&mut from_worker).await;
+    drain.cancel();
+    engine.drain(&mut from_worker, &mut from_feed).await;
     stop.cancel();
     // Nobody reads its events any more: it must not wait for that.
     drop(from_worker);

@@ -192,7 +192,9 @@ impl Connection {
     fn span(&self, head: &RequestHead, record: &mut Record) -> Option<String> {
         let parent = Context::of(head.values("traceparent"));
         let span = self.proxy.sampler.span(parent, &self.proxy.ids)?;
-        let state: Vec<_> = head.values("tracestate").map(String::from_utf8_lossy).collect();
+        // Without a valid parent there is no state to go with it (Trace Context §3.3).
+        let state: Vec<_> =
+            parent.iter().flat_map(|_| head.values("tracestate")).map(String::from_utf8_lossy).collect();
         record.spanned(&span, &state.join(","));
         parent.map(|parent| parent.header(span.context.span_id))
     }

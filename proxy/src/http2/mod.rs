@@ -65,7 +65,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             Some(Ok((request, respond))) => {
                 let stream = stream::serve(connection.clone(), request, respond);
                 // Boxed for its size. Ends with its connection: then every handle it waits on fails.
-                tokio::spawn(Box::pin(stream));
+                connection.proxy.spawn_stream(Box::pin(stream));
             }
             Some(Err(error)) => {
                 if !error.is_io() && !error.is_remote() {

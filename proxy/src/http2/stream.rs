@@ -133,8 +133,8 @@ fn set_path(parts: &mut Parts, path: &str) {
 fn span(connection: &Connection, headers: &HeaderMap, record: &mut Record) -> Option<String> {
     let parent = Context::of(headers.get_all("traceparent").iter().map(HeaderValue::as_bytes));
     let span = connection.proxy.sampler.span(parent, &connection.proxy.ids)?;
-    let state: Vec<_> =
-        headers.get_all("tracestate").iter().map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
+    let states = parent.iter().flat_map(|_| headers.get_all("tracestate"));
+    let state: Vec<_> = states.map(|value| String::from_utf8_lossy(value.as_bytes())).collect();
     record.spanned(&span, &state.join(","));
     parent.map(|parent| parent.header(span.context.span_id))
 }

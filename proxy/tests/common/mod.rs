@@ -121,7 +121,7 @@ impl World {
 
     pub async fn sampled(rules: &Rules, server: SocketAddr, sampler: Sampler) -> Self {
         let (sink, records) = Sink::new();
-        let proxy = Proxy::new(Dialer::TransparentTo(server), sink, sampler);
+        let proxy = Proxy::new(Dialer::Loopback(server), sink, sampler);
         proxy.state.swap(snapshot(1, rules));
         let listener = TcpListener::bind(SocketAddr::new(CART, 0)).await.expect("a free port");
         let at = listener.local_addr().expect("bound");
