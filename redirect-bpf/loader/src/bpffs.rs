@@ -9,6 +9,8 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+/// What the kernel itself puts into a new bpffs.
+const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
 const REMEDY: &str = "run as root with CAP_SYS_ADMIN, or mount a bpffs there before";
 
 /// Where the pins are.
@@ -86,7 +88,8 @@ impl Pins {
             }
             remove_directory(&version)?;
         }
-        if is_mount_root(root)? && Self::list(root)?.is_empty() {
+        let ours = Self::list(root)?.iter().all(|path| PRELOADED.iter().any(|name| path.ends_with(name)));
+        if is_mount_root(root) && ours {
             unmount(root, UnmountFlags::DETACH)
                 .map_err(io::Error::from)
                 .map_err(SetupError::cannot(format!("unmount {}", root.display()), REMEDY))?;
@@ -125,7 +128,7 @@ fn is_bpffs(path: &Path) -> Result<bool, SetupError> {
 }
 
 /// Whether something is mounted at the very path.
-fn is_mount_root(path: &Path) -> Result<bool, SetupError> {
+fn is_mount_root(path: &Path) -> bool {
     let look = || Some(fs::metadata(path).ok()?.dev() != fs::metadata(path.parent()?).ok()?.dev());
-    Ok(look().unwrap_or(false))
+    look().unwrap_or(false)
 }

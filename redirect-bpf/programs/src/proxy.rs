@@ -30,21 +30,23 @@ pub(crate) fn to_proxy(ctx: &TcContext) -> Fate {
     if ctx.change_type(PACKET_HOST).is_err() {
         return Fate::Drop(Counter::NoSocket);
     }
+    let assign = |sk| assign(ctx, sk);
     if packet.is_open() {
         // Only the listener: a SYN that reuses the ports of a connection in TIME_WAIT is a new one.
-        let assign = |sk| assign(ctx, sk);
         return match with_listener(ctx, packet, &config(), CURRENT_NETNS, assign) {
             true => Fate::Pass(Counter::AssignedNew),
             false => Fate::Drop(Counter::NoSocket),
         };
     }
-    let assign = |sk| assign(ctx, sk);
     if with_connection(ctx, packet, CURRENT_NETNS, assign) {
         return Fate::Pass(Counter::AssignedKnown);
     }
-    // A connection that the proxy no longer has, as after a restart. Nobody listens on that address here, so
-    // the stack answers with a reset, and its sender need not wait for the end of its patience.
-    Fate::Pass(Counter::NoSocket)
+    // A connection that the proxy no longer has, as after a restart, or one that a SYN cookie stands for. The
+    // listener knows which: it accepts the one and resets the other, whose sender need not wait in vain.
+    match with_listener(ctx, packet, &config(), CURRENT_NETNS, assign) {
+        true => Fate::Pass(Counter::NoSocket),
+        false => Fate::Drop(Counter::NoSocket),
+    }
 }
 
 /// Hook D: tells the proxy's two legs apart, remembers its own connections and marks both.

@@ -4,12 +4,45 @@ use anyhow::{Context, Result, ensure};
 use sluice_tests::world::Netns;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
 
 const RAW: i32 = 255;
 const HEADERS: usize = 40;
 const ACK_PUSH: u8 = 0x18;
+
+/// Sends an IP packet as it is from the namespace of this thread.
+pub(crate) fn raw(target: IpAddr, bytes: &[u8]) -> Result<()> {
+    let socket = Socket::new(Domain::for_address((target, 0).into()), Type::RAW, Some(Protocol::from(RAW)))?;
+    match target {
+        IpAddr::V4(_) => socket.set_header_included_v4(true)?,
+        IpAddr::V6(_) => socket.set_header_included_v6(true)?,
+    }
+    let sent =
+        socket.send_to(bytes, &SockAddr::from(SocketAddr::new(target, 0))).context("send a forged packet")?;
+    ensure!(sent == bytes.len(), "only {sent} bytes were sent");
+    Ok(())
+}
+
+/// An IPv4 packet of UDP with this fragment field.
+pub(crate) fn fragment(source: Ipv4Addr, target: Ipv4Addr, field: u16) -> Vec<u8> {
+    let mut bytes = vec![0x45, 0, 0, 28, 0, 7, 0, 0, 64, 17, 0, 0];
+    bytes[6..8].copy_from_slice(&field.to_be_bytes());
+    bytes.extend(source.octets());
+    bytes.extend(target.octets());
+    bytes.extend([0x0f, 0xa0, 0, 53, 0, 8, 0, 0]);
+    bytes
+}
+
+/// An IPv6 packet whose first header is this one.
+pub(crate) fn headers(source: Ipv6Addr, target: Ipv6Addr, next: u8, rest: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(rest.len()).expect("short").to_be_bytes();
+    let mut bytes = vec![0x60, 0, 0, 0, length[0], length[1], next, 64];
+    bytes.extend(source.octets());
+    bytes.extend(target.octets());
+    bytes.extend(rest);
+    bytes
+}
 
 /// A TCP segment over IPv4.
 #[derive(Clone, Copy, Debug)]
@@ -24,13 +57,7 @@ pub(crate) struct Segment {
 impl Segment {
     /// Sends it from the namespace of this thread.
     pub(crate) fn send(&self) -> Result<()> {
-        let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::from(RAW)))?;
-        socket.set_header_included_v4(true)?;
-        let target = SocketAddr::new((*self.target.ip()).into(), 0);
-        let bytes = self.bytes();
-        let sent = socket.send_to(&bytes, &SockAddr::from(target)).context("send the forged segment")?;
-        ensure!(sent == bytes.len(), "only {sent} bytes were sent");
-        Ok(())
+        raw((*self.target.ip()).into(), &self.bytes())
     }
 
     fn bytes(&self) -> Vec<u8> {

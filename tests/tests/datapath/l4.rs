@@ -1,6 +1,7 @@
 //! L3 and L4: rows, replies, ranges, ICMP, spoofing.
 
-use crate::peers::{SILENCE, SOON, Server, UdpServer, datagram, is_refused, ping, reaches};
+use crate::forge;
+use crate::peers::{SILENCE, SOON, Server, UdpServer, datagram, eventually, is_refused, ping, reaches};
 use crate::rig::{OUTSIDE, Rig};
 use crate::rules::{addresses, closed, egress, icmp, ingress, tcp, udp};
 use anyhow::{Result, ensure};
@@ -10,7 +11,7 @@ use sluice_redirect::Counter;
 use sluice_tests::NodeSpec;
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::Ordering;
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -20,6 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         harness::test("l4: replies pass under default deny", [Need::Bpf], replies),
         harness::test("l4: udp and icmp", [Need::Bpf], datagrams),
         harness::test("l4: a spoofed source is dropped", [Need::Bpf], spoofed),
+        harness::test("l4: what cannot be judged is dropped", [Need::Bpf], unjudged),
         harness::test("l4: the node reaches its pods", [Need::Bpf], host),
     ]
 }
@@ -164,6 +166,55 @@ fn spoofed() -> Result<()> {
         let client = rig.at("a/client", Family::V4, 0);
         let forged = datagram(&other, client, target, SILENCE)?;
         rig.explain(if forged { Err(anyhow::anyhow!("the forger got the client's rules")) } else { Ok(()) })?;
+    }
+    Ok(())
+}
+
+/// Packets that carry no port, or hide it, or wear the other family's address: each dropped for its reason.
+fn unjudged() -> Result<()> {
+    const UDP: [u8; 8] = [0x0f, 0xa0, 0, 53, 0, 8, 0, 0];
+    let mut rig = Rig::routed()?;
+    rig.apply(&[ingress("a/server", "a/client", PortSet::All)])?;
+    let (client, server) = (rig.pod("a/client").clone(), rig.pod("a/server").clone());
+    let _four = UdpServer::start(&server.netns, rig.at("a/server", Family::V4, 53))?;
+    let mapped = client.v4.to_ipv6_mapped();
+    let packets = [
+        // The first fragment of more, and a later one, which has no ports.
+        (server.v4.into(), forge::fragment(client.v4, server.v4, 0x2000), Counter::Fragment),
+        (server.v4.into(), forge::fragment(client.v4, server.v4, 0x0010), Counter::Fragment),
+        (
+            server.v6.into(),
+            forge::headers(client.v6, server.v6, 44, &[[17, 0, 0, 1, 0, 0, 0, 1], UDP].concat()),
+            Counter::Fragment,
+        ),
+        (
+            server.v6.into(),
+            forge::headers(client.v6, server.v6, 60, &[[17, 0, 1, 4, 0, 0, 0, 0], UDP].concat()),
+            Counter::Extension,
+        ),
+        (
+            server.v6.into(),
+            forge::headers(client.v6, server.v6, 0, &[[17, 0, 1, 4, 0, 0, 0, 0], UDP].concat()),
+            Counter::Extension,
+        ),
+        // Else it would have the rules of the IPv4 address.
+        (server.v6.into(), forge::headers(mapped, server.v6, 17, &UDP), Counter::BadAddress),
+        (server.v6.into(), forge::headers(Ipv6Addr::LOCALHOST, server.v6, 17, &UDP), Counter::BadAddress),
+        (server.v4.into(), forge::fragment(Ipv4Addr::LOCALHOST, server.v4, 0), Counter::BadAddress),
+        (server.v6.into(), forge::headers(client.v6, server.v6, 6, &[0; 4]), Counter::Malformed),
+        (
+            server.v6.into(),
+            forge::headers(client.v6, server.v6, 1, &[8, 0, 0, 0, 0, 0, 0, 0]),
+            Counter::Malformed,
+        ),
+    ];
+    for (target, bytes, reason) in packets {
+        let before = rig.counters()?.get(reason);
+        client.netns.inside(|| forge::raw(target, &bytes))??;
+        let dropped = eventually(&format!("{bytes:x?} is dropped as {reason:?}"), || {
+            Ok(rig.counters()?.get(reason) > before)
+        });
+        rig.explain(dropped)?;
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 
 use crate::forge::{self, Segment};
 use crate::peers::{
-    Connection, Proxy, SOON, Server, UdpServer, datagram, eventually, is_refused, ping, reaches,
+    Connection, Proxy, SILENCE, SOON, Server, UdpServer, datagram, eventually, is_refused, ping, reaches,
 };
 use crate::rig::{OUTSIDE, Rig};
 use crate::rules::{Line, closed, egress, ingress, tcp};
@@ -15,6 +15,7 @@ use sluice_tests::NodeSpec;
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::Ordering;
 
 pub(crate) fn tests() -> Vec<Trial> {
     let bridge = std::path::PathBuf::from("/proc/sys/net/bridge");
@@ -38,6 +39,9 @@ pub(crate) fn tests() -> Vec<Trial> {
             || drop_invalid(NodeSpec::bridged("n1").br_netfilter(true)),
         ),
         harness::test("l7: what no l7 rule governs never enters the proxy", [Need::Bpf], not_governed),
+        harness::test("l7: from a pod to its own node", [Need::Bpf], to_the_node),
+        harness::test("l7: a proxy at both ends", [Need::Bpf], both_nodes),
+        harness::test("l7: a local address from elsewhere is forged", [Need::Bpf], from_elsewhere),
         harness::test("l7: a strict rp_filter on the node", [Need::Bpf], strict_rp_filter),
         harness::test("l7: many connections and bulk", [Need::Bpf], many),
         harness::test("l7: ports used again at once", [Need::Bpf], ports_again),
@@ -132,6 +136,61 @@ fn not_governed() -> Result<()> {
     rig.same(&before, Counter::ToProxy)?;
     rig.same(&before, Counter::AssignedNew)?;
     ensure!(proxy.count() == 0, "the proxy had a connection");
+    Ok(())
+}
+
+fn to_the_node() -> Result<()> {
+    for node in [NodeSpec::routed("n1"), NodeSpec::bridged("n1")] {
+        let mut rig = Rig::with(node)?;
+        rig.apply(&[egress("a/client", "world", tcp(9000, 9000)).l7()])?;
+        let proxy = Proxy::start(rig.node("n1"))?;
+        let n1 = rig.world.node("n1").clone();
+        let _server = Server::start(&n1.netns, 9000)?;
+        for family in Family::BOTH {
+            let target = SocketAddr::new(family.pick(n1.v4, n1.v6), 9000);
+            rig.explain(reaches(rig.pod("a/client"), target))?;
+        }
+        ensure!(proxy.count() == 2, "{} connections passed the proxy", proxy.count());
+    }
+    Ok(())
+}
+
+fn both_nodes() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.open("n2")?;
+    rig.apply_on("n1", &[egress("a/client", "b/remote", tcp(80, 80)).l7()])?;
+    rig.apply_on("n2", &[ingress("b/remote", "a/client", tcp(80, 80)).l7()])?;
+    let proxies = [Proxy::start(rig.node("n1"))?, Proxy::start(rig.node("n2"))?];
+    let _remote = Server::start(&rig.pod("b/remote").netns, 80)?;
+    for family in Family::BOTH {
+        rig.explain(reaches(rig.pod("a/client"), rig.at("b/remote", family, 80)))?;
+        is_refused(rig.pod("a/server"), rig.at("b/remote", family, 80))?;
+    }
+    ensure!(proxies.iter().all(|proxy| proxy.count() == 2), "not both proxies had both connections");
+    Ok(())
+}
+
+/// A host elsewhere that wears a local pod's address is not that pod, whatever routes the node has.
+fn from_elsewhere() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&[ingress("a/server", "a/client", PortSet::All)])?;
+    let bank = rig.pod(OUTSIDE).netns.clone();
+    let client = rig.pod("a/client").clone();
+    bank.ip_batch(&[
+        format!("addr add {}/32 dev eth0", client.v4),
+        format!("addr add {}/128 dev eth0", client.v6),
+    ])?;
+    for family in Family::BOTH {
+        let target = rig.at("a/server", family, 53);
+        let server = UdpServer::start(&rig.pod("a/server").netns, target)?;
+        let before = rig.counters()?;
+        let forged = rig.at("a/client", family, 4000);
+        ensure!(!datagram(&bank, forged, target, SILENCE)?, "an answer to a forged datagram");
+        ensure!(server.datagrams.load(Ordering::SeqCst) == 0, "a forged datagram reached the server");
+        rig.grew(&before, Counter::Spoofed)?;
+        let own = rig.at("a/client", family, 4001);
+        ensure!(datagram(&client.netns, own, target, SOON)?, "the pod's own datagram did not pass");
+    }
     Ok(())
 }
 

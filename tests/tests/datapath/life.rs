@@ -7,7 +7,7 @@ use crate::rules::{self, closed, egress, ingress, tcp};
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use sluice_policy::{Direction, PortSet};
-use sluice_redirect::{ApplyError, Counter, Node};
+use sluice_redirect::{ApplyError, Counter, Node, NodeConfig};
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use sluice_tests::{NodeSpec, PodSpec};
@@ -78,6 +78,8 @@ fn proxy_down() -> Result<()> {
     check_governed(&rig, false)?;
     let proxy = Proxy::start(rig.node("n1"))?;
     check_governed(&rig, true)?;
+    let mut held = Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", Family::V4, 80))?;
+    held.echo("through the proxy", SOON)?;
     // The whole process goes, in order and without a word.
     for orderly in [true, false] {
         let node = rig.take("n1");
@@ -93,6 +95,8 @@ fn proxy_down() -> Result<()> {
     drop(proxy);
     let _proxy = Proxy::start(rig.node("n1"))?;
     check_governed(&rig, true)?;
+    // What the proxy of before held is reset, so that no client waits for nothing.
+    rig.explain(held.is_reset())?;
     direct.echo("still here", SOON)
 }
 
@@ -268,11 +272,18 @@ fn uninstall() -> Result<()> {
         let text = netns.run(&["ip", "-o", "link"])?;
         Ok(text.lines().filter_map(|line| line.split(": ").nth(1).map(str::to_owned)).collect())
     };
-    let config = rig.config("n1");
     drop(rig.take("n1"));
-    netns.inside(|| Node::uninstall(&config))??;
+    let before = rig.config("n1");
+    netns.inside(|| Node::uninstall(&before))??;
     let clean = devices()?;
-    rig.open("n1")?;
+    // Where no bpffs is, the loader mounts one, and takes it away.
+    let config = NodeConfig { bpffs: rig.world.dir().join("pins"), ..before };
+    rig.open_with("n1", config.clone())?;
+    let mounted = || -> Result<bool> {
+        let path = config.bpffs.display().to_string();
+        Ok(std::fs::read_to_string("/proc/self/mounts")?.contains(&format!(" {path} bpf ")))
+    };
+    ensure!(mounted()?, "no bpffs was mounted");
     rig.apply(&[closed("a/client", Direction::Egress), ingress("a/server", "a/client", PortSet::All)])?;
     ensure!(devices()?.len() == clean.len() + 1, "the helper is one device: {:?}", devices()?);
     let _servers = servers(&rig)?;
@@ -280,7 +291,8 @@ fn uninstall() -> Result<()> {
     drop(rig.take("n1"));
     netns.inside(|| Node::uninstall(&config))??;
     eventually("the helper is gone", || Ok(devices()? == clean))?;
-    ensure!(!config.bpffs.join("v1").exists(), "pins are left in {}", config.bpffs.display());
+    ensure!(!mounted()?, "a bpffs is left at {}", config.bpffs.display());
+    ensure!(std::fs::read_dir(&config.bpffs)?.count() == 0, "pins are left in {}", config.bpffs.display());
     reaches(rig.pod("a/client"), rig.at("b/remote", Family::V4, 80))?;
     // Twice is no error.
     netns.inside(|| Node::uninstall(&config))??;

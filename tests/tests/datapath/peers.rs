@@ -134,6 +134,16 @@ impl Connection {
         }
     }
 
+    /// That it ends at once, by the other side's word.
+    pub(crate) fn is_reset(&mut self) -> Result<()> {
+        let start = Instant::now();
+        match self.echo("are you there?", SOON) {
+            Ok(()) => bail!("the connection still carries data"),
+            Err(_) => ensure!(start.elapsed() < SOON, "the connection ended in silence"),
+        }
+        Ok(())
+    }
+
     /// Ends it with a reset, so that its port is free at once.
     pub(crate) fn reset(self) -> Result<()> {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))?;

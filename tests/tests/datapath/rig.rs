@@ -55,6 +55,11 @@ impl Rig {
     /// Starts the loader of a node.
     pub(crate) fn open(&mut self, node: &str) -> Result<()> {
         let config = self.config(node);
+        self.open_with(node, config)
+    }
+
+    /// Starts the loader of a node, as told.
+    pub(crate) fn open_with(&mut self, node: &str, config: NodeConfig) -> Result<()> {
         let opened = self.world.node(node).netns.inside(|| Node::open(config))?;
         self.nodes.insert(node.to_owned(), opened?);
         Ok(())
