@@ -2,10 +2,14 @@
 //!
 //! Each test has a world of its own; the fixtures share one, one after the other.
 
+#[path = "e2e/attacks.rs"]
+mod attacks;
 #[path = "e2e/fixtures.rs"]
 mod fixtures;
 #[path = "e2e/life.rs"]
 mod life;
+#[path = "e2e/load.rs"]
+mod load;
 #[path = "e2e/requests.rs"]
 mod requests;
 #[path = "e2e/spans.rs"]
@@ -22,6 +26,8 @@ const NEEDS: [Need; 4] =
 fn main() -> ExitCode {
     let mut tests = fixtures::tests();
     tests.extend(requests::tests());
+    tests.extend(attacks::tests());
+    tests.extend(load::tests());
     tests.extend(life::tests());
     tests.extend(spans::tests());
     let code = harness::main(2, tests);
