@@ -117,6 +117,12 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
                 format!("add {kind} to policyTypes, or remove the rules"),
             );
         }
+        if isolates && given == 0 && deny.value().is_some_and(|rules| !rules.is_empty()) {
+            let reason =
+                format!("beside its denies the policy isolates {field}, and it allows nothing there");
+            let remedy = format!("write {field}: [{{}}] if it shall only deny");
+            report.warn(&format!("spec.{field}Deny"), reason, remedy);
+        }
         SideIr {
             isolates,
             allow: allows(allow, sound && isolates, &mut names, &mut report),

@@ -363,6 +363,11 @@ fn surprises_are_warned_of() {
         warnings(json!({"podSelector": {}, "policyTypes": ["Ingress"], "egress": [{}]})),
         ["spec.egress"]
     );
+    assert_eq!(warnings(json!({"podSelector": {}, "ingressDeny": [{}]})), ["spec.ingressDeny"]);
+    assert!(
+        warnings(json!({"podSelector": {}, "ingress": [{}], "ingressDeny": [{}], "egressDeny": [{}]}))
+            .is_empty()
+    );
     assert_eq!(
         warnings(json!({"podSelector": {}, "ingress": [{"rules": {"http": [{"methods": ["get"]}]}}]})),
         ["spec.ingress[0].rules.http[0].methods[0]"]

@@ -3,7 +3,7 @@
 //! Knows nothing of who reports it. Reading and lowering make problems; the CLI prints them, control puts them
 //! into status.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
 /// How bad it is.
@@ -60,15 +60,47 @@ impl fmt::Display for Problem {
             f.write_str(" ")?;
         }
         if !self.path.is_empty() {
-            write!(f, "{}: ", self.path)?;
+            write!(f, "{}: ", Plain(&self.path))?;
         }
-        f.write_str(&self.reason)?;
+        Plain(&self.reason).fmt(f)?;
         if !self.remedy.is_empty() {
-            write!(f, ": {}", self.remedy)?;
+            write!(f, ": {}", Plain(&self.remedy))?;
         }
         if let Some(object) = &self.object {
-            write!(f, " ({object})")?;
+            write!(f, " ({})", Plain(object))?;
         }
         Ok(())
+    }
+}
+
+/// Text of a manifest, without what would steer a terminal or begin a line of a log.
+struct Plain<'a>(&'a str);
+
+impl fmt::Display for Plain<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for c in self.0.chars() {
+            if c.is_control() { write!(f, "{}", c.escape_debug())? } else { f.write_char(c)? }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_manifest_steers_no_terminal() {
+        let problem = Problem {
+            file: "a.yaml".into(),
+            line: 1,
+            column: 2,
+            severity: Severity::Error,
+            object: Some("Pod/a/\u{1b}[2J".into()),
+            path: "spec.\n\r".into(),
+            reason: "é".into(),
+            remedy: String::new(),
+        };
+        assert_eq!(problem.to_string(), "a.yaml:1:2: spec.\\n\\r: é (Pod/a/\\u{1b}[2J)");
     }
 }

@@ -221,14 +221,16 @@ impl<'a> Reader<'a> {
         let text =
             |field: &str| metadata.and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or_default();
         let (namespace, name) = (text("namespace"), text("name"));
-        if namespace.is_empty() {
+        if !is_name(namespace) {
             let reason = "the policy names no namespace; it is not in force";
             self.report(Severity::Error, "metadata.namespace", reason, "write metadata.namespace");
             return None;
         }
-        if name.is_empty() {
-            let reason = format!("the policy has no name; {OBJECT_CLOSED}");
-            self.report(Severity::Error, "metadata.name", reason, "write metadata.name");
+        if !is_name(name) {
+            let reason = format!("the policy has no proper name; {OBJECT_CLOSED}");
+            let remedy = "write metadata.name: letters, digits, `-` and `.`";
+            self.report(Severity::Error, "metadata.name", reason, remedy);
+            return Some((namespace.into(), "".into()));
         }
         Some((namespace.into(), name.into()))
     }
@@ -378,6 +380,14 @@ impl<'a> Reader<'a> {
         };
         if sound { Part::Whole(rules) } else { Part::Flawed(rules) }
     }
+}
+
+/// Whether it can be the name of an object. It travels in verdicts, logs and answers, so nothing else may pass.
+fn is_name(text: &str) -> bool {
+    /// As the API server has it.
+    const MAX_NAME: usize = 253;
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
+    !text.is_empty() && text.len() <= MAX_NAME && text.bytes().all(plain)
 }
 
 fn peer(peer: NetworkPolicyPeer) -> Peer {
