@@ -32,6 +32,36 @@ const SERVED: &[&str] = &[
 /// The bytes that stand for a protocol nobody knows.
 pub const BYTES: &[u8] = b"\x00\x01\x02not http\xff";
 
+/// The frontend may GET below /items; the database and a datagram port have no L7 rules.
+pub const CART: &str = "
+apiVersion: policy.sluice.dev/v1alpha1
+kind: L7NetworkPolicy
+metadata: { name: cart, namespace: shop }
+spec:
+  podSelector: { matchLabels: { app: cart } }
+  ingress:
+  - name: items
+    from: [ { podSelector: { matchLabels: { app: frontend } } } ]
+    ports: [ { port: http } ]
+    rules: { http: [ { methods: [GET], path: { type: PathPrefix, value: /items } } ] }
+  - name: billing
+    from: [ { podSelector: { matchLabels: { app: billing } } } ]
+    ports: [ { port: grpc } ]
+    rules: { grpc: [ { service: shop.v1.Cart, methods: [GetCart, WatchCart] } ] }
+  - name: database
+    from: [ { podSelector: { matchLabels: { app: frontend } } } ]
+    ports: [ { port: 5432 }, { port: 3306 }, { port: 5353, protocol: UDP } ]
+---
+apiVersion: policy.sluice.dev/v1alpha1
+kind: L7NetworkPolicy
+metadata: { name: billing, namespace: shop }
+spec:
+  podSelector: { matchLabels: { app: billing } }
+  ingress:
+  - name: anything
+    from: [ { podSelector: {} } ]
+";
+
 /// The shop, with everything running.
 #[derive(Debug)]
 pub struct Scene {

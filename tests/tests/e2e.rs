@@ -12,8 +12,6 @@ mod life;
 mod load;
 #[path = "e2e/requests.rs"]
 mod requests;
-#[path = "e2e/spans.rs"]
-mod spans;
 
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::take_down_all;
@@ -29,7 +27,6 @@ fn main() -> ExitCode {
     tests.extend(attacks::tests());
     tests.extend(load::tests());
     tests.extend(life::tests());
-    tests.extend(spans::tests());
     let code = harness::main(2, tests);
     // The fixtures' world is never dropped: it is shared until the end.
     take_down_all();

@@ -2,13 +2,12 @@
 //! but what is allowed.
 
 use crate::NEEDS;
-use crate::requests::CART;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
 use sluice_tests::harness;
 use sluice_tests::peer::raw_client;
-use sluice_tests::scene::Scene;
+use sluice_tests::scene::{CART, Scene};
 use sluice_tests::world::Family;
 use std::time::Duration;
 

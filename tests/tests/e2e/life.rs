@@ -1,13 +1,13 @@
 //! Processes come and go: what stays in force, what is refused, and what comes back without anybody's help.
 
 use crate::NEEDS;
-use crate::requests::{CART, check_l4};
+use crate::requests::check_l4;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use sluice_tests::cluster::DRAINED;
 use sluice_tests::harness;
 use sluice_tests::peer::{Ask, Version, http_client, raw_client};
-use sluice_tests::scene::Scene;
+use sluice_tests::scene::{CART, Scene};
 use sluice_tests::world::{Family, eventually};
 use std::time::Duration;
 

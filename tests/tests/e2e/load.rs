@@ -3,14 +3,13 @@
 //! No rates are asserted: only that everything comes out right before a deadline.
 
 use crate::NEEDS;
-use crate::requests::CART;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
 use sluice_tests::harness;
 use sluice_tests::peer::http_client::Connection;
 use sluice_tests::peer::{Ask, Version};
-use sluice_tests::scene::Scene;
+use sluice_tests::scene::{CART, Scene};
 use sluice_tests::world::Family;
 use std::time::Duration;
 

@@ -9,7 +9,7 @@ use serde_json::Value;
 use sluice_tests::harness;
 use sluice_tests::peer::http_client::Connection;
 use sluice_tests::peer::{Ask, Version, grpc_client, raw_client};
-use sluice_tests::scene::Scene;
+use sluice_tests::scene::{CART, Scene};
 use sluice_tests::world::{Family, eventually};
 use std::time::Duration;
 
@@ -31,36 +31,6 @@ pub(crate) fn tests() -> Vec<Trial> {
 const SOON: Duration = Duration::from_secs(5);
 /// Long enough for what must not come: a second SYN goes out after a second.
 const NEVER: Duration = Duration::from_millis(1300);
-
-/// The frontend may GET below /items; the database and a datagram port have no L7 rules.
-pub(crate) const CART: &str = "
-apiVersion: policy.sluice.dev/v1alpha1
-kind: L7NetworkPolicy
-metadata: { name: cart, namespace: shop }
-spec:
-  podSelector: { matchLabels: { app: cart } }
-  ingress:
-  - name: items
-    from: [ { podSelector: { matchLabels: { app: frontend } } } ]
-    ports: [ { port: http } ]
-    rules: { http: [ { methods: [GET], path: { type: PathPrefix, value: /items } } ] }
-  - name: billing
-    from: [ { podSelector: { matchLabels: { app: billing } } } ]
-    ports: [ { port: grpc } ]
-    rules: { grpc: [ { service: shop.v1.Cart, methods: [GetCart, WatchCart] } ] }
-  - name: database
-    from: [ { podSelector: { matchLabels: { app: frontend } } } ]
-    ports: [ { port: 5432 }, { port: 3306 }, { port: 5353, protocol: UDP } ]
----
-apiVersion: policy.sluice.dev/v1alpha1
-kind: L7NetworkPolicy
-metadata: { name: billing, namespace: shop }
-spec:
-  podSelector: { matchLabels: { app: billing } }
-  ingress:
-  - name: anything
-    from: [ { podSelector: {} } ]
-";
 
 fn server_sees_client() -> Result<()> {
     let scene = Scene::start(&[], CART)?;

@@ -1,18 +1,24 @@
 //! Spans: each request through the proxy gives one, under the caller's trace.
 
-use crate::NEEDS;
-use crate::requests::CART;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
-use sluice_tests::harness;
+use sluice_tests::harness::{self, Need};
 use sluice_tests::otlp::{Received, Receiver};
 use sluice_tests::peer::{Ask, Version, grpc_client};
-use sluice_tests::scene::Scene;
+use sluice_tests::scene::{CART, Scene};
 use sluice_tests::world::Family;
+use std::process::ExitCode;
 use std::time::Duration;
 
-pub(crate) fn tests() -> Vec<Trial> {
-    vec![harness::test("spans tell names, attributes and parents", NEEDS, spans)]
+fn main() -> ExitCode {
+    let needs = [
+        Need::Bpf,
+        Need::Binary("sluice-peer"),
+        Need::Binary("sluice-control"),
+        Need::Binary("sluice-proxy"),
+    ];
+    let tests: Vec<Trial> = vec![harness::test("spans tell names, attributes and parents", needs, spans)];
+    harness::main(1, tests)
 }
 
 const SOON: Duration = Duration::from_secs(15);
