@@ -89,7 +89,8 @@ fn demo(place: &Place, arguments: &[String]) -> anyhow::Result<bool> {
         bail!("the demo needs tools that are missing: {what}");
     }
     suite::build_demo(place)?;
-    step::interactive(place.command(place.binary("sluice-demo")).args(arguments))
+    // Ctrl-C is for the demo, which cleans up after itself.
+    Err(step::become_command(place.command(place.binary("sluice-demo")).args(arguments)))
 }
 
 fn lint(place: &Place) -> anyhow::Result<bool> {

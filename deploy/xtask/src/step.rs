@@ -3,7 +3,9 @@
 //! Knows nothing of what the steps are. Called by every command here.
 
 use anyhow::{Context as _, bail};
+use std::cell::Cell;
 use std::io::{BufRead as _, BufReader, IsTerminal as _, Write as _};
+use std::os::unix::process::CommandExt as _;
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
@@ -20,12 +22,51 @@ pub(crate) fn say(text: &str) {
     println!("▸ {text}");
 }
 
+/// In a log, where nothing can be drawn over, a long step says this often how far it is.
+const SPEAK: Duration = Duration::from_secs(20);
+/// What of a line is shown while it runs.
+const SHOWN: usize = 60;
+
+/// Shows that a step goes on.
+pub(crate) struct Watch {
+    start: Instant,
+    spoken: Cell<Instant>,
+    drawn: Cell<bool>,
+}
+
+impl Watch {
+    /// Takes a line of what runs.
+    pub(crate) fn line(&self, name: &str, line: &str) {
+        let line: String = line.trim().chars().take(SHOWN).collect();
+        if line.is_empty() || line.starts_with('{') {
+            return;
+        }
+        let seconds = self.start.elapsed().as_secs();
+        if watched() {
+            print!("\r▸ {name} … {seconds} s, {line}\x1b[K");
+        } else if self.spoken.get().elapsed() > SPEAK {
+            self.spoken.set(Instant::now());
+            print!("\n  {seconds} s, {line}");
+        } else {
+            return;
+        }
+        let _ = std::io::stdout().flush();
+        self.drawn.set(true);
+    }
+}
+
 /// Runs a piece of work as a step.
-pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+pub(crate) fn step<T>(name: &str, work: impl FnOnce(&Watch) -> anyhow::Result<T>) -> anyhow::Result<T> {
     let start = Instant::now();
+    let watch = Watch { start, spoken: Cell::new(start), drawn: Cell::new(false) };
     print!("▸ {name} … ");
     let _ = std::io::stdout().flush();
-    let done = work();
+    let done = work(&watch);
+    match (watch.drawn.get(), watched()) {
+        (true, true) => print!("\r▸ {name} … \x1b[K"),
+        (true, false) => print!("\n  "),
+        (false, _) => {}
+    }
     let mark = if done.is_ok() { "done" } else { "FAILED" };
     println!("{mark} ({:.1} s)", start.elapsed().as_secs_f32());
     done
@@ -33,8 +74,8 @@ pub(crate) fn step<T>(name: &str, work: impl FnOnce() -> anyhow::Result<T>) -> a
 
 /// Runs a command as a step; its output is shown only if it fails.
 pub(crate) fn command(name: &str, command: &mut Command) -> anyhow::Result<()> {
-    step(name, || {
-        let (lines, good) = stream(command, |_| {})?;
+    step(name, |watch| {
+        let (lines, good) = stream(command, |line| watch.line(name, line))?;
         if !good {
             bail!("{}\n`{}` failed", lines.join("\n"), shown(command));
         }
@@ -42,10 +83,10 @@ pub(crate) fn command(name: &str, command: &mut Command) -> anyhow::Result<()> {
     })
 }
 
-/// Runs a command on this terminal, all of it shown.
-pub(crate) fn interactive(command: &mut Command) -> anyhow::Result<bool> {
-    let status = command.status().with_context(|| format!("`{}` does not start", shown(command)))?;
-    Ok(status.success())
+/// Becomes the command: terminal, signals and exit code are its own. Returns only if it does not start.
+pub(crate) fn become_command(command: &mut Command) -> anyhow::Error {
+    let error = command.exec();
+    anyhow::Error::new(error).context(format!("`{}` does not start", shown(command)))
 }
 
 /// The command as it would be typed.

@@ -69,13 +69,17 @@ pub(crate) fn workspace(place: &Place) -> anyhow::Result<Workspace> {
 
 /// Builds the tests of a part, or all, and every binary that they start.
 fn build(place: &Place, workspace: &Workspace, part: Option<Part>) -> anyhow::Result<Vec<TestBinary>> {
-    step::step("building the tests (the first time takes minutes)", || {
+    let name = "building the tests (the first time takes minutes)";
+    step::step(name, |watch| {
         // Both at once: chosen apart, cargo would build much of what they share twice.
         let format = "--message-format=json-render-diagnostics";
         let mut command = place.cargo(&["build", "--locked", "--bins", "--tests", format]);
         command.args(workspace.selection(part));
         let mut binaries = Vec::new();
-        let (lines, good) = step::stream(&mut command, |line| binaries.extend(workspace.test_binary(line)))?;
+        let (lines, good) = step::stream(&mut command, |line| {
+            watch.line(name, line);
+            binaries.extend(workspace.test_binary(line));
+        })?;
         if !good {
             let shown: Vec<String> =
                 lines.into_iter().filter(|line| !line.starts_with("{\"reason\"")).collect();
