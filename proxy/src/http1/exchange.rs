@@ -77,7 +77,9 @@ impl Exchange<'_> {
             let mut uploading = true;
             loop {
                 tokio::select! {
+                    // First: an answer that is here already is not cut in its last bytes.
                     biased;
+                    done = &mut download => break self.downloaded(&done, reused, &progress, record),
                     verdict = self.flow.revoked() => {
                         record.judged(verdict);
                         "revoked".clone_into(&mut record.error);
@@ -86,7 +88,6 @@ impl Exchange<'_> {
                             _ => After::Abort,
                         };
                     }
-                    done = &mut download => break self.downloaded(&done, reused, &progress, record),
                     done = &mut upload, if uploading => match done {
                         // The server reads no more; it may still answer.
                         Ok(()) | Err(Broken::Receiver) => uploading = false,

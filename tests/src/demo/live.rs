@@ -125,6 +125,9 @@ async fn traffic(target: SocketAddr, seen: &Mutex<Vec<Seen>>, stop: &AtomicBool)
     let mut connection = http_client::Connection::open(target).await?;
     let ask = Ask::new("GET", "/api/v1/items");
     while !stop.load(Ordering::Relaxed) {
+        if !connection.is_open().await {
+            connection = http_client::Connection::open(target).await?;
+        }
         let sent = Instant::now();
         let status = connection.send(&ask).await.map_or(0, |answer| answer.status);
         let answered = Instant::now();

@@ -163,6 +163,11 @@ impl Connection {
         Ok(Self { sender, target, driver })
     }
 
+    /// Whether it takes another request. After an answer with `Connection: close` it does not.
+    pub async fn is_open(&mut self) -> bool {
+        self.sender.ready().await.is_ok()
+    }
+
     /// Sends a request and waits for its answer.
     ///
     /// # Errors
