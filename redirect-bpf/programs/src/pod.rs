@@ -84,10 +84,10 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
     // sending pod's. What the node sends itself never arrived by any device.
     let host = socket && arrived == 0;
     let config = config();
-    let trusted = config.mark;
     // The mark alone is no proof, any process of the node with CAP_NET_ADMIN can set it. Where a packet came
     // in is the kernel's word.
-    if trusted != 0 && mark == trusted && arrived == config.helper_ifindex {
+    let carried = config.mark != 0 && mark == config.mark && arrived == config.helper_ifindex;
+    if carried && is_leg(endpoint, packet) {
         return Fate::Pass(Counter::FromProxy);
     }
     if host {
@@ -97,7 +97,7 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
         Some(sender) if sender == endpoint.ifindex => return from_itself(endpoint, packet),
         // A local pod's packet comes from its veth, or over the bridge that this is a port of. From anywhere
         // else its address is forged, and hook A never saw it.
-        Some(sender) if arrived != sender && !endpoint.generation.reached_by(sender, arrived) => {
+        Some(sender) if !carried && arrived != sender && !endpoint.generation.reached_by(sender, arrived) => {
             return Fate::Drop(Counter::Spoofed);
         }
         _ => {}
@@ -114,6 +114,15 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
         endpoint.flags = flow_flag::UNSEEN;
     }
     endpoint.steer(ctx, packet, FlowKind::Ingress, FlowKind::Egress)
+}
+
+/// Whether the proxy knew, when it sent this, that it is for this endpoint: it opened the connection to it, or
+/// answers one that the endpoint opened. Where it asked for a service, and a translation chose this endpoint
+/// behind its back, nobody has judged the endpoint's side yet.
+#[inline(always)]
+fn is_leg(endpoint: Endpoint, packet: &Packet) -> bool {
+    recall(&forward(endpoint.ifindex, FlowKind::Upstream, packet)).is_some()
+        || (!packet.is_open() && recall(&backward(endpoint.ifindex, FlowKind::Egress, packet)).is_some())
 }
 
 /// The bit that says that bridged frames of this family are seen by netfilter.

@@ -42,6 +42,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         harness::test("l7: from a pod to its own node", [Need::Bpf], to_the_node),
         harness::test("l7: a proxy at both ends", [Need::Bpf], both_nodes),
         harness::test("l7: a local address from elsewhere is forged", [Need::Bpf], from_elsewhere),
+        harness::test("l7: through translated addresses", [Need::Bpf], translated),
         harness::test("l7: a strict rp_filter on the node", [Need::Bpf], strict_rp_filter),
         harness::test("l7: many connections and bulk", [Need::Bpf], many),
         harness::test("l7: ports used again at once", [Need::Bpf], ports_again),
@@ -152,6 +153,77 @@ fn to_the_node() -> Result<()> {
         }
         ensure!(proxy.count() == 2, "{} connections passed the proxy", proxy.count());
     }
+    Ok(())
+}
+
+/// What a service's address is translated to is judged as what it is, and both ends still talk.
+fn translated() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&[])?;
+    let (server, remote, bank) = (rig.pod("a/server").v4, rig.pod("b/remote").v4, rig.pod(OUTSIDE).v4);
+    let n1 = rig.world.node("n1").clone();
+    let rules = format!(
+        "{DROP_INVALID}
+        table ip services {{
+            chain pre {{ type nat hook prerouting priority -100;
+                ip daddr 10.96.0.10 tcp dport 80 dnat to {server}
+                ip daddr 10.96.0.11 tcp dport 80 dnat to {remote}
+                ip daddr {node} tcp dport 30080 dnat to {server}:80
+            }}
+            chain post {{ type nat hook postrouting priority 100; ip daddr {bank} masquerade; }}
+        }}",
+        node = n1.v4
+    );
+    let file = rig.world.dir().join("services.nft");
+    std::fs::write(&file, rules)?;
+    n1.netns.run(&["nft", "-f", &file.display().to_string()])?;
+    let proxy = Proxy::start(rig.node("n1"))?;
+    let servers = ["a/server", "b/remote", OUTSIDE].map(|pod| Server::start(&rig.pod(pod).netns, 80));
+    let servers = servers.into_iter().collect::<Result<Vec<_>>>()?;
+    let (local, far) = (SocketAddr::from(([10, 96, 0, 10], 80)), SocketAddr::from(([10, 96, 0, 11], 80)));
+    let through = |rig: &mut Rig, lines: &[Line], target, times| -> Result<()> {
+        rig.apply(lines)?;
+        let before = proxy.count();
+        let result = reaches(rig.pod("a/client"), target).with_context(|| format!("{lines:?}"));
+        rig.explain(result)?;
+        ensure!(
+            proxy.count() == before + times,
+            "{} times through the proxy: {lines:?}",
+            proxy.count() - before
+        );
+        Ok(())
+    };
+    let service = egress("a/client", "world", tcp(80, 80)).l7();
+    let closed_server = closed("a/server", Direction::Egress);
+    through(&mut rig, &[service.clone()], far, 1)?;
+    through(&mut rig, &[service.clone(), closed("a/client", Direction::Ingress)], local, 1)?;
+    // The server's own rules hold, whatever name it was asked by.
+    let allow = ingress("a/server", "a/client", tcp(80, 80));
+    through(&mut rig, &[service.clone(), allow.clone(), closed_server.clone()], local, 1)?;
+    through(&mut rig, &[service.clone(), allow.l7(), closed_server.clone()], local, 2)?;
+    let had = servers[0].connections.load(Ordering::SeqCst);
+    rig.apply(&[service, ingress("a/server", "b/remote", tcp(80, 80))])?;
+    let refused = Connection::open(&rig.pod("a/client").netns, local);
+    rig.explain(if refused.is_err() {
+        Ok(())
+    } else {
+        Err(anyhow::anyhow!("the server's rules were walked round"))
+    })?;
+    ensure!(
+        servers[0].connections.load(Ordering::SeqCst) == had,
+        "the refused connection reached the server"
+    );
+    // Out through a masquerade, and in through a node's port.
+    rig.apply(&[
+        egress("a/client", OUTSIDE, tcp(80, 80)).l7(),
+        ingress("a/server", OUTSIDE, tcp(80, 80)).l7(),
+    ])?;
+    let before = proxy.count();
+    let out = Connection::open(&rig.pod("a/client").netns, SocketAddr::new(bank.into(), 80))
+        .and_then(|mut connection| connection.echo("hello", SOON).map(|()| connection));
+    ensure!(rig.explain(out)?.seen == IpAddr::V4(n1.v4), "not masqueraded");
+    rig.explain(reaches(rig.pod(OUTSIDE), SocketAddr::new(n1.v4.into(), 30_080)))?;
+    ensure!(proxy.count() == before + 2, "not both passed the proxy");
     Ok(())
 }
 
