@@ -65,29 +65,17 @@ impl Pins {
         })
     }
 
+    /// Removes what loaders of other versions pinned; to be called once this one's hooks are in force.
+    pub(crate) fn retire_others(&self) -> Result<(), SetupError> {
+        remove_versions(&self.root, |version| version != ABI_VERSION)
+    }
+
     /// Removes every pin of every version, and the bpffs if its root is what we mounted.
     pub(crate) fn remove(root: &Path) -> Result<(), SetupError> {
         if !root.exists() || !is_bpffs(root)? {
             return Ok(());
         }
-        for version in Self::list(root)? {
-            let name =
-                version.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-            if name.strip_prefix('v').is_none_or(|n| n.parse::<u32>().is_err()) {
-                continue;
-            }
-            // Links first: nothing may judge by maps that are half gone.
-            for kind in ["links", "maps"] {
-                let directory = version.join(kind);
-                if directory.exists() {
-                    for pin in Self::list(&directory)? {
-                        remove_file(&pin)?;
-                    }
-                    remove_directory(&directory)?;
-                }
-            }
-            remove_directory(&version)?;
-        }
+        remove_versions(root, |_| true)?;
         let ours = Self::list(root)?.iter().all(|path| PRELOADED.iter().any(|name| path.ends_with(name)));
         if is_mount_root(root) && ours {
             unmount(root, UnmountFlags::DETACH)
@@ -96,6 +84,25 @@ impl Pins {
         }
         Ok(())
     }
+}
+
+fn remove_versions(root: &Path, which: impl Fn(u32) -> bool) -> Result<(), SetupError> {
+    for directory in Pins::list(root)? {
+        let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let version = name.strip_prefix('v').and_then(|number| number.parse().ok());
+        if !version.is_some_and(&which) {
+            continue;
+        }
+        // Links first: nothing may judge by maps that are half gone.
+        for kind in ["links", "maps"].map(|kind| directory.join(kind)) {
+            if kind.exists() {
+                Pins::list(&kind)?.iter().try_for_each(|pin| remove_file(pin))?;
+                remove_directory(&kind)?;
+            }
+        }
+        remove_directory(&directory)?;
+    }
+    Ok(())
 }
 
 /// Removes a pin; one that is gone already is no error.

@@ -176,6 +176,8 @@ impl Node {
         for device in attach::devices(&self.pins)?.into_iter().filter(|d| !plan.endpoints.contains_key(d)) {
             attach::detach(&self.pins, device)?;
         }
+        // Until here the hooks of another version's loader judged as well.
+        self.pins.retire_others()?;
         Ok(applied)
     }
 

@@ -235,9 +235,15 @@ fn take_over() -> Result<()> {
     let _proxy = Proxy::start(rig.node("n1"))?;
     check_governed(&rig, true)?;
     rig.explain(flow.echo("still here", SOON))?;
+    // A loader of another version leaves its pins in a place of their own; they go once ours are in force.
+    let bpffs = rig.config("n1").bpffs;
+    for kind in ["links", "maps"] {
+        std::fs::create_dir_all(bpffs.join("v0").join(kind))?;
+    }
     // And the programs are ours: a generation of the new loader is what they judge by.
     rig.apply(&[closed("a/client", Direction::Egress)])?;
     rig.explain(flow.is_dead())?;
+    ensure!(!bpffs.join("v0").exists() && bpffs.join("v1").exists(), "the other version's pins are left");
     rig.explain(is_refused(rig.pod("a/client"), rig.at("b/remote", Family::V4, 81)))
 }
 
