@@ -133,17 +133,17 @@ async fn serve(
 
 /// Decodes a snapshot whole and puts it in force, or keeps the one before.
 async fn swap(proxy: &Arc<Proxy>, sequence: u64, bytes: Bytes) -> Swapped {
-    // Regular expressions take milliseconds to build: not on a thread that serves.
-    let decoded = tokio::task::spawn_blocking(move || sluice_wire::from_bytes(&bytes)).await;
-    let refused = match decoded {
-        Ok(Ok(snapshot)) => {
-            let cut = proxy.state.swap(Arc::new(snapshot)) as u64;
-            return Swapped { sequence, cut, refused: String::new() };
-        }
-        Ok(Err(error)) => error.to_string(),
-        Err(error) => error.to_string(),
-    };
-    Swapped { sequence, cut: 0, refused }
+    let proxy = proxy.clone();
+    // Regular expressions take milliseconds to build, and every open flow is judged: not on a thread that serves.
+    let done = tokio::task::spawn_blocking(move || {
+        sluice_wire::from_bytes(&bytes)
+            .map(|snapshot| proxy.state.swap(Arc::new(snapshot)) as u64)
+            .map_err(|error| error.to_string())
+    });
+    match done.await.unwrap_or_else(|panic| Err(panic.to_string())) {
+        Ok(cut) => Swapped { sequence, cut, refused: String::new() },
+        Err(refused) => Swapped { sequence, cut: 0, refused },
+    }
 }
 
 /// Sends records in batches, then that all have been sent.

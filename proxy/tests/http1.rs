@@ -322,3 +322,81 @@ async fn a_span_takes_its_place_between_its_parent_and_the_server() {
     assert_eq!(server.seen(), forwarded + &unsampled + &ask("nonsense") + &get("/api"), "none is invented");
     assert!(world.record().await.parent_span_id.is_empty());
 }
+
+#[tokio::test(start_paused = true)]
+async fn slow_heads_are_answered_and_silence_is_not_for_ever() {
+    let server = Recorder::start(OK).await;
+    let mut world = World::start(&shop(), server.at).await;
+    let mut client = world.connect().await;
+    client.send("GET /api HTTP/1.1\r\nHo").await;
+    let mut answer = String::new();
+    client.stream.read_to_string(&mut answer).await.expect("an answer, then the end");
+    assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{answer}");
+    let record = world.records.recv().await.expect("a record");
+    assert_eq!((record.reason.as_str(), record.error.as_str()), ("limit", "head_timeout"));
+    // Not even a request line: there is nobody to answer.
+    for words in ["", "GE"] {
+        let mut client = world.connect().await;
+        client.send(words).await;
+        assert_eq!(client.stream.read(&mut [0]).await.expect("closed in order"), 0, "{words:?}");
+    }
+    assert!(server.peers().is_empty());
+}
+
+#[tokio::test]
+async fn heads_without_end_are_cut_off() {
+    let server = Recorder::start(OK).await;
+    let world = World::start(&shop(), server.at).await;
+    let mut client = world.connect().await;
+    client.send("GET /api HTTP/1.1\r\nHost: c\r\nX: ").await;
+    client.send(vec![b'a'; sluice_proxy::limits::HEAD_BYTES]).await;
+    assert!(client.answer().await.starts_with("HTTP/1.1 431 "), "too large");
+    let mut client = world.connect().await;
+    let target = "a".repeat(sluice_proxy::limits::TARGET_BYTES);
+    assert!(client.ask(get(&format!("/api/{target}"))).await.starts_with("HTTP/1.1 414 "), "too long");
+    assert_eq!(server.seen(), "");
+}
+
+/// Requests that are sent after a swap has returned are judged by it, whatever is in flight.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_swap_nothing_passes_by_the_snapshot_before() {
+    let server = Recorder::start(OK).await;
+    let world = World::start(&shop(), server.at).await;
+    let swapped = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut clients = Vec::new();
+    for _ in 0..16 {
+        let mut client = world.connect().await;
+        let swapped = swapped.clone();
+        clients.push(tokio::spawn(async move {
+            let mut refused = 0;
+            while refused < 5 {
+                let late = swapped.load(std::sync::atomic::Ordering::SeqCst);
+                client
+                    .send(format!(
+                        "GET /api/{} HTTP/1.1\r\nHost: c\r\n\r\n",
+                        if late { "late" } else { "early" }
+                    ))
+                    .await;
+                // A request in flight at the swap may be cut; its connection is gone then.
+                let Ok(answer) = client.try_answer().await else { return late };
+                refused += i32::from(answer.starts_with("HTTP/1.1 403 "));
+            }
+            true
+        }));
+    }
+    soon("traffic", async {
+        while server.seen().len() < 20_000 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let nothing = common::Rules { http: Vec::new(), ..shop() };
+    world.proxy.state.swap(snapshot(2, &nothing));
+    swapped.store(true, std::sync::atomic::Ordering::SeqCst);
+    let mut late = 0;
+    for client in clients {
+        late += usize::from(soon("a client", client).await.expect("no panic"));
+    }
+    assert!(late > 0, "nobody was there after the swap");
+    assert!(!server.seen().contains("late"));
+}

@@ -5,13 +5,14 @@ mod common;
 
 use bytes::Bytes;
 use common::{CART, CLIENT, DEADLINE, INTRUDER, shop, snapshot, soon};
-use sluice_proxy::agent::child::{Launch, start};
+use sluice_proxy::agent::child::{Event, Launch, start, supervise};
 use sluice_proxy::channel::{FromWorker, Receiver, Swapped, ToWorker};
 use std::fs;
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::process::{Child, Command, Stdio};
+use tokio_util::sync::CancellationToken;
 
 /// A network namespace; gone with the process that holds it.
 struct Netns {
@@ -51,20 +52,21 @@ impl Netns {
         })
     }
 
-    fn connect(&self, from: IpAddr, to: SocketAddr) -> TcpStream {
+    /// A connection that is reset at once may show it here already.
+    fn connect(&self, from: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
         self.within(|| {
-            let socket =
-                socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-            socket.bind(&SocketAddr::new(from, 0).into()).expect("loopback has every address");
-            socket.connect_timeout(&to.into(), DEADLINE).expect("the worker listens");
-            socket.set_read_timeout(Some(DEADLINE)).expect("set");
-            socket.into()
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.bind(&SocketAddr::new(from, 0).into())?;
+            socket.connect_timeout(&to.into(), DEADLINE)?;
+            socket.set_read_timeout(Some(DEADLINE))?;
+            Ok(socket.into())
         })
     }
 }
 
 /// Everything to the end.
-fn ask(mut stream: TcpStream, request: &str) -> std::io::Result<String> {
+fn ask(stream: io::Result<TcpStream>, request: &str) -> io::Result<String> {
+    let mut stream = stream?;
     stream.write_all(request.as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).map(|_| answer)
@@ -117,8 +119,13 @@ async fn it_is_confined_judges_by_what_it_was_told_and_dies_with_its_agent() {
         let answer = ask(stream, denied).expect("an answer");
         assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
     }
-    assert!(ask(netns.connect(INTRUDER, to), denied).is_err(), "reset");
-    assert!(ask(netns.connect(CLIENT, to_itself), denied).is_err(), "a loop is reset");
+    for (who, stream) in
+        [("an intruder", netns.connect(INTRUDER, to)), ("a loop", netns.connect(CLIENT, to_itself))]
+    {
+        let error = ask(stream, denied).expect_err(who);
+        let reset = matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe);
+        assert!(reset, "{who}: {error}");
+    }
 
     // Only CAP_NET_ADMIN, and no way to more.
     for set in ["CapEff", "CapPrm"] {
@@ -154,7 +161,7 @@ async fn it_sends_its_records_before_it_says_that_it_has_drained() {
     let (mut child, mut sender, mut receiver) = start(&launch).expect("started");
     sender.send(&order(1, sluice_wire::to_bytes(&snapshot(1, &shop())))).await.expect("sent");
     swapped(&mut receiver).await;
-    let mut idle = netns.connect(CLIENT, to);
+    let mut idle = netns.connect(CLIENT, to).expect("the worker listens");
     let denied = "DELETE /api HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n";
     ask(netns.connect(CLIENT, to), denied).expect("an answer");
     sender.send(&ToWorker { drain: true, ..ToWorker::default() }).await.expect("sent");
@@ -189,4 +196,64 @@ async fn without_a_snapshot_everything_is_refused() {
     let early = netns.connect(CLIENT, to);
     assert!(ask(early, "GET /api HTTP/1.1\r\nHost: c\r\n\r\n").is_err(), "reset");
     child.kill().await.expect("killed");
+}
+
+/// The workers that live in this namespace.
+fn workers(netns: &Netns) -> Vec<i32> {
+    let here = fs::read_link(format!("/proc/{}/ns/net", netns.holder.id())).expect("it lives");
+    let processes = fs::read_dir("/proc").expect("mounted").filter_map(|entry| {
+        let pid = entry.ok()?.file_name().to_str()?.parse::<i32>().ok()?;
+        let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+        let inside = fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
+        (inside == here && line.ends_with(b"\0worker\0")).then_some(pid)
+    });
+    processes.collect()
+}
+
+#[tokio::test]
+async fn a_worker_that_dies_is_replaced_and_its_listeners_wait() {
+    let netns = Netns::new();
+    let any = netns.within(|| TcpListener::bind("0.0.0.0:0")).expect("a free port");
+    let to = SocketAddr::new(CART, any.local_addr().expect("bound").port());
+    let launch = Launch {
+        binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
+        netns: netns.fd.try_clone().expect("a copy"),
+        listeners: vec![any],
+    };
+    let (events, mut heard) = tokio::sync::mpsc::channel(16);
+    let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
+    let supervisor = tokio::spawn(supervise(launch, events, drain.clone(), stop.clone()));
+    let bytes = Bytes::from(sluice_wire::to_bytes(&snapshot(1, &shop())));
+    let mut lives = 0;
+    let mut kept = Vec::new();
+    soon("two lives", async {
+        while let Some(event) = heard.recv().await {
+            match event {
+                Event::Up(inbox) => {
+                    lives += 1;
+                    inbox.send_modify(|order| order.snapshot = Some(bytes.clone()));
+                    kept.push(inbox);
+                }
+                Event::Says(message) if message.swapped.is_some() => {
+                    let pids = workers(&netns);
+                    assert_eq!(pids.len(), 1, "one at a time");
+                    if lives == 2 {
+                        return;
+                    }
+                    let pid = rustix::process::Pid::from_raw(pids[0]).expect("a process");
+                    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+                }
+                Event::Says(_) | Event::Down => {}
+            }
+        }
+    })
+    .await;
+    let answer =
+        ask(netns.connect(CLIENT, to), "DELETE /api HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n");
+    assert!(answer.expect("an answer").starts_with("HTTP/1.1 403 "));
+    drain.cancel();
+    stop.cancel();
+    drop(heard);
+    soon("the supervisor", supervisor).await.expect("no panic");
+    assert!(workers(&netns).is_empty(), "none outlives its supervisor");
 }

@@ -41,8 +41,9 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
     let handshake = server().handshake::<_, Bytes>(io);
     let mut client = match tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(client)) => client,
-        Ok(Err(_)) => return unreadable(&proxy, &leg),
-        Err(_) => return,
+        Ok(Err(error)) if !error.is_io() => return unreadable(&proxy, &leg),
+        // The client left, or never said its SETTINGS.
+        _ => return,
     };
     let gone = CancellationToken::new();
     let connection = Arc::new(Connection { proxy, leg, upstream: OnceCell::new(), gone });

@@ -155,32 +155,32 @@ impl Client {
         self.stream.write_all(bytes.as_ref()).await.expect("the proxy reads");
     }
 
-    /// One answer with a `Content-Length`: head and body.
-    pub async fn answer(&mut self) -> String {
-        soon("an answer", async {
-            loop {
-                let text = String::from_utf8_lossy(&self.buf).into_owned();
-                if let Some(end) = text.find("\r\n\r\n") {
-                    let length = text[..end]
-                        .lines()
-                        .find_map(|line| {
-                            line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok()
-                        })
-                        .unwrap_or(0);
-                    let whole = end + 4 + length;
-                    if self.buf.len() >= whole {
-                        let rest = self.buf.split_off(whole);
-                        let answer = std::mem::replace(&mut self.buf, rest);
-                        return String::from_utf8(answer).expect("text");
-                    }
+    /// One answer with a `Content-Length`: head and body. An error if the connection ends before.
+    pub async fn try_answer(&mut self) -> std::io::Result<String> {
+        loop {
+            let text = String::from_utf8_lossy(&self.buf).into_owned();
+            if let Some(end) = text.find("\r\n\r\n") {
+                let length = text[..end]
+                    .lines()
+                    .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length: ")?.parse().ok())
+                    .unwrap_or(0);
+                let whole = end + 4 + length;
+                if self.buf.len() >= whole {
+                    let rest = self.buf.split_off(whole);
+                    let answer = std::mem::replace(&mut self.buf, rest);
+                    return Ok(String::from_utf8(answer).expect("text"));
                 }
-                let mut piece = [0; 4096];
-                let length = self.stream.read(&mut piece).await.expect("no reset");
-                assert_ne!(length, 0, "the connection ended after {text:?}");
-                self.buf.extend_from_slice(&piece[..length]);
             }
-        })
-        .await
+            let mut piece = [0; 4096];
+            match self.stream.read(&mut piece).await? {
+                0 => return Err(std::io::Error::other(format!("the connection ended after {text:?}"))),
+                length => self.buf.extend_from_slice(&piece[..length]),
+            }
+        }
+    }
+
+    pub async fn answer(&mut self) -> String {
+        soon("an answer", self.try_answer()).await.expect("an answer")
     }
 
     pub async fn ask(&mut self, request: impl AsRef<[u8]>) -> String {
