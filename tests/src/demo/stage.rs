@@ -22,6 +22,12 @@ const PODS: [(&str, &str); 5] = [
     ("node-a", "outside/legacy"),
 ];
 
+/// Who is where, for people.
+const MAP: [(&str, &str); 2] = [
+    ("node-a", "frontend · intruder · legacy (outside the dataplane)"),
+    ("node-b", "cart (HTTP on 8080, gRPC on 9090) · billing"),
+];
+
 /// The stage, set.
 #[derive(Debug)]
 pub struct Stage {
@@ -53,6 +59,10 @@ impl Stage {
             copy(&options.examples, &cluster)?;
             cluster.wait_in_force("L7NetworkPolicy")
         })?;
+        say("");
+        for (node, pods) in MAP {
+            say(&format!("  {}  {pods}", style.dim(node)));
+        }
         say("");
         Ok(Self { _peers: peers, cluster })
     }

@@ -4,9 +4,12 @@ use crate::NEEDS;
 use crate::requests::check_l4;
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
+use serde_json::Value;
+use sluice_tests::PodSpec;
 use sluice_tests::cluster::DRAINED;
 use sluice_tests::harness;
-use sluice_tests::peer::{Ask, Version, http_client, raw_client};
+use sluice_tests::peer::{Ask, Version, grpc_client, http_client, raw_client};
+use sluice_tests::proto::shop::WatchCartRequest;
 use sluice_tests::scene::{CART, Scene};
 use sluice_tests::world::{Family, eventually};
 use std::time::Duration;
@@ -17,6 +20,8 @@ pub(crate) fn tests() -> Vec<Trial> {
         harness::test("proxy killed: L3/L4 goes on, L7 is refused", NEEDS, || proxy_stopped(true)),
         harness::test("SIGTERM drains a request in flight", NEEDS, drains),
         harness::test("control stopped: what is in force stays", NEEDS, control_stopped),
+        harness::test("an address that changes hands", NEEDS, address_changes_hands),
+        harness::test("a stream ends with its permission", NEEDS, stream_is_revoked),
     ]
 }
 
@@ -120,4 +125,79 @@ fn control_stopped() -> Result<()> {
     let intruder = client.inside(|| raw_client::tcp(target, b"GET /items HTTP/1.1\r\n\r\n", 1, NEVER))?;
     ensure!(!intruder.connected, "the intruder connects: {intruder:?}");
     Ok(())
+}
+
+/// A pod goes and another gets its address: nothing of the first one's permissions stays.
+fn address_changes_hands() -> Result<()> {
+    let mut scene = Scene::start(&[], CART)?;
+    let policies: Vec<Value> = serde_saphyr::from_multiple(CART)?;
+    let before = scene.world().pod("shop/frontend").clone();
+    let target = scene.address("shop/cart", Family::V4, 8080);
+    let get = || Ask::new("GET", "/items");
+    ensure!(scene.status("shop/frontend", target, get(), SOON)? == Some(200), "it does not begin well");
+
+    scene.servers.remove(0).kill()?;
+    scene.cluster.world.delete_pod("shop/frontend")?;
+    let mut objects = scene.objects();
+    objects.extend(policies.iter().cloned());
+    scene.cluster.apply(&objects).context("without the frontend")?;
+
+    scene.cluster.world.add_pod(&PodSpec::new("n1", "shop/stranger"))?;
+    ensure!(scene.world().pod("shop/stranger").v4 == before.v4, "the address was not given again");
+    // Not known to anybody yet: an address of the pods' ranges without a pod.
+    let unknown = scene.status("shop/stranger", target, get(), NEVER)?;
+    ensure!(unknown != Some(200), "a pod that nobody knows is taken for its predecessor");
+    let mut objects = scene.objects();
+    objects.extend(policies.iter().cloned());
+    scene.cluster.apply(&objects).context("with the stranger")?;
+    let stranger = scene.status("shop/stranger", target, get(), NEVER)?;
+    ensure!(stranger != Some(200), "the stranger has its predecessor's permissions");
+    ensure!(scene.reached("shop/cart", 8080)?.1 == 1, "a request of the stranger reached the server");
+
+    scene.cluster.world.delete_pod("shop/stranger")?;
+    scene.cluster.world.add_pod(&PodSpec::new("n1", "shop/frontend"))?;
+    let mut objects = scene.objects();
+    objects.extend(policies);
+    scene.cluster.apply(&objects).context("with a new frontend")?;
+    ensure!(
+        scene.status("shop/frontend", target, get(), SOON)? == Some(200),
+        "the new frontend is not let in"
+    );
+    Ok(())
+}
+
+/// Replies of a stream that nobody closes: it ends by itself long after the test has failed.
+const ENOUGH: u32 = 1000;
+
+/// A gRPC stream that its policy no longer allows is closed, though no request comes that could be judged.
+fn stream_is_revoked() -> Result<()> {
+    let mut scene = Scene::start(&[], CART)?;
+    let target = scene.address("shop/cart", Family::V4, 9090);
+    let netns = scene.world().pod("shop/billing").netns.clone();
+    let (replied, replies) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let stream = scope.spawn(move || {
+            netns.block_on(|| async move {
+                let mut client = grpc_client::connect(target).await?;
+                let ask = WatchCartRequest { cart: "blue".to_owned(), count: ENOUGH, interval_ms: 20 };
+                let mut stream = client.watch_cart(ask).await?.into_inner();
+                loop {
+                    match stream.message().await {
+                        Ok(Some(_)) => drop(replied.send(())),
+                        Ok(None) => return anyhow::Ok(None),
+                        Err(status) => return Ok(Some(status)),
+                    }
+                }
+            })?
+        });
+        for _ in 0..5 {
+            replies.recv_timeout(SOON).context("the stream does not flow")?;
+        }
+        scene.apply(&CART.replace("[GetCart, WatchCart]", "[GetCart]"))?;
+        eventually("the stream is closed", SOON, || Ok(stream.is_finished()))?;
+        let ended = stream.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        let status = ended.context("the stream ended as if all were well")?;
+        ensure!(status.code() == tonic::Code::PermissionDenied, "{status:?}");
+        Ok(())
+    })
 }

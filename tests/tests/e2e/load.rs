@@ -21,6 +21,8 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
+/// How long a client waits for its next request.
+const IDLE: Duration = Duration::from_secs(20);
 /// A body that is larger than every buffer on its way.
 const LONG: usize = 8 * 1024 * 1024;
 /// Connections at once.
@@ -100,7 +102,8 @@ fn relabelled() -> Result<()> {
         scope.spawn(move || {
             netns.block_on(|| async move {
                 let mut connection = Connection::open(target).await?;
-                while let Some(ask) = asked.recv().await {
+                // A test that failed sends nothing more: then this ends too.
+                while let Ok(Some(ask)) = tokio::time::timeout(IDLE, asked.recv()).await {
                     let got = connection.send(&ask).await.map(|answer| answer.status);
                     answer.send(got).context("the test is over")?;
                 }

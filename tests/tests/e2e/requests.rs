@@ -27,6 +27,8 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
+/// How long a client waits for its next request.
+const IDLE: Duration = Duration::from_secs(20);
 /// Long enough for anything that must come.
 const SOON: Duration = Duration::from_secs(5);
 /// Long enough for what must not come: a second SYN goes out after a second.
@@ -212,7 +214,8 @@ fn live_change() -> Result<()> {
         scope.spawn(move || {
             netns.block_on(|| async move {
                 let mut connection = Connection::open(target).await?;
-                while let Some(ask) = asked.recv().await {
+                // A test that failed sends nothing more: then this ends too.
+                while let Ok(Some(ask)) = tokio::time::timeout(IDLE, asked.recv()).await {
                     let got = connection.send(&ask).await.map(|answer| answer.status);
                     answer.send(got).context("the test is over")?;
                 }
