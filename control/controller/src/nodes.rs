@@ -27,6 +27,8 @@ pub struct Node {
     offered: Instant,
     ack: Option<pb::Ack>,
     took: Duration,
+    /// Why its newest snapshot is not sent; what it was sent last is older than the manifests then.
+    withheld: Option<String>,
     /// Flow records received from it.
     pub records: u64,
     /// Flow records that it had to drop.
@@ -46,6 +48,12 @@ impl Node {
         self.newest.borrow().as_ref().map_or(0, |snapshot| snapshot.generation)
     }
 
+    /// Why it is not sent what it should have.
+    #[must_use]
+    pub fn withheld(&self) -> Option<&str> {
+        self.withheld.as_deref()
+    }
+
     /// Its last word.
     #[must_use]
     pub const fn ack(&self) -> Option<&pb::Ack> {
@@ -58,6 +66,7 @@ impl Node {
         let published = self.published();
         published > 0
             && self.is_connected()
+            && self.withheld.is_none()
             && self.ack.as_ref().is_some_and(|ack| {
                 ack.generation == published
                     && ack.applied
@@ -114,6 +123,7 @@ impl Nodes {
             offered: now,
             ack: None,
             took: Duration::ZERO,
+            withheld: None,
             records: 0,
             dropped: 0,
         });
@@ -154,7 +164,11 @@ impl Nodes {
     pub fn publish(&mut self, snapshots: Vec<(String, pb::Snapshot)>, now: Instant) -> usize {
         let (mut first, mut changed) = (Vec::new(), Vec::new());
         for (name, mut snapshot) in snapshots {
-            let Some(node) = self.nodes.get(&name) else { continue };
+            let Some(node) = self.nodes.get_mut(&name) else { continue };
+            node.withheld = sluice_wire::fits(&snapshot).err();
+            if node.withheld.is_some() {
+                continue;
+            }
             let last = node.newest.borrow().clone();
             match last {
                 None => first.push((name, snapshot)),
@@ -276,6 +290,25 @@ mod tests {
         assert_eq!(nodes.announcement(), None, "said once");
         nodes.leave("b", 2);
         assert!(nodes.is_in_force(), "a node that is gone holds nobody up");
+    }
+
+    #[test]
+    fn what_no_node_takes_is_withheld_and_is_not_in_force() {
+        let (mut nodes, a, _b, now) = two();
+        nodes.leave("b", 2);
+        nodes.publish(vec![("a".to_owned(), snapshot(1))], now);
+        nodes.acked("a", 1, applied(7), now);
+        assert!(nodes.is_in_force());
+        let name = "n".repeat(sluice_wire::limits::MESSAGE_BYTES);
+        let policy = pb::Policy { name, ..pb::Policy::default() };
+        let large = pb::Snapshot { policies: vec![policy], ..pb::Snapshot::default() };
+        assert_eq!(nodes.publish(vec![("a".to_owned(), large)], now), 0);
+        assert_eq!(a.borrow().as_ref().map(|s| s.generation), Some(7));
+        assert!(!nodes.is_in_force(), "what is in force is older than the manifests");
+        let said = nodes.get_mut("a").and_then(|node| node.withheld().map(str::to_owned));
+        assert!(said.is_some_and(|said| said.contains("bytes")));
+        nodes.publish(vec![("a".to_owned(), snapshot(1))], now);
+        assert!(nodes.is_in_force(), "back to what the node has");
     }
 
     #[test]

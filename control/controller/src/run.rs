@@ -163,7 +163,13 @@ impl Controller {
             names.into_iter().map(one).collect::<Vec<(String, pb::Snapshot)>>()
         };
         let Some(snapshots) = blocking(compile).await else { return 0 };
-        self.nodes.publish(snapshots, Instant::now())
+        let changed = self.nodes.publish(snapshots, Instant::now());
+        for (name, node) in self.nodes.iter() {
+            if let Some(reason) = node.withheld() {
+                tracing::error!("node {name} is not sent its new state and keeps what it has: {reason}");
+            }
+        }
+        changed
     }
 
     async fn take(&mut self, event: Event) {

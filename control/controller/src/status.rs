@@ -34,6 +34,7 @@ fn node_status(node: &Node) -> Value {
         "published": node.published(),
         "acked": ack.filter(|ack| ack.applied).map(|ack| ack.generation),
         "inForce": node.is_in_force(),
+        "withheld": node.withheld(),
         "rejected": ack.map(|ack| ack.rejected.as_str()).filter(|reason| !reason.is_empty()),
         "attached": ack.map_or(&[][..], |ack| &ack.attached),
         "missing": missing,

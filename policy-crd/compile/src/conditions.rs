@@ -11,6 +11,17 @@ use sluice_crd::{
 use sluice_policy::{Conditions, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, PathMatch, Regex};
 use std::sync::Arc;
 
+/// Alternatives of one list: every request to the port may be compared with all of them.
+const MAX_MATCHES: usize = 256;
+/// Methods of one alternative: more than are registered with IANA.
+const MAX_METHODS: usize = 64;
+/// Headers of one alternative.
+const MAX_HEADERS: usize = 32;
+/// Longest path, header value, method or service: longer ones are rare in requests and refused by many servers.
+const MAX_VALUE: usize = 4096;
+/// Regular expressions of one policy: each costs every node memory, and the node has a bound for all.
+const MAX_REGEXES: usize = 128;
+
 /// Conditions, lowered.
 pub(crate) enum Lowered {
     /// The rule has none.
@@ -98,6 +109,10 @@ fn each<T>(
         report.error(path, "an empty list matches nothing", "remove it, or write what must be said");
         doubt.bad = true;
     }
+    if exceeds(items.len(), MAX_MATCHES, path, report) {
+        doubt.bad = true;
+        return;
+    }
     for (index, item) in items.iter().enumerate() {
         let path = format!("{path}[{index}]");
         match item {
@@ -109,6 +124,23 @@ fn each<T>(
             Part::Absent | Part::Bad => doubt.bad = true,
         }
     }
+}
+
+/// Whether a list is too long; the problem is told.
+fn exceeds(len: usize, most: usize, path: &str, report: &mut Report<'_>) -> bool {
+    if len > most {
+        report.error(path, format!("{len} items, at most {most} are taken"), "write several rules");
+    }
+    len > most
+}
+
+/// Whether a text is too long; the problem is told.
+fn too_long(text: &str, path: &str, report: &mut Report<'_>) -> bool {
+    let len = text.len();
+    if len > MAX_VALUE {
+        report.error(path, format!("{len} bytes, at most {MAX_VALUE} are taken"), "write less");
+    }
+    len > MAX_VALUE
 }
 
 fn http(item: &HttpRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>) -> HttpMatch {
@@ -133,7 +165,10 @@ fn http(item: &HttpRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>)
         lowered
     });
     let mut headers = Vec::new();
-    for (index, given) in item.headers.iter().flatten().enumerate() {
+    let given = item.headers.as_deref().unwrap_or_default();
+    let all = !exceeds(given.len(), MAX_HEADERS, &format!("{path}.headers"), report);
+    doubt.widened |= !all;
+    for (index, given) in given.iter().enumerate().filter(|_| all) {
         match header(given, &format!("{path}.headers[{index}]"), report) {
             Some(header) => headers.push(header),
             None => doubt.widened = true,
@@ -154,13 +189,15 @@ fn methods(
     report: &mut Report<'_>,
 ) -> Vec<Arc<str>> {
     let Some(given) = given else { return Vec::new() };
-    let mut sound = !given.is_empty();
+    let mut sound = !given.is_empty() && !exceeds(given.len(), MAX_METHODS, path, report);
     if given.is_empty() {
         report.error(path, "an empty list names no method", "remove it to mean every method");
     }
-    for (index, method) in given.iter().enumerate() {
+    for (index, method) in given.iter().take(MAX_METHODS).enumerate() {
         let path = format!("{path}[{index}]");
-        if !is_token(method) {
+        if too_long(method, &path, report) {
+            sound = false;
+        } else if !is_token(method) {
             report.error(&path, format!("\"{}\" is no method", method.escape_debug()), "write one, as GET");
             sound = false;
         } else if method.chars().any(|c| c.is_ascii_lowercase()) {
@@ -178,6 +215,9 @@ fn path_condition(given: &StringMatch, path: &str, report: &mut Report<'_>) -> O
     let value = given.value.as_str();
     if given.kind == StringMatchType::RegularExpression {
         return regex(value, &at, report).map(PathMatch::Regex);
+    }
+    if too_long(value, &at, report) {
+        return None;
     }
     let any = given.kind == StringMatchType::Exact && value == "*";
     if !value.starts_with('/') && !any {
@@ -208,6 +248,12 @@ fn path_condition(given: &StringMatch, path: &str, report: &mut Report<'_>) -> O
 }
 
 fn regex(value: &str, path: &str, report: &mut Report<'_>) -> Option<Regex> {
+    report.regexes += 1;
+    if report.regexes > MAX_REGEXES {
+        let reason = format!("more than {MAX_REGEXES} regular expressions in one policy");
+        report.error(path, reason, "write several policies, or Exact and PathPrefix");
+        return None;
+    }
     match Regex::new(value) {
         Ok(regex) => Some(regex),
         Err(reason) => {
@@ -229,6 +275,10 @@ fn header(given: &HeaderGiven, path: &str, report: &mut Report<'_>) -> Option<He
         return None;
     }
     let at = format!("{path}.value");
+    let value = given.value.as_deref().unwrap_or_default();
+    if too_long(&given.name, &format!("{path}.name"), report) || too_long(value, &at, report) {
+        return None;
+    }
     let test = match (given.kind, &given.value) {
         (HeaderMatchType::Exact, Some(value)) => HeaderTest::Exact(value.as_str().into()),
         (HeaderMatchType::RegularExpression, Some(value)) => HeaderTest::Regex(regex(value, &at, report)?),
@@ -254,14 +304,22 @@ fn grpc(item: &GrpcRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>)
         doubt.bad = true;
         return None;
     }
+    if too_long(&item.service, &format!("{path}.service"), report) {
+        doubt.bad = true;
+        return None;
+    }
     let mut methods = Vec::new();
     if let Some(given) = &item.methods {
-        let sound = !given.is_empty() && given.iter().all(|method| word(method));
+        let at = format!("{path}.methods");
+        let few = !exceeds(given.len(), MAX_METHODS, &at, report);
+        let fits = |method: &String| word(method) && method.len() <= MAX_VALUE;
+        let sound = few && !given.is_empty() && given.iter().all(fits);
         if sound {
             methods = given.iter().map(|method| method.as_str().into()).collect();
         } else {
-            let at = format!("{path}.methods");
-            report.error(&at, "no list of method names", "write them as GetCart; remove it to mean all");
+            if few {
+                report.error(&at, "no list of method names", "write them as GetCart; remove it to mean all");
+            }
             doubt.widened = true;
         }
     }

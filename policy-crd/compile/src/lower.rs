@@ -62,6 +62,8 @@ pub(crate) struct Report<'a> {
     /// What an error costs, for the reason.
     pub(crate) effect: &'static str,
     pub(crate) errors: usize,
+    /// Regular expressions so far.
+    pub(crate) regexes: usize,
 }
 
 impl Report<'_> {
@@ -88,6 +90,7 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
         problems,
         effect: "the policy selects its whole namespace and grants nothing",
         errors: 0,
+        regexes: 0,
     };
     let mut sound = object.sound;
     let selector = match &object.pod_selector {

@@ -41,6 +41,24 @@ pub fn feed_server<T: Feed>(feed: T) -> FeedServer<T> {
     FeedServer::new(feed).max_decoding_message_size(limits::FROM_NODE_BYTES)
 }
 
+/// Whether the message is one that a node takes by its size; gRPC would refuse it without a word to the sender.
+///
+/// # Errors
+/// How large it is, and what to do.
+pub fn fits(snapshot: &pb::Snapshot) -> Result<(), String> {
+    let bytes = prost::Message::encoded_len(snapshot);
+    if bytes <= limits::MESSAGE_BYTES - ENVELOPE {
+        return Ok(());
+    }
+    Err(format!(
+        "the snapshot has {bytes} bytes and a node takes {}: fewer policies, or fewer pods per policy",
+        limits::MESSAGE_BYTES - ENVELOPE
+    ))
+}
+
+/// What [`to_node`] and a file's head add to a snapshot.
+const ENVELOPE: usize = 64;
+
 /// The message that carries a snapshot to a node.
 #[must_use]
 pub fn to_node(snapshot: pb::Snapshot) -> pb::ToNode {

@@ -1,4 +1,7 @@
-//! The sizes that a message may have. Each is far above what a node needs and far below what would hurt it.
+//! The sizes that a message may have. Each is far above what a node needs and below what would hurt it.
+//!
+//! What one object may say is bounded where it is lowered, with a problem on that object. A limit here that a
+//! single object could reach would let it keep a whole node from its next snapshot.
 
 /// One message from control. A node of 250 pods among 100,000 others takes some 20 MB.
 pub const MESSAGE_BYTES: usize = 64 << 20;
@@ -9,7 +12,7 @@ pub const POLICIES: usize = 1 << 16;
 /// Peer classes: the kernel's rows multiply with them.
 pub const CLASSES: usize = 1 << 16;
 /// CIDRs noted on a class, for people.
-pub const CLASS_CIDRS: usize = 1 << 10;
+pub const CLASS_CIDRS: usize = 1 << 16;
 /// Prefixes of the address table: the kernel's map holds no more.
 pub const ADDRESSES: usize = 1 << 18;
 /// Pods that telemetry can name.
@@ -22,23 +25,24 @@ pub const POD_ADDRESSES: usize = 64;
 pub const RULES: usize = 1 << 16;
 /// Isolations of one layer.
 pub const ISOLATIONS: usize = 1 << 16;
-/// Scopes of one rule: one per peer and number of a named port.
-pub const SCOPES: usize = 1 << 12;
+/// Scopes of one rule: one for each number that its named ports have somewhere.
+pub const SCOPES: usize = 1 << 18;
 /// Port ranges of one scope or isolation.
-pub const RANGES: usize = 1 << 10;
+pub const RANGES: usize = 1 << 16;
 /// Distinct conditions.
 pub const CONDITIONS: usize = 1 << 16;
 /// Matches of one list of conditions.
-pub const MATCHES: usize = 1 << 10;
+pub const MATCHES: usize = 1 << 12;
 /// Methods of one match.
-pub const METHODS: usize = 1 << 8;
+pub const METHODS: usize = 1 << 10;
 /// Headers of one match.
-pub const HEADERS: usize = 1 << 6;
+pub const HEADERS: usize = 1 << 8;
 /// Distinct regular expressions. Each may take `sluice_policy::regex::REGEX_SIZE_LIMIT` bytes and milliseconds.
-pub const REGEXES: usize = 1 << 12;
-/// Names of objects, nodes, service accounts, rules: Kubernetes has 253, our places like `ingress[12]` add some.
-pub const NAME_BYTES: usize = 1 << 10;
+pub const REGEXES: usize = 1 << 14;
+/// Names of objects, nodes, service accounts, rules. Kubernetes has 253 bytes; a directory of manifests has no API
+/// server that says so.
+pub const NAME_BYTES: usize = 1 << 16;
 /// The canonical form of an identity: labels with their values.
-pub const IDENTITY_BYTES: usize = 1 << 16;
+pub const IDENTITY_BYTES: usize = 1 << 24;
 /// A method, a path, a header's value, a regular expression.
-pub const TEXT_BYTES: usize = 1 << 13;
+pub const TEXT_BYTES: usize = 1 << 16;
