@@ -11,7 +11,7 @@ pub mod table;
 use crate::cluster;
 use crate::demo::stage::Stage;
 use crate::demo::table::Style;
-use crate::world::{Family, World, take_down_all};
+use crate::world::{Family, World, take_down_all, yield_to_signal};
 use anyhow::{Context, Result, bail};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -106,6 +106,7 @@ fn wait_for_signal(world: &World) -> Result<()> {
 /// One line of output. A reader that went away takes the world down with the process.
 pub(crate) fn say(line: &str) {
     use std::io::Write;
+    yield_to_signal();
     let mut out = std::io::stdout().lock();
     if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
         drop(out);

@@ -11,7 +11,7 @@ mod process;
 mod spec;
 mod state;
 
-pub use cleanup::{STATE_DIR, install_signal_handler, sweep, take_down_all};
+pub use cleanup::{STATE_DIR, install_signal_handler, sweep, take_down_all, yield_to_signal};
 pub use netns::{NETNS_DIR, Netns};
 pub use process::{Process, binary, eventually};
 pub use spec::{Attach, Family, MAX_NODES, MAX_PODS, NodeSpec, OutsideSpec, PodSpec};

@@ -2,7 +2,7 @@
 
 use clap::Parser;
 use sluice_tests::demo::{self, Options, table::Style};
-use sluice_tests::world::{install_signal_handler, take_down_all};
+use sluice_tests::world::{install_signal_handler, take_down_all, yield_to_signal};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +35,7 @@ fn main() -> ExitCode {
         style: Style { colour },
     };
     let played = demo::run(&options);
+    yield_to_signal();
     take_down_all();
     match played {
         Ok(true) => ExitCode::SUCCESS,

@@ -16,8 +16,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// Seconds that a connection which is refused in silence is waited for, as curl takes them.
-const CONNECT_SECONDS: &str = "1.3";
+/// How long a connection that is refused in silence is waited for: a second SYN goes out after one second.
+const NO_CONNECTION: Duration = Duration::from_millis(1300);
+/// How long anything that must come is waited for.
+const ANSWER: Duration = Duration::from_secs(5);
 /// The same for datagrams.
 const DATAGRAM: Duration = Duration::from_millis(500);
 /// Streams sent at once on one HTTP/2 connection.
@@ -148,8 +150,8 @@ fn play_one(stage: &Stage, row: &Row) -> Result<Line> {
         Client::Tonic => tonic(row, from, target)?,
         Client::KeepAlive => keep_alive(row, from, target)?,
         Client::Streams => streams(row, from, target)?,
-        Client::Datagram => datagram(from, target)?,
-        Client::Ping => ping(from, target)?,
+        Client::Datagram => datagram(row, from, target)?,
+        Client::Ping => ping(row, from, target)?,
     };
     let Decided { by, more, told } = decided(stage, row, &judged, from, target, &mark);
     let good = honest && told && judged.outcome == row.expect && passed == (row.expect != Expect::Deny);
@@ -165,6 +167,11 @@ fn play_one(stage: &Stage, row: &Row) -> Result<Line> {
 }
 
 impl Row {
+    /// How long an answer is waited for; `silence` where none must come.
+    fn patience(&self, silence: Duration) -> Duration {
+        if self.expect == Expect::Deny { silence } else { ANSWER }
+    }
+
     /// Whether some of its requests are denied.
     const fn mixed(&self) -> bool {
         matches!(self.client, Client::KeepAlive | Client::Streams)
@@ -222,8 +229,9 @@ type Got = (String, bool, bool);
 
 fn curl(row: &Row, from: &Pod, target: SocketAddr, more: &[&str]) -> Result<Got> {
     let url = format!("http://{target}{}", row.path);
+    let seconds = row.patience(NO_CONNECTION).as_secs_f64().to_string();
     let mut arguments =
-        vec!["curl", "-sS", "--path-as-is", "-w", "\n%{http_code}", "--connect-timeout", CONNECT_SECONDS];
+        vec!["curl", "-sS", "--path-as-is", "-w", "\n%{http_code}", "--connect-timeout", &seconds];
     arguments.extend(["--max-time", "5"]);
     arguments.extend(more);
     let header = row.header.map(|(name, value)| format!("{name}: {value}"));
@@ -253,7 +261,7 @@ fn curl(row: &Row, from: &Pod, target: SocketAddr, more: &[&str]) -> Result<Got>
 
 fn tonic(row: &Row, from: &Pod, target: SocketAddr) -> Result<Got> {
     let outcome = from.netns.block_on(|| async {
-        let connect = tokio::time::timeout(Duration::from_millis(1300), grpc_client::connect(target));
+        let connect = tokio::time::timeout(row.patience(NO_CONNECTION), grpc_client::connect(target));
         let Ok(Ok(mut client)) = connect.await else { return Ok(None) };
         grpc_client::call(&mut client, row.path, "blue", 3).await.map(Some)
     })??;
@@ -291,13 +299,13 @@ fn streams(row: &Row, from: &Pod, target: SocketAddr) -> Result<Got> {
     Ok((format!("{}×200 {}×403", count(200), count(403)), right, true))
 }
 
-fn datagram(from: &Pod, target: SocketAddr) -> Result<Got> {
-    let answer = from.netns.inside(|| raw_client::udp(target, PAYLOAD, DATAGRAM))??;
+fn datagram(row: &Row, from: &Pod, target: SocketAddr) -> Result<Got> {
+    let answer = from.netns.inside(|| raw_client::udp(target, PAYLOAD, row.patience(DATAGRAM)))??;
     Ok(echoed(&answer.received))
 }
 
-fn ping(from: &Pod, target: SocketAddr) -> Result<Got> {
-    let answer = from.netns.inside(|| raw_client::icmp(target.ip(), DATAGRAM))??;
+fn ping(row: &Row, from: &Pod, target: SocketAddr) -> Result<Got> {
+    let answer = from.netns.inside(|| raw_client::icmp(target.ip(), row.patience(DATAGRAM)))??;
     Ok(echoed(&answer.received))
 }
 

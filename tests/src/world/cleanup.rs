@@ -12,6 +12,7 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ const KILL_DEADLINE: Duration = Duration::from_secs(5);
 /// Processes that appear while others are killed are looked for this often.
 const KILL_ROUNDS: usize = 3;
 
+/// A signal came: everything is being taken down.
+static GOING: AtomicBool = AtomicBool::new(false);
 /// The prefixes of the worlds of this process that are up.
 static UP: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
@@ -145,8 +148,16 @@ fn watch_signals() {
         })
     });
     if let Some(number) = number {
+        GOING.store(true, Ordering::SeqCst);
         take_down_all();
         std::process::exit(128 + number);
+    }
+}
+
+/// If a signal is taking this process down, waits for its end: what fails meanwhile is not worth a word.
+pub fn yield_to_signal() {
+    while GOING.load(Ordering::SeqCst) {
+        std::thread::park();
     }
 }
 
