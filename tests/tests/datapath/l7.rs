@@ -282,7 +282,7 @@ fn strict_rp_filter() -> Result<()> {
 
 fn many() -> Result<()> {
     const CONNECTIONS: usize = 60;
-    const BULK: usize = 400;
+    const BULK: usize = 16 * 1024 * 1024;
     let mut rig = Rig::routed()?;
     rig.apply(&[
         egress("a/client", "b/remote", tcp(80, 80)).l7(),
@@ -298,8 +298,7 @@ fn many() -> Result<()> {
         for (number, connection) in open.iter_mut().enumerate() {
             connection.echo(&format!("line {number}"), SOON)?;
         }
-        let line = "x".repeat(64 * 1024);
-        (0..BULK / CONNECTIONS.min(BULK)).try_for_each(|_| open[0].echo(&line, SOON))
+        open[0].bulk(BULK)
     };
     rig.explain((|| {
         for family in Family::BOTH {
