@@ -77,10 +77,18 @@ pub(crate) fn command(name: &str, command: &mut Command) -> anyhow::Result<()> {
     step(name, |watch| {
         let (lines, good) = stream(command, |line| watch.line(name, line))?;
         if !good {
-            bail!("{}\n`{}` failed", lines.join("\n"), shown(command));
+            bail!("{}\n`{}` failed", telling(&lines), shown(command));
         }
         Ok(())
     })
+}
+
+/// What a failed command said, without cargo's messages for programs and its progress.
+pub(crate) fn telling(lines: &[String]) -> String {
+    const PROGRESS: [&str; 7] =
+        ["Compiling ", "Checking ", "Blocking ", "Downloading ", "Downloaded ", "Fresh ", "{\"reason\""];
+    let says = |line: &&String| !PROGRESS.iter().any(|word| line.trim_start().starts_with(word));
+    lines.iter().filter(says).map(String::as_str).collect::<Vec<_>>().join("\n")
 }
 
 /// Becomes the command: terminal, signals and exit code are its own. Returns only if it does not start.
