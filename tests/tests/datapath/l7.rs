@@ -195,7 +195,7 @@ fn translated() -> Result<()> {
     };
     let service = egress("a/client", "world", tcp(80, 80)).l7();
     let closed_server = closed("a/server", Direction::Egress);
-    through(&mut rig, &[service.clone()], far, 1)?;
+    through(&mut rig, std::slice::from_ref(&service), far, 1)?;
     through(&mut rig, &[service.clone(), closed("a/client", Direction::Ingress)], local, 1)?;
     // The server's own rules hold, whatever name it was asked by.
     let allow = ingress("a/server", "a/client", tcp(80, 80));
