@@ -81,9 +81,7 @@ fn build(place: &Place, workspace: &Workspace, part: Option<Part>) -> anyhow::Re
             binaries.extend(workspace.test_binary(line));
         })?;
         if !good {
-            let shown: Vec<String> =
-                lines.into_iter().filter(|line| !line.starts_with("{\"reason\"")).collect();
-            bail!("{}\n`{}` failed", shown.join("\n"), step::shown(&command));
+            bail!("{}\n`{}` failed", step::telling(&lines), step::shown(&command));
         }
         binaries.sort_by(|a, b| (&a.package, &a.source).cmp(&(&b.package, &b.source)));
         Ok(binaries)
