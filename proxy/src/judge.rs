@@ -44,27 +44,38 @@ pub struct Said {
 }
 
 impl Said {
-    /// Judges the request by this snapshot.
+    /// Judges the request by this snapshot. If it may pass: with the path that must go on in place of the one sent,
+    /// where the two differ and a path was judged. An allow with a path condition matches the normalised path, so
+    /// the server must see no other; and since another rule may have matched the bytes as sent (gRPC routes by
+    /// them), what goes on has to be allowed itself.
     #[must_use]
-    pub fn judge(&self, view: &View, leg: &Leg) -> Verdict {
+    pub fn judge(&self, view: &View, leg: &Leg) -> (Verdict, Option<String>) {
+        let verdict = self.ask(view, leg, &self.path);
+        if verdict.decision() == Decision::Deny {
+            return (verdict, None);
+        }
+        let path = Path::new(&self.path);
+        let Some(rewritten) = path.rewritten().filter(|_| path_matters(view, leg)) else {
+            return (verdict, None);
+        };
+        let again = self.ask(view, leg, rewritten);
+        match again.decision() {
+            Decision::Deny => (again, None),
+            Decision::Allow => (verdict, Some(rewritten.to_owned())),
+        }
+    }
+
+    fn ask(&self, view: &View, leg: &Leg, path: &str) -> Verdict {
         let headers: Vec<(&str, &[u8])> =
             self.headers.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
         let request = Request {
             version: self.version,
             method: &self.method,
-            path: Path::new(&self.path),
+            path: Path::new(path),
             host: self.host.as_deref(),
             headers: &headers,
         };
         ask(view, leg, Facts::Request(&request))
-    }
-
-    /// The path that must go on in place of the one sent, if the two differ and a path was judged: an allow with a
-    /// path condition matches the normalised path, so the server must see no other.
-    #[must_use]
-    pub fn rewritten(&self, view: &View, leg: &Leg) -> Option<String> {
-        let path = Path::new(&self.path);
-        path.rewritten().filter(|_| path_matters(view, leg)).map(str::to_owned)
     }
 
     /// Whether the request is gRPC by its content type: how a refusal is worded, never whether.

@@ -128,7 +128,7 @@ impl State {
             for flow in flows {
                 let verdict = match &flow.said {
                     Said::Raw => judge::unknown(&view, &flow.leg),
-                    Said::Request(said) => said.judge(&view, &flow.leg),
+                    Said::Request(said) => said.judge(&view, &flow.leg).0,
                 };
                 if verdict.decision() == Decision::Deny && flow.revoked.set(verdict).is_ok() {
                     flow.token.cancel();

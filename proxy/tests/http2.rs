@@ -287,6 +287,27 @@ async fn an_authority_that_is_not_the_host_is_refused() {
     soon("an answer", rewritten).await.expect("an answer");
 }
 
+/// A gRPC rule matches the bytes as sent, a path rule makes them be rewritten: together they must open nothing.
+#[tokio::test]
+async fn what_goes_on_is_allowed_itself() {
+    let (at, mut served, _called) = server().await;
+    let mut rules = shop();
+    rules.grpc[0].methods.clear();
+    let world = World::start(&rules, at).await;
+    let client = connect(&world).await;
+    for method in ["..", ".", "%2e%2e", "x/../../other.v1.Admin/Delete"] {
+        let (refused, _) = send(&client, grpc(method), true).await;
+        let refused = soon("an answer", refused).await.expect("an answer");
+        assert_eq!(refused.headers()["grpc-status"], "7", "{method}");
+    }
+    let (allowed, _) = send(&client, grpc("Any%4Dethod"), true).await;
+    let mut stream = soon("the stream", served.recv()).await.expect("a stream");
+    assert_eq!(stream.request.uri().path(), "/shop.v1.Cart/AnyMethod");
+    answer(&mut stream, 200).send_data(Bytes::new(), true).expect("sent");
+    soon("an answer", allowed).await.expect("an answer");
+    assert!(served.try_recv().is_err(), "no other stream came");
+}
+
 #[tokio::test]
 async fn a_server_that_is_not_there_or_speaks_no_http2_is_said_so() {
     let closed = TcpListener::bind("127.0.0.3:0").await.expect("a port").local_addr().expect("bound");

@@ -32,8 +32,9 @@ use tokio::time::Instant;
 /// How long the rows wait for a worker to swap. One that is being started must not hold up L3/L4.
 const WORKER_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How soon rows are tried again that failed, or lacked an endpoint: a pod's veth may come after its snapshot.
-const RETRY: Duration = Duration::from_millis(500);
+/// How soon rows are tried again that failed, or lacked an endpoint, and how late at most: a pod's veth may come after
+/// its snapshot, but one that never comes must not keep the node busy.
+const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 
 /// The slack for a worker that is told to drain, beyond its own bound.
 const DRAIN_SLACK: Duration = Duration::from_secs(2);
@@ -47,8 +48,18 @@ struct Target {
     applied: Option<Applied>,
     /// When the rows are to be done, whatever the worker says.
     due: Option<Instant>,
+    /// The wait before the next try.
+    retry: Duration,
     /// The last ack, so that the same news is not told twice.
     told: Option<pb::Ack>,
+}
+
+impl Target {
+    /// Rows are tried again, later each time.
+    fn again(&mut self) {
+        self.due = Some(Instant::now() + self.retry);
+        self.retry = (self.retry * 2).min(RETRY.1);
+    }
 }
 
 /// See the module.
@@ -132,6 +143,7 @@ impl Engine {
             swapped: false,
             applied: None,
             due: Some(Instant::now() + if self.worker.is_some() { WORKER_PATIENCE } else { Duration::ZERO }),
+            retry: RETRY.0,
             told: None,
         });
         self.tell_worker();
@@ -219,7 +231,7 @@ impl Engine {
             Ok(applied) => {
                 let first = target.applied.is_none();
                 if !applied.missing.is_empty() {
-                    target.due = Some(Instant::now() + RETRY);
+                    target.again();
                 }
                 target.applied = Some(applied);
                 if first {
@@ -228,7 +240,7 @@ impl Engine {
                 self.acknowledge();
             }
             Err(reason) => {
-                target.due = Some(Instant::now() + RETRY);
+                target.again();
                 let generation = target.snapshot.generation;
                 let ack = pb::Ack { generation, rejected: reason, ..pb::Ack::default() };
                 self.tell(ack);

@@ -159,7 +159,7 @@ impl Connection {
             Record::begin(&view, &self.client.leg, if head.minor == 0 { "http/1.0" } else { "http/1.1" });
         describe(&mut record, &said);
         let span = self.span(head, &mut record);
-        let verdict = self.verdict(head, &said, &view);
+        let (verdict, path) = self.verdict(head, &said, &view);
         record.judged(&verdict);
         if verdict.decision() == Decision::Deny {
             return self.deny(head, &verdict, record).await;
@@ -173,19 +173,18 @@ impl Connection {
             self.answer(refusal, close, head.method == "HEAD", record).await;
             return if close { Step::Close } else { self.discard(head).await };
         }
-        let changes = Changes { path: said.rewritten(&view, &self.client.leg), traceparent: span };
+        let changes = Changes { path, traceparent: span };
         self.exchange(head, &changes, &flow, record).await
     }
 
     /// CONNECT and upgrades turn the connection into something that is not judged by request: refused, but where
     /// raw bytes may pass anyway.
-    fn verdict(&self, head: &RequestHead, said: &judge::Said, view: &View) -> Verdict {
-        let verdict = said.judge(view, &self.client.leg);
-        if !matters_raw(head) || verdict.decision() == Decision::Deny {
-            return verdict;
+    fn verdict(&self, head: &RequestHead, said: &judge::Said, view: &View) -> (Verdict, Option<String>) {
+        let (verdict, path) = said.judge(view, &self.client.leg);
+        if !matters_raw(head) || verdict.decision() == Decision::Deny || self.fails_open() {
+            return (verdict, path);
         }
-        let raw = judge::unknown(view, &self.client.leg);
-        if raw.decision() == Decision::Allow { verdict } else { judge::refuse(Reason::NoRuleMatched) }
+        (judge::refuse(Reason::NoRuleMatched), None)
     }
 
     /// The span of the request, if it gets one; returns the `traceparent` that goes on.

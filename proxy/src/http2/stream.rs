@@ -48,7 +48,7 @@ pub(super) async fn serve(
         refuse(&mut respond, refusal, grpc, to_head, &mut record);
         return proxy.records.finish(record);
     }
-    let mut verdict = said.judge(&view, &connection.leg);
+    let (mut verdict, path) = said.judge(&view, &connection.leg);
     // A tunnel in a stream is not judged by request; nothing here opens one.
     if parts.method == http::Method::CONNECT && verdict.decision() == Decision::Allow {
         verdict = judge::refuse(Reason::NoRuleMatched);
@@ -58,7 +58,7 @@ pub(super) async fn serve(
         refuse(&mut respond, Refusal::Denied(verdict.deciding().reason), grpc, to_head, &mut record);
         return proxy.records.finish(record);
     }
-    if let Some(path) = said.rewritten(&view, &connection.leg) {
+    if let Some(path) = path {
         set_path(&mut parts, &path);
     }
     if let Some(value) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
