@@ -37,8 +37,11 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), SetupError> 
     for path in Pins::list(&pins.links())? {
         let known = HOOKS.iter().find(|(hook, _)| parse(&path).is_some_and(|(_, name)| name == *hook));
         let Some((hook, _)) = known else { continue };
-        if replace(classifier(ebpf, hook)?, &path).is_err() {
-            bpffs::remove_file(&path)?;
+        match replace(classifier(ebpf, hook)?, &path) {
+            Ok(()) => {}
+            Err(error) if is_gone(&*error) => bpffs::remove_file(&path)?,
+            // The endpoint keeps the program it has: to let the link go would let the endpoint go.
+            Err(error) => return Err(attach_error(hook, &path.display().to_string(), &error)),
         }
     }
     Ok(())
@@ -83,6 +86,19 @@ fn replace(classifier: &mut SchedClassifier, path: &Path) -> Result<(), Box<dyn 
     // The pin keeps it; this process need not.
     drop(classifier.take_link(id)?);
     Ok(())
+}
+
+/// Whether a link cannot be given a program because its device is gone.
+fn is_gone(error: &(dyn std::error::Error + 'static)) -> bool {
+    let no_link = Some(rustix::io::Errno::NOLINK.raw_os_error());
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.raw_os_error() == no_link) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Whether the kernel says that this very program is attached.

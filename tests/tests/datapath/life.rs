@@ -224,9 +224,16 @@ fn take_over() -> Result<()> {
     rig.apply(&governed())?;
     let _servers = servers(&rig)?;
     let mut flow = Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", Family::V4, 81))?;
+    rig.world.add_pod(&PodSpec::new("n1", "a/late"))?;
+    rig.apply(&governed())?;
+    let links = rig.config("n1").bpffs.join("v1/links");
+    let pinned = || -> Result<usize> { Ok(std::fs::read_dir(&links)?.count()) };
+    ensure!(pinned()? == 8, "two hooks on each of four pods: {}", pinned()?);
     let counted = rig.counters()?;
     drop(rig.take("n1"));
+    rig.world.delete_pod("a/late")?;
     rig.open("n1")?;
+    ensure!(pinned()? == 6, "the hooks of a pod that went meanwhile are left: {}", pinned()?);
     ensure!(
         rig.counters()?.get(Counter::Allowed) >= counted.get(Counter::Allowed),
         "the counters began anew"
