@@ -9,7 +9,7 @@ use common::{Ask, load};
 use serde_json::{Map, Value, json};
 use sluice_compile::Rollout;
 use sluice_compile::query::Cluster;
-use sluice_crd::Severity;
+use sluice_crd::{Problem, Severity};
 use sluice_policy::Decision;
 
 /// The world: pods of two namespaces.
@@ -198,28 +198,71 @@ fn twice(value: &Value, path: &[String]) -> String {
     if value.is_object() { format!("{{{inner}}}") } else { format!("[{inner}]") }
 }
 
+/// The verdicts with the policy given as text, and what was wrong with the text.
+fn judge_text(text: &str) -> (Vec<Decision>, Vec<Problem>) {
+    let mut loaded = sluice_crd::load_str("policy.json", text);
+    let mut objects = world();
+    objects.push(open_door());
+    let rest = sluice_crd::load_value(&objects).objects;
+    loaded.objects.pods = rest.pods;
+    loaded.objects.namespaces = rest.namespaces;
+    loaded.objects.policies.extend(rest.policies);
+    let cluster = Cluster::new(&loaded.objects, Rollout::AsIfEnforced);
+    (questions().iter().map(|ask| ask.decide(&cluster)).collect(), loaded.problems)
+}
+
+/// The policy in YAML's block style, as people write it.
+fn block_style(value: &Value, indent: usize, out: &mut String) {
+    let margin = "  ".repeat(indent);
+    match value {
+        Value::Object(fields) => {
+            for (key, inner) in fields {
+                out.push_str(&format!("\n{margin}{key}:"));
+                block_style(inner, indent + 1, out);
+            }
+        }
+        Value::Array(items) => {
+            for inner in items {
+                out.push_str(&format!("\n{margin}-"));
+                block_style(inner, indent + 1, out);
+            }
+        }
+        other => out.push_str(&format!(" {other}")),
+    }
+}
+
+#[test]
+fn no_policy_that_breaks_off_opens_anything() {
+    for policy in [l7_policy(), network_policy()] {
+        let mut text = String::new();
+        block_style(&policy, 0, &mut text);
+        let lines: Vec<&str> = text.lines().collect();
+        // Before that nobody knows where it belongs: a parser reads one word ahead.
+        let known = lines.iter().position(|line| line.starts_with("spec:")).unwrap() + 1;
+        let (expected, problems) = judge_text(&text);
+        assert!(problems.is_empty(), "{problems:?}");
+        for end in known..lines.len() {
+            let cut = format!("{}\n  }}", lines[..end].join("\n"));
+            let (got, problems) = judge_text(&cut);
+            assert!(problems.iter().any(|problem| problem.severity == Severity::Error), "{cut}");
+            for ((ask, expected), got) in questions().iter().zip(&expected).zip(&got) {
+                let opened = *expected == Decision::Deny && *got == Decision::Allow;
+                assert!(!opened, "{ask:?} was denied, and is allowed by {cut}");
+            }
+        }
+    }
+}
+
 #[test]
 fn no_field_given_twice_opens_anything() {
-    let judge = |text: &str| {
-        let mut loaded = sluice_crd::load_str("policy.json", text);
-        let mut objects = world();
-        objects.push(open_door());
-        let rest = sluice_crd::load_value(&objects).objects;
-        loaded.objects.pods = rest.pods;
-        loaded.objects.namespaces = rest.namespaces;
-        loaded.objects.policies.extend(rest.policies);
-        let cluster = Cluster::new(&loaded.objects, Rollout::AsIfEnforced);
-        let verdicts: Vec<Decision> = questions().iter().map(|ask| ask.decide(&cluster)).collect();
-        (verdicts, loaded.problems)
-    };
     let policy = l7_policy();
-    let (expected, problems) = judge(&policy.to_string());
+    let (expected, problems) = judge_text(&policy.to_string());
     assert!(problems.is_empty(), "{problems:?}");
     let mut all = Vec::new();
     places(&policy, &mut Vec::new(), &mut all);
     let named = |path: &&Vec<String>| path.last().is_some_and(|last| last.parse::<usize>().is_err());
     for path in all.iter().filter(named).filter(|path| !is_identity(path)) {
-        let (got, problems) = judge(&twice(&policy, path));
+        let (got, problems) = judge_text(&twice(&policy, path));
         assert_eq!(problems.len(), 1, "{path:?}: {problems:?}");
         assert!(problems[0].reason.contains("given twice"));
         for ((ask, expected), got) in questions().iter().zip(&expected).zip(&got) {

@@ -7,7 +7,7 @@ use crate::object::{Objects, Source, Sourced};
 use crate::policy::PolicyKind;
 use crate::problem::{Problem, Severity};
 use crate::read::Reader;
-use crate::yaml::{self, Flaw};
+use crate::yaml::{self, Broken, Flaw};
 use crate::{GROUP, VERSION, fields};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -153,19 +153,35 @@ impl Loader {
 
     fn text(&mut self, file: &Arc<str>, text: &str) {
         for document in yaml::documents(text) {
-            match document {
-                Ok(document) => {
-                    let source =
-                        Source { file: file.clone(), spans: document.spans, prefix: "".into(), object: None };
-                    self.value(&document.value, &source, &document.flaws);
-                }
-                Err(broken) => {
-                    let reason = format!("the document is not YAML: {}", broken.reason);
-                    let remedy = "nothing in this document is in force, the others are: correct it";
-                    self.file_problem(file, broken.at, reason, remedy);
-                }
+            let source =
+                Source { file: file.clone(), spans: document.spans, prefix: "".into(), object: None };
+            match document.broken {
+                None => self.value(&document.value, &source, &document.flaws),
+                Some(broken) => self.broken(&document.value, &source, document.flaws, &broken),
             }
         }
+    }
+
+    /// A document that stops being YAML. A policy that is known by its kind and namespace does not go out of
+    /// force by it: what it would have said is taken on the closed side. Of other objects nothing is taken.
+    fn broken(&mut self, value: &Value, source: &Source, mut flaws: Vec<Flaw>, broken: &Broken) {
+        let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
+        let kind = policy_kind(text("apiVersion"), text("kind"));
+        let reason = format!("the document is not YAML: {}", broken.reason);
+        let (Some(kind), Value::Object(fields)) = (kind, value) else {
+            let remedy = "nothing in this document is in force, the others are: correct it";
+            self.file_problem(&source.file, broken.at, reason, remedy);
+            return;
+        };
+        flaws.push(Flaw {
+            path: broken.path.clone(),
+            at: broken.at,
+            reason: format!("{reason}; until it is corrected the policy closes what it selects"),
+            remedy: "correct it; the other documents are in force".to_owned(),
+        });
+        let source = Source { object: label(fields), ..source.clone() };
+        self.flaws(&source, &flaws);
+        self.policy(fields, kind, &source, &flaws, true);
     }
 
     fn value(&mut self, value: &Value, source: &Source, flaws: &[Flaw]) {
@@ -187,13 +203,7 @@ impl Loader {
             self.items(items, api, item_kind, source, flaws);
             return;
         }
-        let meta = |field: &str| {
-            fields.get("metadata").and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or_default()
-        };
-        let (namespace, name) = (meta("namespace"), meta("name"));
-        let label =
-            [kind, namespace, name].into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/");
-        let source = Source { object: (!label.is_empty()).then(|| label.into()), ..source.clone() };
+        let source = Source { object: label(fields), ..source.clone() };
         self.flaws(&source, flaws);
         self.object(api, kind, fields, value, &source, flaws);
     }
@@ -201,7 +211,8 @@ impl Loader {
     /// Reports what was odd in the text, once: an item of a list has its list's.
     fn flaws(&mut self, source: &Source, flaws: &[Flaw]) {
         for flaw in flaws.iter().filter(|_| source.prefix.is_empty()) {
-            let mut problem = source.problem(Severity::Error, &flaw.path, &flaw.reason, &flaw.remedy);
+            let path = flaw.path.strip_suffix(yaml::BREAK).unwrap_or(&flaw.path);
+            let mut problem = source.problem(Severity::Error, path, &flaw.reason, &flaw.remedy);
             (problem.line, problem.column) = flaw.at;
             self.loaded.problems.push(problem);
         }
@@ -240,13 +251,10 @@ impl Loader {
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.typed(value, source, flaws, true, |objects| &mut objects.endpoint_slices);
             }
-            ("networking.k8s.io/v1", "NetworkPolicy") => {
-                self.policy(fields, PolicyKind::NetworkPolicy, source, flaws);
-            }
-            (api, "L7NetworkPolicy") if is_ours(api) => {
-                self.policy(fields, PolicyKind::L7NetworkPolicy, source, flaws);
-            }
-            _ => self.loaded.problems.push(unread(api, kind, source)),
+            _ => match policy_kind(api, kind) {
+                Some(kind) => self.policy(fields, kind, source, flaws, false),
+                None => self.loaded.problems.push(unread(api, kind, source)),
+            },
         }
     }
 
@@ -300,16 +308,44 @@ impl Loader {
         }
     }
 
-    fn policy(&mut self, fields: &Map<String, Value>, kind: PolicyKind, source: &Source, flaws: &[Flaw]) {
+    fn policy(
+        &mut self,
+        fields: &Map<String, Value>,
+        kind: PolicyKind,
+        source: &Source,
+        flaws: &[Flaw],
+        broken: bool,
+    ) {
         let mut reader = Reader::new(source, flaws);
         let policy = reader.policy(fields, kind);
         self.loaded.problems.extend(reader.into_problems());
         if let Some(mut policy) = policy {
             policy.sound &= self.is_first(source, "this one isolates and denies, and grants nothing");
+            if broken {
+                policy.close();
+            }
             policy.clean &= policy.sound && flaws.is_empty();
             self.loaded.objects.policies.push(policy);
         }
     }
+}
+
+/// The kind of policy that is read, if it is one.
+fn policy_kind(api: &str, kind: &str) -> Option<PolicyKind> {
+    match kind {
+        "NetworkPolicy" if api == "networking.k8s.io/v1" => Some(PolicyKind::NetworkPolicy),
+        "L7NetworkPolicy" if is_ours(api) => Some(PolicyKind::L7NetworkPolicy),
+        _ => None,
+    }
+}
+
+/// `Kind/namespace/name`, as far as they are given.
+fn label(fields: &Map<String, Value>) -> Option<Arc<str>> {
+    let meta = fields.get("metadata");
+    let parts = [fields.get("kind"), meta.and_then(|m| m.get("namespace")), meta.and_then(|m| m.get("name"))];
+    let given: Vec<&str> =
+        parts.into_iter().flatten().filter_map(Value::as_str).filter(|p| !p.is_empty()).collect();
+    (!given.is_empty()).then(|| given.join("/").into())
 }
 
 fn is_ours(api: &str) -> bool {

@@ -107,6 +107,23 @@ pub struct PolicyObject {
     pub egress_deny: RuleSection,
 }
 
+impl PolicyObject {
+    /// Takes everything that was not read on the closed side: the text broke off, and what would have followed
+    /// nobody knows.
+    pub(crate) fn close(&mut self) {
+        self.sound = false;
+        if self.pod_selector.is_absent() {
+            self.pod_selector = Part::Bad;
+        }
+        if self.policy_types.is_absent() {
+            self.policy_types = Part::Bad;
+        }
+        if self.kind == PolicyKind::L7NetworkPolicy {
+            (self.ingress_deny, self.egress_deny) = (Part::Bad, Part::Bad);
+        }
+    }
+}
+
 /// A list of rules.
 pub type RuleSection = Part<Vec<RuleObject>>;
 

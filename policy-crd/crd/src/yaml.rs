@@ -4,7 +4,7 @@
 //! Duplicate keys, odd tags and the like are flaws of their place, not of the document. Knows nothing of
 //! Kubernetes.
 
-use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, ScanError, Span, StrInput, Tag};
+use granit_parser::{Event, Marker, Options, Parser, ScalarStyle, Span, StrInput, Tag};
 use serde_json::{Map, Number, Value};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -18,6 +18,9 @@ const MAX_NODES: usize = 4_000_000;
 
 /// The key whose value's fields are taken over, as kubectl does.
 const MERGE: &str = "<<";
+
+/// What stands below the innermost part that is not whole.
+pub(crate) const BREAK: &str = ".?";
 
 /// Line and column, from 1.
 pub(crate) type Position = (u32, u32);
@@ -56,23 +59,27 @@ pub(crate) struct Flaw {
     pub(crate) remedy: String,
 }
 
-/// One document.
+/// One document, as far as it could be read.
 #[derive(Debug)]
 pub(crate) struct Document {
     pub(crate) value: Value,
     pub(crate) spans: Arc<Spans>,
     pub(crate) flaws: Vec<Flaw>,
+    /// Where it stopped being YAML. What stood before is in `value`; the flaw at [`Broken::path`] is not.
+    pub(crate) broken: Option<Broken>,
 }
 
-/// A document that cannot be read at all.
+/// Where and why a document cannot be read on.
 #[derive(Debug)]
 pub(crate) struct Broken {
     pub(crate) at: Position,
     pub(crate) reason: String,
+    /// [`BREAK`] below the innermost part that is not whole.
+    pub(crate) path: String,
 }
 
 /// Reads every document of a text. Empty documents are left out.
-pub(crate) fn documents(text: &str) -> Vec<Result<Document, Broken>> {
+pub(crate) fn documents(text: &str) -> Vec<Document> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut out = Vec::new();
     for (first_line, chunk) in chunks(text) {
@@ -108,7 +115,7 @@ fn chunks(text: &str) -> Vec<(usize, &str)> {
         .collect()
 }
 
-fn read_chunk(chunk: &str, first_line: usize, out: &mut Vec<Result<Document, Broken>>) {
+fn read_chunk(chunk: &str, first_line: usize, out: &mut Vec<Document>) {
     let mut options = Options::default();
     options.set_emit_comments(false);
     let mut reader = Reader {
@@ -118,16 +125,15 @@ fn read_chunk(chunk: &str, first_line: usize, out: &mut Vec<Result<Document, Bro
         nodes: 0,
         spans: Spans::default(),
         flaws: Vec::new(),
+        broken: None,
     };
-    loop {
-        match reader.document() {
-            Ok(Some(document)) if document.value.is_null() => {}
-            Ok(Some(document)) => out.push(Ok(document)),
-            Ok(None) => return,
-            Err(broken) => {
-                out.push(Err(broken));
-                return;
-            }
+    while let Some(document) = reader.document() {
+        let broken = document.broken.is_some();
+        if broken || !document.value.is_null() {
+            out.push(document);
+        }
+        if broken {
+            return;
         }
     }
 }
@@ -139,6 +145,8 @@ struct Reader<'t> {
     nodes: usize,
     spans: Spans,
     flaws: Vec<Flaw>,
+    /// Once set, nothing more is read: what is open is closed as it is.
+    broken: Option<Broken>,
 }
 
 impl<'t> Reader<'t> {
@@ -147,60 +155,68 @@ impl<'t> Reader<'t> {
         (number(marker.line() + self.first_line), number(marker.col() + 1))
     }
 
-    fn broken(&self, error: &ScanError) -> Broken {
-        Broken { at: self.position(*error.marker()), reason: error.info() }
+    fn stop(&mut self, at: Marker, path: &str, reason: String) {
+        let broken = Broken { at: self.position(at), reason, path: format!("{path}{BREAK}") };
+        self.broken.get_or_insert(broken);
     }
 
-    fn next(&mut self) -> Result<Option<(Event<'t>, Span)>, Broken> {
-        match self.parser.next_event() {
-            None => Ok(None),
-            Some(Ok(event)) => Ok(Some(event)),
-            Some(Err(error)) => Err(self.broken(&error)),
+    fn next(&mut self, path: &str) -> Option<(Event<'t>, Span)> {
+        if self.broken.is_some() {
+            return None;
+        }
+        match self.parser.next_event()? {
+            Ok(event) => Some(event),
+            Err(error) => {
+                self.stop(*error.marker(), path, error.info());
+                None
+            }
         }
     }
 
-    fn document(&mut self) -> Result<Option<Document>, Broken> {
-        while let Some((event, span)) = self.next()? {
+    fn document(&mut self) -> Option<Document> {
+        while let Some((event, span)) = self.next("") {
             match event {
-                Event::StreamEnd => return Ok(None),
+                Event::StreamEnd => return None,
                 Event::DocumentStart(..) => {
                     self.anchors.clear();
                     self.nodes = 0;
                 }
                 Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..) | Event::Alias(_) => {
                     self.spans.0.insert(String::new(), self.position(span.start));
-                    let value = self.node(event, span, &mut String::new(), 0)?;
-                    let spans = Arc::new(std::mem::take(&mut self.spans));
-                    return Ok(Some(Document { value, spans, flaws: std::mem::take(&mut self.flaws) }));
+                    let value = self.node(event, span, &mut String::new(), 0);
+                    return Some(self.finish(value));
                 }
                 _ => {}
             }
         }
-        Ok(None)
+        // Broken before anything could be read, or the end.
+        self.broken.is_some().then(|| self.finish(Value::Null))
     }
 
-    fn count(&mut self, nodes: usize, span: Span) -> Result<(), Broken> {
+    fn finish(&mut self, value: Value) -> Document {
+        Document {
+            value,
+            spans: Arc::new(std::mem::take(&mut self.spans)),
+            flaws: std::mem::take(&mut self.flaws),
+            broken: self.broken.take(),
+        }
+    }
+
+    fn count(&mut self, nodes: usize, span: Span, path: &str) -> bool {
         self.nodes = self.nodes.saturating_add(nodes);
         if self.nodes > MAX_NODES {
-            return Err(Broken {
-                at: self.position(span.start),
-                reason: format!("more than {MAX_NODES} values in one document, aliases filled in"),
-            });
+            let reason = format!("more than {MAX_NODES} values in one document, aliases filled in");
+            self.stop(span.start, path, reason);
         }
-        Ok(())
+        self.broken.is_none()
     }
 
-    fn node(
-        &mut self,
-        event: Event<'t>,
-        span: Span,
-        path: &mut String,
-        depth: usize,
-    ) -> Result<Value, Broken> {
-        self.count(1, span)?;
+    fn node(&mut self, event: Event<'t>, span: Span, path: &mut String, depth: usize) -> Value {
         if depth > MAX_DEPTH {
-            let at = self.position(span.start);
-            return Err(Broken { at, reason: format!("nested deeper than {MAX_DEPTH} levels") });
+            self.stop(span.start, path, format!("nested deeper than {MAX_DEPTH} levels"));
+        }
+        if !self.count(1, span, path) {
+            return Value::Null;
         }
         let before = self.nodes;
         let (anchor, value) = match event {
@@ -209,60 +225,58 @@ impl<'t> Reader<'t> {
             }
             Event::SequenceStart(_, anchor, tag) => {
                 self.check_tag(tag.as_deref(), "seq", span, path);
-                (anchor, self.sequence(path, depth)?)
+                (anchor, self.sequence(path, depth))
             }
             Event::MappingStart(_, anchor, tag) => {
                 self.check_tag(tag.as_deref(), "map", span, path);
-                (anchor, self.mapping(path, depth)?)
+                (anchor, self.mapping(path, depth))
             }
             Event::Alias(id) => {
                 let size = self.anchors.get(&id).map_or(0, |(_, size)| *size);
-                self.count(size, span)?;
+                if !self.count(size, span, path) {
+                    return Value::Null;
+                }
                 (0, self.anchors.get(&id).map_or(Value::Null, |(value, _)| value.clone()))
             }
             _ => {
-                let at = self.position(span.start);
-                return Err(Broken { at, reason: "a value was expected here".to_owned() });
+                self.stop(span.start, path, "a value was expected here".to_owned());
+                return Value::Null;
             }
         };
         if anchor > 0 {
             self.anchors.insert(anchor, (value.clone(), self.nodes - before));
         }
-        Ok(value)
+        value
     }
 
-    fn sequence(&mut self, path: &mut String, depth: usize) -> Result<Value, Broken> {
+    fn sequence(&mut self, path: &mut String, depth: usize) -> Value {
         let mut items = Vec::new();
-        while let Some((event, span)) = self.next()? {
+        while let Some((event, span)) = self.next(path) {
             if event == Event::SequenceEnd {
-                return Ok(Value::Array(items));
+                break;
             }
             let len = path.len();
             path.push_str(&format!("[{}]", items.len()));
             self.spans.0.insert(path.clone(), self.position(span.start));
-            items.push(self.node(event, span, path, depth + 1)?);
+            items.push(self.node(event, span, path, depth + 1));
             path.truncate(len);
         }
-        Ok(Value::Array(items))
+        Value::Array(items)
     }
 
-    fn mapping(&mut self, path: &mut String, depth: usize) -> Result<Value, Broken> {
+    fn mapping(&mut self, path: &mut String, depth: usize) -> Value {
         let mut fields = Map::new();
         let mut merged = Vec::new();
-        while let Some((event, span)) = self.next()? {
+        while let Some((event, span)) = self.next(path) {
             let key = match event {
-                Event::MappingEnd => {
-                    merge(&mut fields, merged);
-                    return Ok(Value::Object(fields));
-                }
+                Event::MappingEnd => break,
                 Event::Scalar(text, ..) => text,
                 other => {
-                    self.node(other, span, path, depth + 1)?;
+                    self.node(other, span, path, depth + 1);
                     self.flaw(path, span, "a key that is no string", "write plain field names".to_owned());
                     Cow::Borrowed("")
                 }
             };
-            let Some((event, value_span)) = self.next()? else { break };
             let len = path.len();
             if len > 0 {
                 path.push('.');
@@ -276,7 +290,10 @@ impl<'t> Reader<'t> {
             } else {
                 self.spans.0.insert(path.clone(), self.position(span.start));
             }
-            let value = self.node(event, value_span, path, depth + 1)?;
+            let value = match self.next(path) {
+                Some((event, span)) => self.node(event, span, path, depth + 1),
+                None => Value::Null,
+            };
             path.truncate(len);
             if key == MERGE && (value.is_object() || value.is_array()) {
                 merged.push(value);
@@ -284,7 +301,8 @@ impl<'t> Reader<'t> {
                 fields.insert(key.into_owned(), value);
             }
         }
-        Ok(Value::Object(fields))
+        merge(&mut fields, merged);
+        Value::Object(fields)
     }
 
     fn scalar(&mut self, text: &str, style: ScalarStyle, tag: Option<&Tag>, span: Span, path: &str) -> Value {
@@ -379,7 +397,8 @@ mod tests {
     fn one(text: &str) -> Document {
         let mut all = documents(text);
         assert_eq!(all.len(), 1, "{text}");
-        all.remove(0).unwrap_or_else(|b| panic!("{text}: {}", b.reason))
+        assert!(all[0].broken.is_none(), "{text}: {:?}", all[0].broken);
+        all.remove(0)
     }
 
     #[test]
@@ -403,11 +422,25 @@ mod tests {
     #[test]
     fn a_broken_document_costs_itself_only() {
         let all = documents("a: 1\n---\nb: [\n---\nc: {d: 2}\n...\n---\n# nothing\n---\ne: 3\n");
-        let kinds: Vec<bool> = all.iter().map(Result::is_ok).collect();
-        assert_eq!(kinds, [true, false, true, true]);
-        let broken = all[1].as_ref().unwrap_err();
+        let whole: Vec<bool> = all.iter().map(|document| document.broken.is_none()).collect();
+        assert_eq!(whole, [true, false, true, true]);
+        let broken = all[1].broken.as_ref().unwrap();
         assert!(broken.at.0 >= 3 && broken.at.0 <= 4, "{broken:?}");
-        assert_eq!(all[2].as_ref().unwrap().spans.find("c.d"), Some((5, 5)));
+        assert_eq!(all[2].spans.find("c.d"), Some((5, 5)));
+    }
+
+    #[test]
+    fn what_stood_before_the_break_is_kept() {
+        for (text, value, path) in [
+            ("a: 1\nb: {c: 2, d: [3\n", json!({"a": 1, "b": {"c": 2, "d": []}}), "b.d.?"),
+            ("a: {b: 1}\nc: \"x\n", json!({"a": {"b": 1}, "c": null}), "c.?"),
+            ("a:\n  b: 1\n  c\n", json!({"a": {"b": 1}}), "a.?"),
+        ] {
+            let all = documents(text);
+            assert_eq!(all.len(), 1, "{text}");
+            assert_eq!(all[0].value, value, "{text}");
+            assert_eq!(all[0].broken.as_ref().unwrap().path, path, "{text}");
+        }
     }
 
     #[test]
@@ -427,7 +460,7 @@ mod tests {
             let refs = vec![format!("*a{}", n - 1); 10].join(",");
             bomb.push_str(&format!("a{n}: &a{n} [{refs}]\n"));
         }
-        assert!(documents(&bomb)[0].as_ref().unwrap_err().reason.contains("more than"));
+        assert!(documents(&bomb)[0].broken.as_ref().unwrap().reason.contains("more than"));
     }
 
     #[test]
@@ -442,7 +475,7 @@ mod tests {
     #[test]
     fn depth_is_bounded() {
         let deep = format!("{}x{}", "[".repeat(100), "]".repeat(100));
-        assert!(documents(&deep)[0].is_err());
+        assert!(documents(&deep)[0].broken.is_some());
     }
 
     #[test]

@@ -161,6 +161,24 @@ fn a_broken_document_leaves_the_others_in_force() {
 }
 
 #[test]
+fn a_policy_that_breaks_off_stays_in_force_on_the_closed_side() {
+    let loaded = with("    ports:\n", "    ports: [ { port: 80 }\n");
+    let told = error(&loaded);
+    assert!(told.contains("until it is corrected the policy closes what it selects"), "{told}");
+    assert!(told.ends_with("(L7NetworkPolicy/shop/cart)"), "{told}");
+    let policy = &loaded.objects.policies[0];
+    assert!(!policy.sound && !policy.clean);
+    assert!(matches!(policy.pod_selector, Part::Whole(_)), "it stood before the break");
+    assert_eq!((&policy.policy_types, policy.ingress_deny.is_sound()), (&Part::Bad, false));
+    // Not even its selector is known: the whole namespace.
+    let policy =
+        &with("    matchLabels: { app: cart }\n", "    matchLabels: { app: cart\n").objects.policies[0];
+    assert_eq!(policy.pod_selector, Part::Bad);
+    // Not even its namespace is known: an error, and nothing else to do.
+    assert!(with("  name: cart\n", "  name: { cart\n").objects.policies.is_empty());
+}
+
+#[test]
 fn policies_of_other_kinds_are_told_and_other_objects_noted() {
     for (api, kind, severity) in [
         ("policy.sluice.dev/v1alpha1", "ClusterL7NetworkPolicy", Severity::Error),
