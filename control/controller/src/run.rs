@@ -15,13 +15,17 @@ use sluice_wire::pb;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
+use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
 
 /// Events of all nodes that wait for the loop; a node beyond it waits with its next message.
 const EVENTS: usize = 1024;
+
+/// Reports come many a second, and the status is large: what they count is written this often.
+const COUNTS: Duration = Duration::from_secs(1);
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -108,6 +112,9 @@ impl Controller {
     ) -> anyhow::Result<()> {
         // First of all, so that nobody takes an earlier control's file for this one's.
         self.write_status();
+        let mut counts = tokio::time::interval(COUNTS);
+        counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut counted = false;
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -117,7 +124,16 @@ impl Controller {
                     None if shutdown.is_cancelled() => return Ok(()),
                     None => anyhow::bail!("nobody follows the directory any more: start control again"),
                 },
-                Some(event) = events.recv() => self.take(event).await,
+                event = events.recv() => match event {
+                    Some(Event::Reported { node, records, dropped }) => {
+                        self.count(&node, records, dropped);
+                        counted = true;
+                        continue;
+                    }
+                    Some(event) => self.take(event).await,
+                    None => return by_itself(shutdown),
+                },
+                _ = counts.tick(), if counted => counted = false,
             }
             if let Some(text) = self.nodes.announcement() {
                 tracing::info!("{text}");
@@ -196,12 +212,14 @@ impl Controller {
                 say_ack(&node, &ack);
                 self.nodes.acked(&node, stream, ack, Instant::now());
             }
-            Event::Reported { node, records, dropped } => {
-                if let Some(node) = self.nodes.get_mut(&node) {
-                    node.records = node.records.saturating_add(records);
-                    node.dropped = node.dropped.saturating_add(dropped);
-                }
-            }
+            Event::Reported { node, records, dropped } => self.count(&node, records, dropped),
+        }
+    }
+
+    fn count(&mut self, node: &str, records: u64, dropped: u64) {
+        if let Some(node) = self.nodes.get_mut(node) {
+            node.records = node.records.saturating_add(records);
+            node.dropped = node.dropped.saturating_add(dropped);
         }
     }
 
