@@ -1,6 +1,6 @@
 //! Whatever a stranger sends: nothing panics, and what is let through is read the same way by another parser.
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
 use sluice_proxy::detect;
 use sluice_proxy::http1::body::Pump;
@@ -152,7 +152,7 @@ fn pump(mut bytes: &[u8]) -> (bool, Vec<u8>) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let mut out = Vec::new();
     let (mut buf, count) = (BytesMut::new(), AtomicU64::new(0));
-    let mut pump = Pump { reader: &mut bytes, buf: &mut buf, writer: &mut out, count: &count };
+    let mut pump = Pump::new(&mut bytes, &mut buf, &mut out, &count, Bytes::new());
     let ok = runtime.block_on(pump.run(Framing::Chunked)).is_ok();
     (ok, out)
 }

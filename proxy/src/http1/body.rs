@@ -5,7 +5,7 @@
 
 use super::head::Framing;
 use crate::limits::{BUFFER_BYTES, CHUNK_LINE_BYTES, HEAD_FIELDS, TRAILER_BYTES};
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -30,50 +30,77 @@ pub async fn read_more(reader: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut
     reader.read_buf(buf).await
 }
 
-/// One body on its way.
+/// One message on its way. What is small goes out together; nothing is kept back while its sender is waited for.
 #[derive(Debug)]
 pub struct Pump<'a, R, W> {
-    /// Whence.
-    pub reader: &'a mut R,
-    /// What was read already.
-    pub buf: &'a mut BytesMut,
-    /// Whither.
-    pub writer: &'a mut W,
-    /// Counts the body's bytes.
-    pub count: &'a AtomicU64,
+    reader: &'a mut R,
+    buf: &'a mut BytesMut,
+    writer: &'a mut W,
+    count: &'a AtomicU64,
+    out: BytesMut,
 }
 
-impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
-    /// Moves one body of this framing.
+impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
+    /// From `reader`, of which `buf` was read already, to `writer`, which gets `head` first. Counts the body's bytes.
+    pub fn new(
+        reader: &'a mut R,
+        buf: &'a mut BytesMut,
+        writer: &'a mut W,
+        count: &'a AtomicU64,
+        head: Bytes,
+    ) -> Self {
+        Self { reader, buf, writer, count, out: head.into() }
+    }
+
+    /// Moves the head and one body of this framing.
     ///
     /// # Errors
     /// Who broke it.
     pub async fn run(&mut self, framing: Framing) -> Result<(), Broken> {
         match framing {
-            Framing::Empty => Ok(()),
-            Framing::Length(length) => self.exactly(length).await,
-            Framing::Chunked => self.chunks().await,
+            Framing::Empty => {}
+            Framing::Length(length) => self.exactly(length).await?,
+            Framing::Chunked => self.chunks().await?,
             Framing::UntilClose => loop {
-                if self.buf.is_empty()
-                    && read_more(self.reader, self.buf).await.map_err(|_| Broken::Sender)? == 0
-                {
-                    return Ok(());
-                }
                 self.write_some(u64::MAX).await?;
+                self.flush().await?;
+                if read_more(self.reader, self.buf).await.map_err(|_| Broken::Sender)? == 0 {
+                    break;
+                }
             },
         }
+        self.flush().await
     }
 
-    /// Writes what is there, at most `limit` bytes, and says how many.
+    async fn flush(&mut self) -> Result<(), Broken> {
+        self.writer.write_all(&self.out).await.map_err(|_| Broken::Receiver)?;
+        self.out.clear();
+        Ok(())
+    }
+
+    /// Sends bytes, soon or now.
+    async fn put(&mut self, bytes: &[u8]) -> Result<(), Broken> {
+        self.out.extend_from_slice(bytes);
+        if self.out.len() >= BUFFER_BYTES { self.flush().await } else { Ok(()) }
+    }
+
+    /// Sends what is there, at most `limit` bytes, and says how many.
     async fn write_some(&mut self, limit: u64) -> Result<u64, Broken> {
         let length = usize::try_from(limit).unwrap_or(usize::MAX).min(self.buf.len());
-        self.writer.write_all(&self.buf[..length]).await.map_err(|_| Broken::Receiver)?;
-        self.buf.advance(length);
+        let piece = self.buf.split_to(length);
+        if self.out.len() + length < BUFFER_BYTES {
+            self.out.extend_from_slice(&piece);
+        } else {
+            // Not copied: large bodies are what takes the time.
+            self.flush().await?;
+            self.writer.write_all(&piece).await.map_err(|_| Broken::Receiver)?;
+        }
         self.count.fetch_add(length as u64, Ordering::Relaxed);
         Ok(length as u64)
     }
 
     async fn fill(&mut self) -> Result<(), Broken> {
+        self.flush().await?;
         match read_more(self.reader, self.buf).await {
             Ok(0) | Err(_) => Err(Broken::Sender),
             Ok(_) => Ok(()),
@@ -90,10 +117,6 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
         Ok(())
     }
 
-    async fn put(&mut self, bytes: &[u8]) -> Result<(), Broken> {
-        self.writer.write_all(bytes).await.map_err(|_| Broken::Receiver)
-    }
-
     async fn chunks(&mut self) -> Result<(), Broken> {
         loop {
             let line = self.line(CHUNK_LINE_BYTES).await?;
@@ -101,7 +124,7 @@ impl<R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'_, R, W> {
             if size == 0 {
                 return self.trailers().await;
             }
-            // Small chunks go out in one write with their frame; large ones stream.
+            // Small chunks are checked whole before they go on; large ones stream.
             if size <= BUFFER_BYTES as u64 {
                 self.small_chunk(usize::try_from(size).unwrap_or(BUFFER_BYTES)).await?;
             } else {
@@ -223,7 +246,7 @@ mod tests {
         let mut buf = BytesMut::new();
         let mut reader = input;
         let count = AtomicU64::new(0);
-        let mut pump = Pump { reader: &mut reader, buf: &mut buf, writer: &mut out, count: &count };
+        let mut pump = Pump::new(&mut reader, &mut buf, &mut out, &count, Bytes::new());
         let result = pump.run(framing).await;
         (result, out, buf.to_vec())
     }

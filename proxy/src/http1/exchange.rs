@@ -134,8 +134,8 @@ impl Exchange<'_> {
         server: &mut WriteHalf<'_>,
         progress: &Progress,
     ) -> Result<(), Broken> {
-        server.write_all(&self.head.forward(self.changes)).await.map_err(|_| Broken::Receiver)?;
-        Pump { reader: client, buf, writer: server, count: &progress.up }.run(self.head.framing).await?;
+        let head = self.head.forward(self.changes);
+        Pump::new(client, buf, server, &progress.up, head).run(self.head.framing).await?;
         progress.uploaded.store(true, Ordering::Relaxed);
         // What comes now is the next request, or the client's end.
         while buf.len() < HEAD_BYTES {
@@ -170,8 +170,7 @@ impl Exchange<'_> {
                 status => progress.status.store(status, Ordering::Relaxed),
             }
             let closing = !head.close && self.proxy.is_draining();
-            client.write_all(&head.forward(closing)).await.map_err(|_| Failed::Client)?;
-            let mut pump = Pump { reader: server, buf, writer: client, count: &progress.down };
+            let mut pump = Pump::new(server, buf, client, &progress.down, head.forward(closing));
             return match pump.run(head.framing).await {
                 Ok(()) if head.framing == Framing::UntilClose => Ok(true),
                 // More than the answer: whatever it is, it answers nothing that was asked.
