@@ -13,7 +13,10 @@ use crate::demo::stage::Stage;
 use crate::demo::table::Style;
 use crate::world::{Family, World, take_down_all, yield_to_signal};
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
+use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 /// What the demo is asked for.
@@ -25,7 +28,12 @@ pub struct Options {
     pub keep: bool,
     /// Colours.
     pub style: Style,
+    /// One line of JSON for each line of the demo, on standard output; the text goes to standard error.
+    pub json: bool,
 }
+
+/// Whether standard output is for JSON.
+static JSON: AtomicBool = AtomicBool::new(false);
 
 /// Where the examples are: in the working directory, else in the checkout that this was built in.
 #[must_use]
@@ -40,6 +48,7 @@ pub fn examples() -> PathBuf {
 /// When the world or a part in it does not come up.
 pub fn run(options: &Options) -> Result<bool> {
     let style = options.style;
+    JSON.store(options.json, Ordering::Relaxed);
     for tool in ["ip", "nsenter", "curl"] {
         if std::process::Command::new(tool).arg("--version").output().is_err() {
             bail!("the demo needs `{tool}`: apt-get install -y iproute2 util-linux curl");
@@ -103,11 +112,25 @@ fn wait_for_signal(world: &World) -> Result<()> {
     bail!("the world's files are gone: somebody else took it down")
 }
 
-/// One line of output. A reader that went away takes the world down with the process.
+/// One line of text.
 pub(crate) fn say(line: &str) {
-    use std::io::Write;
+    if JSON.load(Ordering::Relaxed) {
+        write(std::io::stderr().lock(), line);
+    } else {
+        write(std::io::stdout().lock(), line);
+    }
+}
+
+/// One line for programs, where they are who reads.
+pub(crate) fn tell(value: &Value) {
+    if JSON.load(Ordering::Relaxed) {
+        write(std::io::stdout().lock(), &value.to_string());
+    }
+}
+
+/// A reader that went away takes the world down with the process.
+fn write(mut out: impl Write, line: &str) {
     yield_to_signal();
-    let mut out = std::io::stdout().lock();
     if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
         drop(out);
         take_down_all();

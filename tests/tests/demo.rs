@@ -3,6 +3,7 @@
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use rustix::process::Signal;
+use serde_json::Value;
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::{NETNS_DIR, Process, STATE_DIR, binary};
 use std::path::Path;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
     let tests: Vec<Trial> = vec![
         harness::test("every line is as expected", needs.clone(), as_expected),
         harness::test("another policy is not as expected", needs.clone(), not_as_expected),
+        harness::test("-o json tells programs the same", needs.clone(), json),
         harness::test("--keep leaves it up until Ctrl-C", needs.clone(), keep),
         harness::test("Ctrl-C in the middle takes it down", needs, interrupted),
     ];
@@ -80,6 +82,23 @@ fn not_as_expected() -> Result<()> {
     let wrong: Vec<String> = demo.lines_since(0).into_iter().filter(|line| line.starts_with(" ✗")).collect();
     ensure!(wrong.len() == 1 && wrong[0].contains("HEAD"), "{wrong:#?}");
     nothing_left(&demo)
+}
+
+fn json() -> Result<()> {
+    let mut command = Command::new(binary("sluice-demo")?);
+    let examples = sluice_tests::cluster::repository().join("examples/shop");
+    let output = command.args(["-o", "json", "--examples"]).arg(examples).output()?;
+    ensure!(output.status.success(), "{output:?}");
+    let text = String::from_utf8(output.stdout)?;
+    let lines: Vec<Value> = text.lines().map(serde_json::from_str).collect::<Result<_, _>>()?;
+    let of = |part: &str| lines.iter().filter(|line| line["part"] == part).count();
+    ensure!(of("table") >= 20 && of("edit") == 2 && of("audit") >= 3, "{text}");
+    ensure!(lines.iter().all(|line| line["good"] == true), "{text}");
+    let head = lines.iter().find(|line| line["what"].as_str().is_some_and(|what| what.starts_with("HEAD")));
+    let head = head.context("no HEAD")?;
+    ensure!(head["decidedBy"] == "l7np/cart" && head["toldBy"] == "record", "{head}");
+    ensure!(head["more"] == "method HEAD not in [GET]", "{head}");
+    Ok(())
 }
 
 fn keep() -> Result<()> {

@@ -20,6 +20,9 @@ struct Cli {
     /// No colours (also without a terminal, or where NO_COLOR is set).
     #[arg(long)]
     no_color: bool,
+    /// `json`: one line of JSON for each line of the demo on standard output, the text on standard error.
+    #[arg(short, long, value_name = "FORMAT", default_value = "text", value_parser = ["text", "json"])]
+    output: String,
     /// The manifests to load instead of examples/shop.
     #[arg(long, value_name = "DIR")]
     examples: Option<PathBuf>,
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
         examples: cli.examples.unwrap_or_else(demo::examples),
         keep: cli.keep,
         style: Style { colour },
+        json: cli.output == "json",
     };
     let played = demo::run(&options);
     yield_to_signal();

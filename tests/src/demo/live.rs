@@ -2,13 +2,13 @@
 //!
 //! Called by the demo.
 
-use crate::demo::say;
 use crate::demo::stage::Stage;
 use crate::demo::table::{Style, millis, short};
+use crate::demo::{say, tell};
 use crate::peer::{Ask, Version, http_client};
 use crate::world::Family;
 use anyhow::{Context, Result, bail};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -70,6 +70,16 @@ fn report(style: Style, what: &str, status: &str, change: &Change) -> bool {
         change.lost,
         change.late,
     ));
+    tell(&json!({
+        "part": "edit",
+        "what": what,
+        "inForceMs": change.took.as_secs_f64() * 1000.0,
+        "before": change.before,
+        "after": change.after,
+        "lost": change.lost,
+        "late": change.late,
+        "good": good,
+    }));
     good
 }
 
@@ -169,6 +179,16 @@ pub fn audit(stage: &mut Stage, style: Style) -> Result<bool> {
         let record = record.unwrap_or_default();
         let right = status == 200 && record["verdict"] == verdict;
         good &= right;
+        tell(&json!({
+            "part": "audit",
+            "from": from,
+            "what": format!("{method} {path}"),
+            "expected": verdict,
+            "got": status,
+            "verdict": record["verdict"],
+            "wouldDeny": record["wouldDeny"],
+            "good": right,
+        }));
         let mark = if right { style.good("✓") } else { style.bad("✗") };
         let who = format!("{} → cart", pod.short_name());
         let what = format!("{method} {path}");

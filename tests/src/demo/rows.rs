@@ -3,15 +3,15 @@
 //! The last column says who decided as it was really told: by the proxy's flow record, or, where the kernel
 //! decided and reports nothing, by the engine over the same manifests (marked `≈`). Called by the demo.
 
-use crate::demo::say;
 use crate::demo::stage::Stage;
 use crate::demo::table::{self, Line, Style, short};
+use crate::demo::{say, tell};
 use crate::engine::Judged;
 use crate::fixture::{Expect, Grpc, Http, HttpVersion, Protocol, Request};
 use crate::peer::{Answer, Ask, Version, grpc_client, http_client, raw_client};
 use crate::world::{Family, Pod};
 use anyhow::Result;
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -128,6 +128,18 @@ pub fn play(stage: &mut Stage, style: Style) -> Result<bool> {
         let line = play_one(stage, row)?;
         good &= line.good;
         say(&table::line(style, &line));
+        tell(&json!({
+            "part": "table",
+            "from": row.from,
+            "to": row.to,
+            "what": line.what,
+            "expected": line.expected,
+            "got": line.got,
+            "decidedBy": line.decided.trim_start_matches("≈ "),
+            "toldBy": if line.decided.starts_with('≈') { "engine" } else { "record" },
+            "more": line.more,
+            "good": line.good,
+        }));
     }
     say("");
     for text in LEGEND {
