@@ -75,7 +75,9 @@ pub(crate) fn recall(key: &FlowKey) -> Option<&'static mut FlowEntry> {
     // are of single words, and what they race about is the same verdict.
     let entry = unsafe { &mut *entry };
     let idle = if key.protocol == TCP { TCP_IDLE } else { DATAGRAM_IDLE };
-    if now().wrapping_sub(entry.seen) > idle { None } else { Some(entry) }
+    // Another CPU may have seen a packet since this one asked for the time: saturate, or the flow of the moment
+    // would look older than any.
+    if now().saturating_sub(entry.seen) > idle { None } else { Some(entry) }
 }
 
 #[inline(always)]

@@ -114,8 +114,7 @@ impl Connection {
 
     /// Sends this many bytes and reads them back, both at once.
     pub(crate) fn bulk(&mut self, bytes: usize) -> Result<()> {
-        // One run in many pauses for some seconds, and nobody knows yet why: see that it goes on.
-        self.stream.set_read_timeout(Some(SOON * 8))?;
+        self.stream.set_read_timeout(Some(SOON))?;
         let mut writer = self.stream.try_clone()?;
         let sending = std::thread::spawn(move || {
             let chunk: Vec<u8> = (0..=250).cycle().take(64 * 1024).collect();
