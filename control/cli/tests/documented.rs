@@ -1,4 +1,5 @@
-//! What the documents show is what the program prints: every `$ sluice …` of their console blocks is run.
+//! What the documents show is what the program prints: every `$ sluice explain …` of their console blocks is
+//! run.
 
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
@@ -19,17 +20,20 @@ struct Shown {
 
 fn shown(text: &str) -> Vec<Shown> {
     let mut out: Vec<Shown> = Vec::new();
-    let mut inside = false;
+    let (mut inside, mut ours) = (false, false);
     for line in text.lines() {
         match line {
-            "```console" => inside = true,
+            "```console" => (inside, ours) = (true, false),
             "```" => inside = false,
             _ if !inside => {}
-            _ => match (line.strip_prefix("$ sluice "), out.last_mut()) {
-                (Some(command), _) => out.push(Shown { command: command.into(), output: Vec::new() }),
-                (None, Some(last)) => last.output.push(line.into()),
-                (None, None) => panic!("a console block starts with `$ sluice`: {line}"),
-            },
+            _ if line.starts_with("$ ") => {
+                ours = line.starts_with("$ sluice explain ");
+                if let (true, Some(command)) = (ours, line.strip_prefix("$ sluice ")) {
+                    out.push(Shown { command: command.into(), output: Vec::new() });
+                }
+            }
+            _ if ours => out.last_mut().unwrap().output.push(line.into()),
+            _ => {}
         }
     }
     out
@@ -76,7 +80,7 @@ fn run(line: &str) -> Vec<String> {
 
 #[test]
 fn documents_show_what_is_printed() {
-    let mut documents = vec![root().join("docs/explain.md")];
+    let mut documents = vec![root().join("docs/explain.md"), root().join("README.md")];
     for folder in std::fs::read_dir(root().join("examples")).unwrap() {
         documents.push(folder.unwrap().path().join("README.md"));
     }

@@ -151,7 +151,10 @@ impl<'a> Reader<'a> {
             }
             Decoded::Read { value, unknown } => {
                 for (parent, field) in unknown {
-                    self.unknown(Severity::Warning, &parent, &field, "nothing reads it");
+                    // A newer cluster's pods have fields that nobody here knows; names and labels matter.
+                    let matters = parent.is_empty() || parent.starts_with("metadata");
+                    let severity = if matters { Severity::Warning } else { Severity::Info };
+                    self.unknown(severity, &parent, &field, "nothing reads it");
                 }
                 Some(value)
             }

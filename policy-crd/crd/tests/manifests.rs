@@ -283,6 +283,21 @@ status: { podIP: 10.0.0.1 }
 }
 
 #[test]
+fn a_misspelt_label_section_is_warned_of_and_a_newer_field_noted() {
+    let text = "apiVersion: v1\nkind: Pod\nmetadata: { name: p, namespace: a, lables: { x: y } }\nspec: { newField: 1, containers: [] }\n";
+    let loaded = load_str("pod.yaml", text);
+    let told: Vec<(Severity, String)> =
+        loaded.problems.iter().map(|problem| (problem.severity, problem.to_string())).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(
+        told.iter().any(|(s, t)| *s == Severity::Warning && t.contains("did you mean `labels`?")),
+        "{told:?}"
+    );
+    assert!(told.iter().any(|(s, t)| *s == Severity::Info && t.contains("spec.newField")), "{told:?}");
+    assert_eq!(loaded.objects.pods.len(), 1);
+}
+
+#[test]
 fn directories_are_read_in_order_and_bad_files_cost_themselves() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| std::fs::write(dir.path().join(name), bytes).unwrap();
