@@ -195,27 +195,37 @@ async fn a_refused_body_is_never_a_request() {
 
 #[tokio::test]
 async fn chunks_are_written_anew() {
-    let server = Recorder::start(OK).await;
-    let world = World::start(&shop(), server.at).await;
+    let listener = TcpListener::bind("127.0.0.3:0").await.expect("a free port");
+    let at = listener.local_addr().expect("bound");
+    let seen = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("the proxy");
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"X-Sum: 1\r\n\r\n") {
+            assert_ne!(stream.read_buf(&mut seen).await.expect("no reset"), 0, "no trailer came");
+        }
+        stream.write_all(OK.as_bytes()).await.expect("sent");
+        seen
+    });
+    let world = World::start(&shop(), at).await;
     let head = "POST /api/v1/checkout HTTP/1.1\r\nHost: cart\r\nTransfer-Encoding: chunked\r\n\r\n";
     let mut client = world.connect().await;
     client.send(format!("{head}00000005;a=\"b;c\"\r\nhello\r\n000;x\r\nX-Sum: 1\r\n\r\n")).await;
     assert_eq!(client.answer().await, OK);
-    // The end of the body is behind the answer: a second request proves that it has gone.
-    let _ = client.ask("GET /api HTTP/1.1\r\nHost: cart\r\n\r\n").await;
-    assert!(
-        server.seen().starts_with(&format!("{head}5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n")),
-        "{}",
-        server.seen()
-    );
+    let seen = soon("the server", seen).await.expect("no panic");
+    assert_eq!(String::from_utf8_lossy(&seen), format!("{head}5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n"));
+    let server = Recorder::start(OK).await;
+    let world = World::start(&shop(), server.at).await;
     for body in
         ["5\r\nhello\r\n0\r\nHost: admin\r\n\r\n", "5;\nhello", "g\r\n", "5\r\nhelloworld\r\n", "0\r\n\n"]
     {
-        let before = server.seen().matches("0\r\n").count();
         let mut client = world.connect().await;
         client.send(format!("{head}{body}GET /api HTTP/1.1\r\nHost: cart\r\n\r\n")).await;
         let _ = client.rest().await;
-        assert_eq!(server.seen().matches("0\r\n").count(), before, "{body:?}: the server saw an end");
+        let seen = server.seen();
+        assert!(
+            !seen.contains("\r\n0\r\n") && !seen.contains("GET"),
+            "{body:?}: the server saw an end: {seen}"
+        );
     }
 }
 
@@ -350,7 +360,10 @@ async fn floods_end_their_connection_and_no_other() {
         more.extend(frame(CONTINUATION, 0, 1, &block(&[("a", "b")]).repeat(3000)));
     }
     let sent = stream.write_all(&more).await;
-    assert!(sent.is_err() || first(&mut stream, &[GOAWAY, RST_STREAM]).await != Some(HEADERS));
+    // Fails by its deadline if the connection goes on.
+    if sent.is_ok() {
+        let _ = first(&mut stream, &[GOAWAY]).await;
+    }
     // Opened and cancelled, again and again (CVE-2023-44487).
     let mut stream = raw_http2(&world).await;
     let fields = [(":method", "GET"), (":scheme", "http"), (":path", "/api"), (":authority", "cart")];
@@ -361,7 +374,9 @@ async fn floods_end_their_connection_and_no_other() {
         flood.extend(frame(RST_STREAM, 0, id, &8_u32.to_be_bytes()));
     }
     let sent = stream.write_all(&flood).await;
-    assert!(sent.is_err() || matches!(first(&mut stream, &[GOAWAY]).await, Some(GOAWAY) | None));
+    if sent.is_ok() {
+        let _ = first(&mut stream, &[GOAWAY]).await;
+    }
     drop(stream);
     soon("every flow's end", async {
         while world.proxy.state.open_flows() > 0 {
