@@ -282,6 +282,32 @@ async fn a_swap_cuts_what_it_denies_and_leaves_the_rest() {
 }
 
 #[tokio::test]
+async fn a_request_that_is_cut_before_its_answer_costs_no_connection() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.3:0").await.expect("a port");
+    let at = listener.local_addr().expect("bound");
+    let (asked, mut asks) = tokio::sync::mpsc::channel(2);
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a client");
+        let length = stream.read(&mut [0; 4096]).await.expect("a head");
+        asked.send(length).await.expect("the test listens");
+        // Never answers: the next thing it hears is the end.
+        stream.read(&mut [0; 16]).await
+    });
+    let mut world = World::start(&shop(), at).await;
+    let mut client = world.connect().await;
+    client.send(get("/api/slow")).await;
+    asks.recv().await.expect("asked");
+    let nothing = common::Rules { http: Vec::new(), ..shop() };
+    assert_eq!(world.proxy.state.swap(snapshot(2, &nothing)), 1);
+    assert!(client.answer().await.starts_with("HTTP/1.1 403 "));
+    let ended = soon("the server's end", server).await.expect("no panic");
+    assert_eq!(ended.expect_err("reset").kind(), std::io::ErrorKind::ConnectionReset);
+    assert!(client.ask(get("/api")).await.starts_with("HTTP/1.1 403 "), "the connection goes on");
+    let record = world.record().await;
+    assert_eq!((record.status, record.error.as_str(), record.verdict.as_str()), (403, "revoked", "deny"));
+}
+
+#[tokio::test]
 async fn draining_ends_connections_after_their_answer() {
     let server = Recorder::start(OK).await;
     let world = World::start(&shop(), server.at).await;

@@ -15,6 +15,7 @@
 //!   it: nobody accepts, so what goes to the proxy is refused, and a new worker accepts nothing before it has `new`.
 
 use super::child::Event;
+use super::links::Links;
 use super::records::Records;
 use super::store::Store;
 use crate::channel::{FromWorker, Swapped, ToWorker};
@@ -23,11 +24,12 @@ use bytes::Bytes;
 use sluice_policy::Snapshot;
 use sluice_redirect::{Applied, Node};
 use sluice_wire::pb;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long the rows wait for a worker to swap. One that is being started must not hold up L3/L4.
 const WORKER_PATIENCE: Duration = Duration::from_secs(2);
@@ -35,6 +37,10 @@ const WORKER_PATIENCE: Duration = Duration::from_secs(2);
 /// How soon rows are tried again that failed, or lacked an endpoint, and how late at most: a pod's veth may come after
 /// its snapshot, but one that never comes must not keep the node busy.
 const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
+
+/// How often the node's devices are looked at. Until a CNI plugin tells us, this is how long a new veth of a known pod
+/// may be without its hooks.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// The slack for a worker that is told to drain, beyond its own bound.
 const DRAIN_SLACK: Duration = Duration::from_secs(2);
@@ -71,6 +77,7 @@ pub(super) struct Engine {
     generation: Arc<AtomicU64>,
     worker: Option<watch::Sender<ToWorker>>,
     target: Option<Target>,
+    links: Links,
     sequence: u64,
     draining: bool,
     drained: bool,
@@ -83,8 +90,8 @@ impl Engine {
         records: Records,
         outgoing: mpsc::Sender<pb::FromNode>,
         generation: Arc<AtomicU64>,
-    ) -> Self {
-        Self {
+    ) -> io::Result<Self> {
+        Ok(Self {
             node: Arc::new(Mutex::new(Some(node))),
             store,
             records,
@@ -92,10 +99,11 @@ impl Engine {
             generation,
             worker: None,
             target: None,
+            links: Links::look()?,
             sequence: 0,
             draining: false,
             drained: false,
-        }
+        })
     }
 
     /// Starts with the snapshot on disk, if there is one.
@@ -112,6 +120,8 @@ impl Engine {
         events: &mut mpsc::Receiver<Event>,
         snapshots: &mut mpsc::Receiver<Snapshot>,
     ) -> anyhow::Result<()> {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.drained {
             let due = self.target.as_ref().and_then(|target| target.due);
             tokio::select! {
@@ -121,6 +131,9 @@ impl Engine {
                 },
                 Some(snapshot) = snapshots.recv() => self.aim(snapshot).await,
                 () = sleep_until(due), if due.is_some() => self.apply_rows().await,
+                _ = look.tick() => if self.links.changed() && self.target.as_ref().is_some_and(|t| t.applied.is_some()) {
+                    self.apply_rows().await;
+                },
             }
         }
         Ok(())

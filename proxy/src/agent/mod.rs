@@ -6,6 +6,7 @@
 pub mod child;
 mod engine;
 mod feed;
+mod links;
 mod records;
 mod store;
 
@@ -86,7 +87,8 @@ async fn serve(options: Options, settings: &Settings) -> anyhow::Result<()> {
     let (snapshots, mut from_feed) = mpsc::channel(SNAPSHOTS);
     let (outgoing, to_control) = mpsc::channel(OUTGOING);
     let supervisor = tokio::spawn(child::supervise(launch, events, drain.clone(), stop.clone()));
-    let mut engine = Engine::new(node, store, records, outgoing, generation);
+    let mut engine =
+        Engine::new(node, store, records, outgoing, generation).context("watch the node's devices")?;
     engine.start().await;
     tokio::spawn(feed.follow(snapshots, to_control));
     tracing::info!("running");

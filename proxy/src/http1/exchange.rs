@@ -33,8 +33,10 @@ pub(super) enum After {
     Close,
     /// The answer is not whole: the client must see that.
     Abort,
-    /// There was no answer; this is ours.
+    /// There was no answer; this is ours, and the last one.
     Answer(Refusal),
+    /// There was no answer; this is ours. The request came whole, so the client may ask again.
+    Revoked(Refusal),
 }
 
 /// How far an exchange came, for those who look at it from outside.
@@ -83,8 +85,11 @@ impl Exchange<'_> {
                     verdict = self.flow.revoked() => {
                         record.judged(verdict);
                         "revoked".clone_into(&mut record.error);
+                        let refusal = Refusal::Denied(verdict.deciding().reason);
+                        let whole = progress.uploaded.load(Ordering::Relaxed);
                         break match progress.status.load(Ordering::Relaxed) {
-                            0 => After::Answer(Refusal::Denied(verdict.deciding().reason)),
+                            0 if whole && !self.head.close => After::Revoked(refusal),
+                            0 => After::Answer(refusal),
                             _ => After::Abort,
                         };
                     }

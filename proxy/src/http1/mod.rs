@@ -277,6 +277,12 @@ impl Connection {
                 self.answer(refusal, true, head.method == "HEAD", record).await;
                 return Step::Close;
             }
+            After::Revoked(refusal) => {
+                reset(&upstream.stream);
+                let close = self.proxy.is_draining();
+                self.answer(refusal, close, head.method == "HEAD", record).await;
+                return if close { Step::Close } else { Step::Again };
+            }
         };
         self.proxy.records.finish(record);
         step
@@ -285,7 +291,9 @@ impl Connection {
     async fn answer(&mut self, refusal: Refusal, close: bool, to_head: bool, mut record: Record) {
         let bytes = refusal.http1(close, to_head);
         record.status = u32::from(refusal.status().as_u16());
-        refusal.error().clone_into(&mut record.error);
+        if record.error.is_empty() {
+            refusal.error().clone_into(&mut record.error);
+        }
         // A client that does not take its answer is gone: the next read says so. But it may not hold us up.
         let _ = tokio::time::timeout(HEAD_TIMEOUT, self.client.stream.write_all(&bytes)).await;
         self.proxy.records.finish(record);
