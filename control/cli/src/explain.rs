@@ -54,9 +54,9 @@ pub(crate) struct Arguments {
     /// namespace is judged as enabled and enforcing
     #[arg(long)]
     as_labelled: bool,
-    /// With --as-labelled: namespaces without the label are in the dataplane
-    #[arg(long, requires = "as_labelled")]
-    default_dataplane: bool,
+    /// With --as-labelled: whether namespaces without the label are in the dataplane
+    #[arg(long, requires = "as_labelled", value_enum, default_value = "disabled")]
+    default_dataplane: Dataplane,
     /// With --as-labelled: the cluster's cap
     #[arg(long, requires = "as_labelled", value_enum, default_value = "enforce")]
     max_enforcement: Cap,
@@ -77,6 +77,12 @@ enum Output {
     Json,
 }
 
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Dataplane {
+    Enabled,
+    Disabled,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum Cap {
     Off,
@@ -93,7 +99,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
             Cap::Audit => Enforcement::Audit,
             Cap::Enforce => Enforcement::Enforce,
         };
-        Rollout::AsLabelled { default_dataplane: arguments.default_dataplane, max_enforcement }
+        let default_dataplane = arguments.default_dataplane == Dataplane::Enabled;
+        Rollout::AsLabelled { default_dataplane, max_enforcement }
     } else {
         Rollout::AsIfEnforced
     };

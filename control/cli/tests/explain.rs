@@ -96,6 +96,21 @@ fn labels_are_taken_only_if_asked_for() {
     assert_eq!(explain(&to_legacy).status.code(), Some(1));
     let off = [&to_legacy[..], &["--as-labelled", "--max-enforcement", "off"]].concat();
     assert_eq!(explain(&off).status.code(), Some(0));
+    let alone = explain(&[&to_legacy[..], &["--max-enforcement", "off"]].concat());
+    assert_eq!(alone.status.code(), Some(2), "it means nothing without --as-labelled");
+    let dir = tempfile::tempdir().unwrap();
+    let manifests = "apiVersion: v1\nkind: Namespace\nmetadata: { name: a }\n---\napiVersion: v1\nkind: Pod\n\
+        metadata: { name: p, namespace: a }\n---\napiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\n\
+        metadata: { name: deny, namespace: a }\nspec: { podSelector: {} }\n";
+    std::fs::write(dir.path().join("a.yaml"), manifests).unwrap();
+    let unlabelled = |arguments: &[&str]| {
+        let path = dir.path().to_str().unwrap();
+        let base = ["explain", "-f", path, "--from", "203.0.113.1", "--to", "a/p:80"];
+        sluice(&[&base[..], arguments].concat(), "").status.code()
+    };
+    assert_eq!(unlabelled(&[]), Some(1));
+    assert_eq!(unlabelled(&["--as-labelled"]), Some(0));
+    assert_eq!(unlabelled(&["--as-labelled", "--default-dataplane", "enabled"]), Some(1));
     let audit = [&to_legacy[..], &["--as-labelled", "--max-enforcement", "audit", "-o", "json"]].concat();
     let output = explain(&audit);
     assert_eq!(output.status.code(), Some(0));
