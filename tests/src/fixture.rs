@@ -295,6 +295,7 @@ impl Fixture {
             objects.push(manifests::pod(&PodManifest {
                 name,
                 node: &node,
+                serial: 0,
                 v4,
                 v6,
                 labels,

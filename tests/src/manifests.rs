@@ -26,6 +26,8 @@ pub struct PodManifest<'a> {
     pub name: &'a str,
     /// `spec.nodeName`.
     pub node: &'a str,
+    /// `metadata.uid` ends with it.
+    pub serial: u64,
     /// `status.podIP`.
     pub v4: Ipv4Addr,
     /// The second of `status.podIPs`.
@@ -48,7 +50,7 @@ pub fn pod(pod: &PodManifest<'_>) -> Value {
         "metadata": {
             "namespace": namespace,
             "name": name,
-            "uid": format!("uid-{namespace}-{name}"),
+            "uid": format!("uid-{namespace}-{name}-{}", pod.serial),
             "labels": pod.labels,
         },
         "spec": {

@@ -125,6 +125,7 @@ impl Scene {
             objects.push(manifests::pod(&PodManifest {
                 name: &pod.name,
                 node: &pod.node,
+                serial: pod.serial,
                 v4: pod.v4,
                 v6: pod.v6,
                 labels: &labels,

@@ -80,6 +80,7 @@ impl WorldBuilder {
             nodes: Vec::new(),
             pods: Vec::new(),
             outside: Vec::new(),
+            made: 0,
         };
         plumbing::build(&mut world, &self)?;
         Ok(world)
@@ -124,6 +125,8 @@ pub struct Pod {
     pub veth: String,
     /// How it is attached.
     pub attach: Attach,
+    /// Which of this world's pods it is, by the order they were made: a pod that is made again is another one.
+    pub serial: u64,
 }
 
 impl Pod {
@@ -159,6 +162,7 @@ pub struct World {
     pub pods: Vec<Pod>,
     /// The hosts outside, in the order they were added.
     pub outside: Vec<Pod>,
+    made: u64,
 }
 
 impl World {

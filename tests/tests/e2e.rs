@@ -12,6 +12,8 @@ mod life;
 mod load;
 #[path = "e2e/requests.rs"]
 mod requests;
+#[path = "e2e/storm.rs"]
+mod storm;
 
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::take_down_all;
@@ -27,6 +29,7 @@ fn main() -> ExitCode {
     tests.extend(attacks::tests());
     tests.extend(load::tests());
     tests.extend(life::tests());
+    tests.extend(storm::tests());
     let code = harness::main(2, tests);
     // The fixtures' world is never dropped: it is shared until the end.
     take_down_all();

@@ -133,7 +133,9 @@ pub(super) fn add_pod(world: &mut World, spec: &PodSpec) -> Result<()> {
         v6: plan::pod_v6(index, number),
         veth,
         attach,
+        serial: world.made,
     };
+    world.made += 1;
     pod.netns.sysctl(&NO_DAD)?;
     match attach {
         Attach::Routed => attach_routed(&node, &pod)?,
@@ -218,6 +220,8 @@ fn add_outside(world: &mut World, spec: &OutsideSpec) -> Result<()> {
         v6: spec.v6,
         veth,
         attach: Attach::Bridge,
+        serial: world.made,
     });
+    world.made += 1;
     Ok(())
 }
