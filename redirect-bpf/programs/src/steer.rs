@@ -133,12 +133,15 @@ impl Endpoint {
         forwards: Judgement,
         answers: FlowKind,
     ) -> Fate {
+        // Its entry was evicted, and the proxy has it all the same.
+        if proxy_has(ctx, packet) {
+            return Fate::ToProxy(Counter::ProxiedPacket);
+        }
         match forwards {
             Judgement::Direct(reason) => return self.direct(key, reason),
             // Not remembered: if the proxy has no socket for it, it is no flow of the proxy's.
             Judgement::Proxy => return Fate::ToProxy(Counter::ProxiedPacket),
-            // What is only watched is never broken off: unless the proxy has it, it passes.
-            Judgement::Watch if proxy_has(ctx, packet) => return Fate::ToProxy(Counter::ProxiedPacket),
+            // What is only watched is never broken off.
             Judgement::Watch => return self.direct(key, Counter::FailOpen),
             Judgement::Refuse(_) => {}
         }
