@@ -21,6 +21,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         harness::test("policies flip under traffic", NEEDS, policies_flip),
         harness::test("proxies die under traffic", NEEDS, proxies_die),
         harness::test("a pod that is made again is enforced", NEEDS, made_again),
+        harness::test("an interface that is replaced unsaid is enforced", NEEDS, replaced_unsaid),
     ]
 }
 
@@ -167,5 +168,27 @@ fn made_again() -> Result<()> {
         let denied = scene.status("shop/frontend", target, Ask::new("DELETE", "/items"), SOON)?;
         ensure!(denied == Some(403), "round {round}: {denied:?}");
     }
+    Ok(())
+}
+
+/// The same, but nobody says so: the manifests stay as they are, as when a runtime makes a sandbox again.
+fn replaced_unsaid() -> Result<()> {
+    let mut scene = Scene::start(&[], CART)?;
+    scene.servers.remove(1).kill()?;
+    scene.cluster.world.delete_pod("shop/cart")?;
+    scene.cluster.world.add_pod(&sluice_tests::PodSpec::new("n2", "shop/cart"))?;
+    scene
+        .servers
+        .push(scene.cluster.world.serve("shop/cart", &["--http", "[::]:8080", "--tcp", "[::]:5432"])?);
+    let target = scene.address("shop/cart", Family::V4, 8080);
+    let intruder = scene.world().pod("shop/intruder").netns.clone();
+    eventually("the intruder is kept out of the new interface", SOON, || {
+        let answer = intruder.inside(|| raw_client::tcp(target, b"GET / HTTP/1.1\r\n\r\n", 1, PACE * 200))?;
+        Ok(!answer.connected)
+    })?;
+    let status = scene.status("shop/frontend", target, Ask::new("GET", "/items"), SOON)?;
+    ensure!(status == Some(200), "the frontend is not let in: {status:?}");
+    let denied = scene.status("shop/frontend", target, Ask::new("DELETE", "/items"), SOON)?;
+    ensure!(denied == Some(403), "{denied:?}");
     Ok(())
 }
