@@ -169,7 +169,7 @@ impl Suite<'_> {
         if let Some(ended) = counter.end(good) {
             progress.ended(&ended, &begun);
         } else if !good && failed == 0 {
-            println!("{}\n  ✗ `{}` failed", lines.join("\n"), step::shown(command));
+            println!("{}\n  ✗ `{}` failed", step::telling(&lines), step::shown(command));
         }
         self.count += counter.count;
         Ok(())
