@@ -116,7 +116,38 @@ pub(crate) fn type_remedy(reason: &str) -> &'static str {
     }
 }
 
+/// The labels by which a namespace joins, and how strictly.
+const OURS: &[&str] = &["sluice.dev/dataplane", "sluice.dev/enforcement"];
+/// The value of a label of ours that cannot be read. It is none of the words it may have, so the strictest holds.
+const UNREADABLE: &str = "unreadable";
+
+fn labels(given: &Value) -> Value {
+    let Value::Object(given) = given else {
+        return Value::Object([(OURS[0].to_owned(), UNREADABLE.into())].into_iter().collect());
+    };
+    let kept = given.iter().filter_map(|(key, value)| match value {
+        Value::String(_) => Some((key.clone(), value.clone())),
+        _ if OURS.contains(&key.as_str()) => Some((key.clone(), UNREADABLE.into())),
+        _ => None,
+    });
+    Value::Object(kept.collect())
+}
+
+/// What is left of a namespace whose text breaks off: if it does not say whether it is in the dataplane, it is.
+pub(crate) fn broken_namespace(value: &Value) -> Value {
+    let mut out = essential(value);
+    if let Some(metadata) = out.get_mut("metadata").and_then(Value::as_object_mut) {
+        let labels = metadata.entry("labels").or_insert_with(|| Value::Object(Map::new()));
+        if let Some(labels) = labels.as_object_mut() {
+            labels.entry(OURS[0]).or_insert_with(|| UNREADABLE.into());
+        }
+    }
+    out
+}
+
 /// The fields of a pod, a namespace or a node that verdicts depend on.
+/// Labels that are no text are left out; of ours, which decide whether a namespace is protected at all, it is
+/// kept that they were there.
 pub(crate) fn essential(value: &Value) -> Value {
     fn keep(value: Option<&Value>, fields: &[&str]) -> Value {
         let kept = fields.iter().filter_map(|field| {
@@ -126,6 +157,7 @@ pub(crate) fn essential(value: &Value) -> Value {
                     let fields = ["name", "ports", "restartPolicy"];
                     inner.as_array().map(|all| all.iter().map(|one| keep(Some(one), &fields)).collect())?
                 }
+                "labels" => labels(inner),
                 _ => inner.clone(),
             };
             Some(((*field).to_owned(), inner))

@@ -3,6 +3,7 @@
 //! Never fails as a whole: what cannot be read is a problem, the rest is loaded. Files are read here and
 //! nowhere else in this crate.
 
+use crate::decode::broken_namespace;
 use crate::object::{Objects, Source, Sourced};
 use crate::policy::PolicyKind;
 use crate::problem::{Problem, Severity};
@@ -163,25 +164,37 @@ impl Loader {
     }
 
     /// A document that stops being YAML. A policy that is known by its kind and namespace does not go out of
-    /// force by it: what it would have said is taken on the closed side. Of other objects nothing is taken.
+    /// force by it: what it would have said is taken on the closed side; nor does a namespace leave the dataplane. Of other
+    /// objects nothing is taken.
     fn broken(&mut self, value: &Value, source: &Source, mut flaws: Vec<Flaw>, broken: &Broken) {
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
-        let kind = policy_kind(text("apiVersion"), text("kind"));
+        let (api, kind) = (text("apiVersion"), text("kind"));
+        let namespace = (api, kind) == ("v1", "Namespace");
+        let policy = policy_kind(api, kind);
         let reason = format!("the document is not YAML: {}", broken.reason);
-        let (Some(kind), Value::Object(fields)) = (kind, value) else {
+        let (true, Value::Object(fields)) = (namespace || policy.is_some(), value) else {
             let remedy = "nothing in this document is in force, the others are: correct it";
             self.file_problem(&source.file, broken.at, reason, remedy);
             return;
         };
+        let effect = if namespace {
+            "until it is corrected the namespace has the labels before the break, and is in the dataplane"
+        } else {
+            "until it is corrected the policy closes what it selects"
+        };
         flaws.push(Flaw {
             path: broken.path.clone(),
             at: broken.at,
-            reason: format!("{reason}; until it is corrected the policy closes what it selects"),
+            reason: format!("{reason}; {effect}"),
             remedy: "correct it; the other documents are in force".to_owned(),
         });
         let source = Source { object: label(fields), ..source.clone() };
         self.flaws(&source, &flaws);
-        self.policy(fields, kind, &source, &flaws, true);
+        match policy {
+            Some(kind) => self.policy(fields, kind, &source, &flaws, true),
+            None => self
+                .typed(&broken_namespace(value), &source, &flaws, false, |objects| &mut objects.namespaces),
+        }
     }
 
     fn value(&mut self, value: &Value, source: &Source, flaws: &[Flaw]) {

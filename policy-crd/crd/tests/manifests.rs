@@ -256,7 +256,7 @@ items:
     let loaded = load_str("list.yaml", list);
     assert_eq!(loaded.objects.namespaces.len(), 1);
     // What can be read of the pod holds; the label cannot.
-    assert_eq!(loaded.objects.pods.len(), 0);
+    assert_eq!(loaded.objects.pods[0].object.metadata.labels.as_ref().unwrap().len(), 0);
     assert!(
         error(&loaded).starts_with("list.yaml:9:48: metadata.labels.x: invalid type"),
         "{}",
@@ -280,6 +280,24 @@ status: { podIP: 10.0.0.1 }
     let pod = &loaded.objects.pods[0].object;
     assert_eq!(pod.status.as_ref().unwrap().pod_ip.as_deref(), Some("10.0.0.1"));
     assert_eq!(pod.spec.as_ref().unwrap().containers[0].ports.as_ref().unwrap()[0].container_port, 80);
+}
+
+#[test]
+fn no_mistake_takes_a_namespace_out_of_the_dataplane() {
+    for text in [
+        "metadata: { name: shop, labels: { sluice.dev/dataplane: yes, team: web, n: 5 } }\n",
+        "metadata: { name: shop, labels: 5 }\n",
+        "metadata:\n  name: shop\n  labels:\n    team: web\n    sluice.dev/dataplane: [\n",
+        "metadata:\n  name: shop\n  labels:\n    team: web\n  }\n",
+    ] {
+        let loaded = load_str("ns.yaml", &format!("apiVersion: v1\nkind: Namespace\n{text}"));
+        let _ = error(&loaded);
+        let labels = loaded.objects.namespaces[0].object.metadata.labels.clone().unwrap();
+        // No word that this label has, so that it counts as the strictest.
+        assert_eq!(labels.get("sluice.dev/dataplane").map(String::as_str), Some("unreadable"), "{text}");
+        assert_eq!(labels.contains_key("team"), text.contains("team"), "{text}");
+        assert!(!labels.contains_key("n"));
+    }
 }
 
 #[test]
