@@ -42,6 +42,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// may be without its hooks.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// Places of the queue to control that reports leave free: a flood of them must not cost an ack, without which
+/// nobody would know that a snapshot is in force.
+const FOR_ACKS: usize = 4;
+
 /// The slack for a worker that is told to drain, beyond its own bound.
 const DRAIN_SLACK: Duration = Duration::from_secs(2);
 
@@ -194,8 +198,10 @@ impl Engine {
     async fn listen(&mut self, message: FromWorker) {
         self.drained |= message.drained;
         let reported = self.records.take(message.records, message.dropped);
-        if let Some(report) = reported {
-            // Lossy by design: no verdict depends on a report.
+        // Lossy by design: no verdict depends on a report. Acks are not, so reports leave them room.
+        if let Some(report) = reported
+            && self.outgoing.capacity() > FOR_ACKS
+        {
             let _ = self.outgoing.try_send(report);
         }
         if let Some(swapped) = message.swapped {
