@@ -69,14 +69,28 @@ impl HeaderMatch {
         let mut values = request.loose_values(&self.name).peekable();
         match self.test {
             HeaderTest::Absent => values.peek().is_none() || request.values(&self.name).next().is_none(),
-            _ => values.any(|value| {
-                self.test_value(value)
-                    || self.test_value(value.trim_ascii())
-                    || decoded(value).is_some_and(|plain| self.test_value(&plain))
-                    || value.split(|b| *b == b',').any(|part| self.test_value(part.trim_ascii()))
-            }),
+            _ => values.any(|value| self.test_readings(value)),
         }
     }
+
+    /// Whether any reading of the value satisfies the test: decoded, each item of a list, without blanks and quotes,
+    /// and with bytes that are no UTF-8 taken for some character, which no regular expression would.
+    fn test_readings(&self, value: &[u8]) -> bool {
+        let plain = decoded(value);
+        std::iter::once(value).chain(plain.as_deref()).any(|reading| {
+            let text = String::from_utf8_lossy(reading);
+            [reading, text.as_bytes()].into_iter().any(|reading| {
+                let items = reading.split(|b| *b == b',').map(<[u8]>::trim_ascii);
+                self.test_value(reading)
+                    || self.test_value(reading.trim_ascii())
+                    || items.flat_map(|item| [item, unquoted(item)]).any(|item| self.test_value(item))
+            })
+        })
+    }
+}
+
+fn unquoted(item: &[u8]) -> &[u8] {
+    item.strip_prefix(b"\"").and_then(|rest| rest.strip_suffix(b"\"")).unwrap_or(item)
 }
 
 /// The value with its percent-escapes decoded, if it has any.

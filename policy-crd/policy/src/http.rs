@@ -121,7 +121,15 @@ impl PathMatch {
     }
 
     fn matches_any_reading(&self, path: &Path<'_>) -> bool {
-        path.any_reading(|reading| self.matches(reading))
+        // A deny that is written with escapes means what they stand for, too: servers decode them.
+        let plain = match self {
+            Self::Exact(value) if value.contains('%') => Some(Self::Exact(path::decode_once(value).into())),
+            Self::Prefix(value) if value.contains('%') => Some(Self::Prefix(path::decode_once(value).into())),
+            _ => None,
+        };
+        path.any_reading(|reading| {
+            self.matches(reading) || plain.as_ref().is_some_and(|plain| plain.matches(reading))
+        })
     }
 }
 
@@ -202,7 +210,8 @@ impl GrpcMatch {
 
     /// By the bytes themselves: a gRPC server routes by them and decodes nothing.
     fn allows(&self, request: &Request<'_>) -> bool {
-        request.is_grpc() && self.matches(request.path.raw())
+        let raw = request.path.raw();
+        request.is_grpc() && request.path.strict() == Some(raw) && self.matches(raw)
     }
 
     fn miss(&self, request: &Request<'_>) -> Option<Miss> {

@@ -61,6 +61,10 @@ impl<'a> Path<'a> {
         if test(self.raw) || self.strict.as_deref().is_some_and(&mut test) {
             return true;
         }
+        // A plain path has one reading, and most paths are plain.
+        if matches!(self.strict, Some(Cow::Borrowed(_))) && !self.raw.contains('%') {
+            return false;
+        }
         let readings = self.readings.get_or_init(|| Readings::of(self.raw));
         readings.bottomless || readings.texts.iter().any(|reading| test(reading))
     }
@@ -101,8 +105,10 @@ fn folded_readings(path: &str) -> Vec<String> {
     let slashed = path.replace('\\', "/");
     let truncated = slashed.split('\0').next().unwrap_or_default().to_owned();
     let queryless = truncated.split(['?', '#']).next().unwrap_or_default().to_owned();
-    let mut readings = Vec::with_capacity(24);
-    for base in [path.to_owned(), slashed, truncated, queryless] {
+    let mut readings = Vec::with_capacity(80);
+    // Blanks and control bytes at the end are cut off by some.
+    let trimmed = queryless.trim_end_matches(|c: char| c.is_ascii_whitespace() || c.is_control()).to_owned();
+    for base in [path.to_owned(), slashed, truncated, queryless, trimmed] {
         let bare = strip_parameters(&base);
         for form in [base, bare] {
             let resolved = remove_dot_segments(&form);
@@ -111,6 +117,9 @@ fn folded_readings(path: &str) -> Vec<String> {
             readings.extend([form, resolved, merged, both]);
         }
     }
+    // As a pattern spells them: a regular expression is written against that.
+    let spelt: Vec<String> = readings.iter().map(|reading| pattern(reading)).collect();
+    readings.extend(spelt);
     readings.sort_unstable();
     readings.dedup();
     readings
@@ -230,7 +239,7 @@ fn strip_parameters(path: &str) -> String {
     path.split('/').map(|segment| segment.split(';').next().unwrap_or_default()).collect::<Vec<_>>().join("/")
 }
 
-fn decode_once(path: &str) -> String {
+pub(crate) fn decode_once(path: &str) -> String {
     let bytes = path.as_bytes();
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
@@ -343,6 +352,8 @@ mod tests {
             "/admin%3fx",
             "/%25252561dmin",
             "/..;x=y/admin",
+            "/admin%20",
+            "/admin%0a",
         ] {
             assert!(Path::new(raw).any_reading(|p| p == "/admin" || p.starts_with("/admin/")), "{raw}");
         }

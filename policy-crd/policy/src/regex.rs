@@ -3,6 +3,7 @@
 //! Wraps `regex-automata` so that no pattern can be built without its bounds.
 
 use regex_automata::meta;
+use regex_automata::util::syntax;
 use std::fmt;
 use std::sync::Arc;
 
@@ -33,7 +34,9 @@ impl Regex {
         }
         let build = |pattern: &str| {
             let bounds = meta::Config::new().nfa_size_limit(Some(REGEX_SIZE_LIMIT));
-            meta::Regex::builder().configure(bounds).build(pattern).map_err(Box::new)
+            // A line feed is a byte like any other: `/admin/.*` must not be left by `%0a`.
+            let syntax = syntax::Config::new().dot_matches_new_line(true);
+            meta::Regex::builder().configure(bounds).syntax(syntax).build(pattern).map_err(Box::new)
         };
         // The pattern is parsed alone first, so that "a)|(b" cannot close our group.
         let checked = build(source).and_then(|_| build(&format!(r"\A(?:{source})\z")));

@@ -100,12 +100,15 @@ fn absent_considers_every_spelling() {
 #[test]
 fn a_deny_considers_every_occurrence_and_decoded_forms() {
     let conditions = http(&[], None, vec![header("x-role", HeaderTest::Exact("admin".into()))]);
-    let cases: [(Headers<'_>, bool); 6] = [
+    let cases: [(Headers<'_>, bool); 9] = [
         (&[("x-role", b"admin")], true),
         (&[("x-role", b"user"), ("x-role", b"admin")], true),
         (&[("x_role", b"admin")], true),
         (&[("x-role", b"user, admin")], true),
         (&[("x-role", b"%61dmin")], true),
+        (&[("x-role", b"user, %61dmin")], true),
+        (&[("x-role", b"%61dmin%20")], true),
+        (&[("x-role", b"\"admin\"")], true),
         (&[("x-role", b"user")], false),
     ];
     for (headers, denied) in cases {
@@ -136,6 +139,7 @@ fn a_grpc_allow_needs_every_mark_of_grpc() {
         "/shop.v1.Carts/GetCart",
         "/shop.v1.Cart/GetCart/",
         "/shop.v1.Cart/%47etCart",
+        "/shop.v1.Cart/..%2fadmin",
     ] {
         assert!(!allows(&request("POST", path, GRPC)), "{path}");
     }
@@ -148,6 +152,51 @@ fn a_grpc_deny_holds_under_any_marks() {
     assert!(denies(&request("POST", "/shop.v1.Cart/%47etCart", GRPC)));
     assert!(!denies(&request("POST", "/shop.v1.Cart/WatchCart", GRPC)));
     assert!(grpc(&[]).denies(&request("POST", "/shop.v1.Cart/Anything", GRPC)));
+}
+
+#[test]
+fn a_grpc_allow_for_a_whole_service_opens_no_other_path() {
+    for path in [
+        "/shop.v1.Cart/..%2fadmin",
+        "/shop.v1.Cart/..",
+        "/shop.v1.Cart/%2e%2e",
+        "/shop.v1.Cart/..;x",
+        "/shop.v1.Cart/..%5cadmin",
+    ] {
+        assert!(!grpc(&[]).allows(&request("POST", path, GRPC)), "{path}");
+    }
+    assert!(grpc(&[]).allows(&request("POST", "/shop.v1.Cart/GetCart", GRPC)));
+}
+
+#[test]
+fn a_regular_expression_in_a_deny_reads_bytes_that_are_no_utf8() {
+    let regex = HeaderTest::Regex(Regex::new(".*admin.*").unwrap());
+    let conditions = http(&[], None, vec![header("x-role", regex)]);
+    for value in [&b"\xffadmin"[..], b"admin\xe9", b"%ff%61dmin", b"%0aadmin"] {
+        assert!(conditions.denies(&request("GET", "/", &[("x-role", value)])), "{value:?}");
+    }
+}
+
+#[test]
+fn a_deny_written_with_escapes_is_not_walked_round() {
+    for (deny, paths) in [
+        (
+            PathMatch::prefix("/my%20admin"),
+            &["/my%20admin", "//%6dy%20admin", "/x/..;/%6dy%20admin", "/%6dy%20admin;x=y"][..],
+        ),
+        (PathMatch::prefix("/s%C3%A9cret"), &["/s%c3%a9cret", "//s%c3%a9cret", "/s%c3%a9cret;x"]),
+        (PathMatch::exact("/a%40b"), &["/a%40b", "/a@b", "//a@b"]),
+        (PathMatch::exact("/a@b"), &["/a%40b", "/a@b"]),
+        (
+            PathMatch::Regex(Regex::new("/admin/.*").unwrap()),
+            &["/%61dmin/x%0a", "/%61dmin/%0ax", "/%61dmin/%ff"],
+        ),
+    ] {
+        let conditions = http(&[], Some(deny.clone()), vec![]);
+        for path in paths {
+            assert!(conditions.denies(&request("GET", path, &[])), "{deny} {path}");
+        }
+    }
 }
 
 #[test]
