@@ -71,7 +71,15 @@ pub fn test(
         }
         match run() {
             Ok(()) => Ok(Completion::Completed),
-            Err(error) => Err(Failed::from(format!("{error:#}"))),
+            Err(error) => {
+                let state = crate::world::last_state();
+                let hint = if state.is_empty() {
+                    format!("({}=1 shows the state of the world at the end)", crate::world::DESCRIBE)
+                } else {
+                    state
+                };
+                Err(Failed::from(format!("{error:#}\n{hint}")))
+            }
         }
     })
 }

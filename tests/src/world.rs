@@ -18,11 +18,26 @@ pub use spec::{Attach, Family, MAX_NODES, MAX_PODS, NodeSpec, OutsideSpec, PodSp
 
 use crate::peer::{Ask, Stats, Version, http_client};
 use anyhow::{Context, Result, ensure};
+use std::cell::Cell;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+/// With this in the environment, a test that failed shows the state that its world was in at the end.
+pub const DESCRIBE: &str = "SLUICE_DESCRIBE";
+
+thread_local! {
+    /// The state of the world that this thread dropped last.
+    static LAST: Cell<String> = const { Cell::new(String::new()) };
+}
+
+/// The state of the world that this thread dropped last, if [`DESCRIBE`] asks for it.
+#[must_use]
+pub fn last_state() -> String {
+    LAST.take()
+}
 
 /// How long a peer may take to listen.
 const SERVE_DEADLINE: Duration = Duration::from_secs(10);
@@ -270,6 +285,8 @@ impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("{}", self.describe());
+        } else if std::env::var_os(DESCRIBE).is_some() {
+            LAST.set(self.describe());
         }
         cleanup::end(&self.prefix);
     }
