@@ -18,6 +18,7 @@ use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -78,6 +79,11 @@ async fn serve(
     listeners: impl Iterator<Item = OwnedFd>,
     settings: &Settings,
 ) -> anyhow::Result<()> {
+    // A terminal or a service manager signals the whole group. The agent says what to do; its end is ours. Once
+    // listened to, a signal does nothing by itself, for as long as the process lives.
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        drop(signal(kind).context("take SIGTERM and SIGINT, which are the agent's to answer")?);
+    }
     let (mut to_agent, mut from_agent) = channel::open(socket).context("open the agent's socket")?;
     let (sink, records) = Sink::new();
     let proxy = Proxy::new(Dialer::Transparent, sink.clone(), settings.sampler());

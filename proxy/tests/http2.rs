@@ -295,12 +295,12 @@ async fn what_goes_on_is_allowed_itself() {
     rules.grpc[0].methods.clear();
     let world = World::start(&rules, at).await;
     let client = connect(&world).await;
-    for method in ["..", ".", "%2e%2e", "x/../../other.v1.Admin/Delete"] {
+    for method in ["..", ".", "%2e%2e", "Any%4Dethod", "x/../../other.v1.Admin/Delete"] {
         let (refused, _) = send(&client, grpc(method), true).await;
         let refused = soon("an answer", refused).await.expect("an answer");
         assert_eq!(refused.headers()["grpc-status"], "7", "{method}");
     }
-    let (allowed, _) = send(&client, grpc("Any%4Dethod"), true).await;
+    let (allowed, _) = send(&client, grpc("AnyMethod"), true).await;
     let mut stream = soon("the stream", served.recv()).await.expect("a stream");
     assert_eq!(stream.request.uri().path(), "/shop.v1.Cart/AnyMethod");
     answer(&mut stream, 200).send_data(Bytes::new(), true).expect("sent");

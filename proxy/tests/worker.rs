@@ -137,6 +137,11 @@ async fn it_is_confined_judges_by_what_it_was_told_and_dies_with_its_agent() {
     let holder = fs::read_link(format!("/proc/{}/ns/net", netns.holder.id())).expect("it lives");
     assert_eq!(inside, holder);
 
+    // Signals are the agent's to answer: the whole group gets them.
+    let process = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process");
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        rustix::process::kill_process(process, signal).expect("it lives");
+    }
     sender.send(&order(2, b"not a snapshot".to_vec())).await.expect("sent");
     let refused = swapped(&mut receiver).await;
     assert!(refused.sequence == 2 && !refused.refused.is_empty(), "{refused:?}");
