@@ -7,7 +7,7 @@ use crate::fixture::{Expect, HttpVersion, Protocol, Request};
 use anyhow::{Result, bail};
 use serde_json::Value;
 use sluice_compile::{Enforcement, NodeScope, Options, Rollout, compile};
-use sluice_crd::{Loaded, Severity};
+use sluice_crd::{Loaded, Objects, Severity};
 use sluice_policy::path::Path;
 use sluice_policy::{Connection, Decision, Direction, Facts, Outcome, RowAction, Snapshot, Verdict};
 use std::net::IpAddr;
@@ -15,6 +15,7 @@ use std::net::IpAddr;
 /// A compiled cluster.
 #[derive(Debug)]
 pub struct Engine {
+    objects: Objects,
     snapshot: Snapshot,
 }
 
@@ -96,15 +97,21 @@ impl Engine {
     }
 
     fn compile(Loaded { objects, mut problems }: Loaded) -> Result<Self> {
-        let rollout = Rollout::AsLabelled { default_dataplane: false, max_enforcement: Enforcement::Enforce };
-        let compiled = compile(&objects, &Options { node: NodeScope::All, rollout, generation: 1 });
+        let compiled = compile(&objects, &options(NodeScope::All));
         problems.extend(compiled.problems);
         problems.retain(|problem| problem.severity == Severity::Error);
         if !problems.is_empty() {
             let lines: Vec<String> = problems.iter().map(ToString::to_string).collect();
             bail!("{}", lines.join("\n"));
         }
-        Ok(Self { snapshot: compiled.snapshot })
+        Ok(Self { objects, snapshot: compiled.snapshot })
+    }
+
+    /// What one node knows: it judges its own endpoints and no others.
+    #[must_use]
+    pub fn of_node(&self, node: &str) -> Self {
+        let snapshot = compile(&self.objects, &options(NodeScope::Named(node.into()))).snapshot;
+        Self { objects: self.objects.clone(), snapshot }
     }
 
     /// Judges a request between two addresses.
@@ -153,4 +160,9 @@ impl Engine {
             profile.side(direction).row(&connection).action == RowAction::ToProxy
         })
     }
+}
+
+fn options(node: NodeScope) -> Options {
+    let rollout = Rollout::AsLabelled { default_dataplane: false, max_enforcement: Enforcement::Enforce };
+    Options { node, rollout, generation: 1 }
 }

@@ -68,6 +68,8 @@ pub struct Rig {
 struct Case<'a> {
     request: &'a Request,
     judged: Judged,
+    /// What each proxy on its way makes of it: one judges its own node's endpoints alone.
+    on_the_way: Vec<Judged>,
     from: String,
     to: String,
     target: SocketAddr,
@@ -158,21 +160,37 @@ impl Rig {
         engine: &Engine,
     ) -> Vec<Case<'a>> {
         let mut cases = Vec::new();
+        let nodes: BTreeMap<&str, Engine> =
+            SLOTS.iter().map(|(node, _)| (*node, engine.of_node(node))).collect();
         for request in &fixture.requests {
             let slot =
                 |name: &String| slots.get(name).map_or_else(|| name.clone(), |slot| (*slot).to_owned());
             let (from, to) = (slot(&request.from), slot(&request.to));
             let (client, server) = (self.cluster.world.pod(&from), self.cluster.world.pod(&to));
             let outside = client.node.is_empty() || server.node.is_empty();
+            // The client's node first; one that denies ends it.
+            let mut way: Vec<&Engine> =
+                [&client.node, &server.node].iter().filter_map(|n| nodes.get(n.as_str())).collect();
+            if client.node == server.node {
+                way.pop();
+            }
             for family in Family::BOTH {
                 // An address block of IPv4 says nothing of the same host's IPv6 address.
                 if outside && family == Family::V6 {
                     continue;
                 }
                 let (client, server) = (client.ip(family), server.ip(family));
+                let mut on_the_way: Vec<Judged> = Vec::new();
+                for judged in way.iter().map(|node| node.judge(client, server, request)) {
+                    if !on_the_way.last().is_some_and(|before| before.outcome == Expect::Deny) {
+                        on_the_way.push(judged);
+                    }
+                }
+                on_the_way.retain(|judged| judged.proxied);
                 cases.push(Case {
                     request,
                     judged: engine.judge(client, server, request),
+                    on_the_way,
                     from: from.clone(),
                     to: to.clone(),
                     target: SocketAddr::new(server, request.port),
@@ -270,13 +288,13 @@ impl Rig {
     /// A flow that the kernel decides has no record; one that the proxy judged has one that says what the engine
     /// says.
     fn check_records(&self, case: &Case, mark: &BTreeMap<String, usize>, end: Instant) -> Result<()> {
-        let Case { request, judged, .. } = case;
+        let request = case.request;
         let same_flow = |record: &Value| {
             record["source"]["ip"] == case.client.ip().to_string().as_str()
                 && record["destination"]["ip"] == case.target.ip().to_string().as_str()
                 && record["destination"]["port"] == request.port
         };
-        if !judged.proxied {
+        if case.on_the_way.is_empty() {
             let records = self.cluster.records_since(mark);
             let entered = records.iter().find(|record| same_flow(record));
             ensure!(entered.is_none(), "{request}: entered the proxy: {entered:?}");
@@ -287,23 +305,17 @@ impl Rig {
         let said = |record: &Value| {
             same_flow(record) && record["method"] == ask.method.as_str() && record["path"] == path
         };
-        let agrees = |record: &Value| {
-            record["verdict"] == judged.outcome.as_str()
-                && record["reason"] == judged.reason.as_str()
-                && record["policy"] == judged.policy.as_str()
-                && record["rule"] == judged.rule.as_str()
-                && record["nearestMiss"] == judged.nearest_miss.as_str()
-                && (judged.outcome == Expect::Audit)
-                    == record["wouldDeny"].as_array().is_some_and(|list| !list.is_empty())
-        };
-        let found = self
-            .cluster
-            .wait_record_until(mark, end, &format!("{request} with {judged:?}"), |r| said(r) && agrees(r));
-        found.map(|_| ()).map_err(|error| {
-            let records = self.cluster.records_since(mark);
-            let near: Vec<&Value> = records.iter().filter(|record| said(record)).collect();
-            if near.is_empty() { error } else { anyhow::anyhow!("{request}: {judged:?}\n  but {near:#?}") }
-        })
+        for judged in &case.on_the_way {
+            let what = format!("{request} with {judged:?}");
+            let found = self.cluster.wait_record_until(mark, end, &what, |r| said(r) && agrees(r, judged));
+            if let Err(error) = found {
+                let records = self.cluster.records_since(mark);
+                let near: Vec<&Value> = records.iter().filter(|record| said(record)).collect();
+                ensure!(!near.is_empty(), error);
+                bail!("{request}: {judged:?}\n  but {near:#?}");
+            }
+        }
+        Ok(())
     }
 
     /// The peers' last lines, for a test that failed.
@@ -311,6 +323,17 @@ impl Rig {
     pub fn servers(&self) -> String {
         self.servers.iter().map(|server| format!("--- {}\n{}", server.name(), server.tail(10))).collect()
     }
+}
+
+/// Whether a flow record says what the engine says.
+fn agrees(record: &Value, judged: &Judged) -> bool {
+    let audited = record["wouldDeny"].as_array().is_some_and(|list| !list.is_empty());
+    record["verdict"] == judged.outcome.as_str()
+        && record["reason"] == judged.reason.as_str()
+        && record["policy"] == judged.policy.as_str()
+        && record["rule"] == judged.rule.as_str()
+        && record["nearestMiss"] == judged.nearest_miss.as_str()
+        && audited == (judged.outcome == Expect::Audit)
 }
 
 /// The slot of each pod, in the order of their names.
