@@ -4,9 +4,10 @@
 //! Called by the servers for each request and by [`State::swap`](crate::state::State::swap) for open flows.
 
 use crate::state::View;
+use http::{HeaderName, HeaderValue};
 use sluice_policy::path::Path;
 use sluice_policy::{
-    Decision, Direction, Facts, HttpVersion, Protocol, Reason, Request, SideVerdict, Verdict,
+    Decision, Direction, Facts, HttpVersion, Mode, Protocol, Reason, Request, SideVerdict, Verdict,
 };
 use std::net::{IpAddr, SocketAddr};
 
@@ -28,6 +29,10 @@ impl Leg {
     }
 }
 
+/// A header or trailer field. Both halves share the bytes they were read from: with HPACK a reference of one byte
+/// stands for kilobytes, and a copy of each would fill the memory.
+pub type Field = (HeaderName, HeaderValue);
+
 /// One request as it is kept: owned, so that it can be judged again while it is open.
 #[derive(Clone, Debug)]
 pub struct Said {
@@ -40,7 +45,7 @@ pub struct Said {
     /// `Host` or `:authority`.
     pub host: Option<String>,
     /// The header fields; names in lower case.
-    pub headers: Vec<(String, Vec<u8>)>,
+    pub headers: Vec<Field>,
 }
 
 impl Said {
@@ -67,7 +72,7 @@ impl Said {
 
     fn ask(&self, view: &View, leg: &Leg, path: &str) -> Verdict {
         let headers: Vec<(&str, &[u8])> =
-            self.headers.iter().map(|(n, v)| (n.as_str(), v.as_slice())).collect();
+            self.headers.iter().map(|(n, v)| (n.as_str(), v.as_bytes())).collect();
         let request = Request {
             version: self.version,
             method: &self.method,
@@ -78,6 +83,14 @@ impl Said {
         ask(view, leg, Facts::Request(&request))
     }
 
+    /// Whether the request would still be let through with these trailers among its headers: some servers merge them.
+    #[must_use]
+    pub fn admits(&self, view: &View, leg: &Leg, trailers: Vec<Field>) -> bool {
+        let mut merged = self.clone();
+        merged.headers.extend(trailers);
+        merged.judge(view, leg).0.decision() == Decision::Allow
+    }
+
     /// Whether the request is gRPC by its content type: how a refusal is worded, never whether.
     #[must_use]
     pub fn is_grpc(&self) -> bool {
@@ -85,6 +98,7 @@ impl Said {
             && self.headers.iter().any(|(name, value)| {
                 name == "content-type"
                     && value
+                        .as_bytes()
                         .strip_prefix(b"application/grpc")
                         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
             })
@@ -129,7 +143,8 @@ fn path_matters(view: &View, leg: &Leg) -> bool {
         profile.is_some_and(|profile| {
             let layers = &profile.side(direction).layers;
             layers.iter().flat_map(|layer| &layer.allow).any(|rule| {
-                rule.allows_reach(peer, Protocol::Tcp, port)
+                rule.policy.mode == Mode::Enforce
+                    && rule.allows_reach(peer, Protocol::Tcp, port)
                     && rule.conditions.as_ref().is_some_and(|c| c.http.iter().any(|item| item.path.is_some()))
             })
         })

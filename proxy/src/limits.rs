@@ -61,10 +61,10 @@ pub const CONNECTIONS: usize = 100_000;
 pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 
 /// The longest HTTP/2 header list (CONTINUATION flood, HPACK bombs).
-pub const H2_HEADER_LIST_BYTES: u32 = 64 * 1024;
+pub const H2_HEADER_LIST_BYTES: u32 = 32 * 1024;
 
-/// Open streams of one HTTP/2 connection.
-pub const H2_STREAMS: u32 = 256;
+/// Open streams of one HTTP/2 connection: the least that RFC 9113 §6.5.2 recommends. Each may hold a window.
+pub const H2_STREAMS: u32 = 100;
 
 /// Streams that were reset before anybody accepted them (rapid reset, CVE-2023-44487).
 pub const H2_PENDING_RESETS: usize = 32;
@@ -76,10 +76,10 @@ pub const H2_RESET_STREAMS: usize = 64;
 pub const H2_LOCAL_ERROR_RESETS: usize = 256;
 
 /// The flow-control window of one HTTP/2 stream: what a slow reader makes us hold of it.
-pub const H2_STREAM_WINDOW: u32 = 256 * 1024;
+pub const H2_STREAM_WINDOW: u32 = 64 * 1024;
 
-/// The flow-control window of one HTTP/2 connection.
-pub const H2_CONNECTION_WINDOW: u32 = 1024 * 1024;
+/// The flow-control window of one HTTP/2 connection: streams that nobody reads must not stop the others.
+pub const H2_CONNECTION_WINDOW: u32 = H2_STREAMS * H2_STREAM_WINDOW;
 
 /// What one HTTP/2 stream may have waiting to be sent.
 pub const H2_SEND_BUFFER: usize = 256 * 1024;

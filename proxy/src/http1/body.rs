@@ -4,8 +4,10 @@
 //! Knows nothing of heads or of policy.
 
 use super::head::Framing;
+use crate::judge::Field;
 use crate::limits::{BUFFER_BYTES, CHUNK_LINE_BYTES, HEAD_FIELDS, TRAILER_BYTES};
 use bytes::{Buf as _, Bytes, BytesMut};
+use http::HeaderValue;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -30,14 +32,18 @@ pub async fn read_more(reader: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut
     reader.read_buf(buf).await
 }
 
+/// Judges the trailers of a body.
+pub type Admits<'a> = dyn Fn(Vec<Field>) -> bool + Send + Sync + 'a;
+
 /// One message on its way. What is small goes out together; nothing is kept back while its sender is waited for.
-#[derive(Debug)]
+#[expect(missing_debug_implementations, reason = "a closure has nothing to show")]
 pub struct Pump<'a, R, W> {
     reader: &'a mut R,
     buf: &'a mut BytesMut,
     writer: &'a mut W,
     count: &'a AtomicU64,
     out: BytesMut,
+    admits: Option<&'a Admits<'a>>,
 }
 
 impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
@@ -49,7 +55,14 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
         count: &'a AtomicU64,
         head: Bytes,
     ) -> Self {
-        Self { reader, buf, writer, count, out: head.into() }
+        Self { reader, buf, writer, count, out: head.into(), admits: None }
+    }
+
+    /// Lets `admits` decide on trailers.
+    #[must_use]
+    pub fn admitting(mut self, admits: &'a Admits<'a>) -> Self {
+        self.admits = Some(admits);
+        self
     }
 
     /// Moves the head and one body of this framing.
@@ -196,7 +209,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
                 return Err(Broken::Framing("the trailer section is too large"));
             }
         }
-        check_trailers(&out[3..])?;
+        check_trailers(&out[3..], self.admits)?;
         self.put(&out).await
     }
 }
@@ -223,15 +236,27 @@ const NEVER_TRAILERS: [&str; 9] = [
     "content-type",
 ];
 
-fn check_trailers(section: &[u8]) -> Result<(), Broken> {
+/// Whether the field must not come after a body.
+pub(crate) fn is_no_trailer(name: &str) -> bool {
+    NEVER_TRAILERS.iter().any(|never| never.eq_ignore_ascii_case(name))
+}
+
+fn check_trailers(section: &[u8], admits: Option<&Admits<'_>>) -> Result<(), Broken> {
     let mut slots = [httparse::EMPTY_HEADER; HEAD_FIELDS];
     match httparse::parse_headers(section, &mut slots) {
         Ok(httparse::Status::Complete((_, fields))) => {
-            let forbidden = |name: &str| NEVER_TRAILERS.iter().any(|never| never.eq_ignore_ascii_case(name));
-            if fields.iter().any(|field| forbidden(field.name)) {
+            if fields.iter().any(|field| is_no_trailer(field.name)) {
                 return Err(Broken::Framing("a field that is no trailer"));
             }
-            Ok(())
+            let Some(admits) = admits.filter(|_| !fields.is_empty()) else { return Ok(()) };
+            let field = |field: &httparse::Header<'_>| -> Option<Field> {
+                Some((field.name.parse().ok()?, HeaderValue::from_bytes(field.value).ok()?))
+            };
+            let fields = fields.iter().map(field).collect::<Option<Vec<Field>>>();
+            if fields.is_some_and(admits) {
+                return Ok(());
+            }
+            Err(Broken::Framing("a trailer that policy does not let through"))
         }
         _ => Err(Broken::Framing("the trailer section")),
     }

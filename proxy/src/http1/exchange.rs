@@ -6,6 +6,7 @@ use super::Upstream;
 use super::body::{Broken, Pump, read_more};
 use super::head::{self, Bad, Changes, Framing, RequestHead, ResponseHead};
 use crate::answer::Refusal;
+use crate::judge;
 use crate::limits::{HEAD_BYTES, INTERIM_ANSWERS};
 use crate::proxy::{Accepted, Proxy};
 use crate::record::Record;
@@ -22,6 +23,8 @@ pub(super) struct Exchange<'a> {
     pub(super) head: &'a RequestHead,
     pub(super) changes: &'a Changes,
     pub(super) flow: &'a OpenFlow,
+    pub(super) said: &'a judge::Said,
+    pub(super) leg: judge::Leg,
 }
 
 /// How the connections go on.
@@ -140,13 +143,18 @@ impl Exchange<'_> {
         progress: &Progress,
     ) -> Result<(), Broken> {
         let head = self.head.forward(self.changes);
-        Pump::new(client, buf, server, &progress.up, head).run(self.head.framing).await?;
+        let admits = |trailers| self.said.admits(&self.proxy.state.view(), &self.leg, trailers);
+        let mut pump = Pump::new(client, buf, server, &progress.up, head).admitting(&admits);
+        pump.run(self.head.framing).await?;
         progress.uploaded.store(true, Ordering::Relaxed);
         // What comes now is the next request, or the client's end.
         while buf.len() < HEAD_BYTES {
             match read_more(client, buf).await {
                 Ok(0) => {
-                    let _ = server.shutdown().await;
+                    // Not while a request waits that is still to be sent.
+                    if buf.is_empty() {
+                        let _ = server.shutdown().await;
+                    }
                     break;
                 }
                 Ok(_) => {}

@@ -4,8 +4,10 @@
 //! smuggling lives on such differences. A head goes on byte for byte unless something of it must change. Knows
 //! nothing of sockets or of policy.
 
+use crate::judge;
 use crate::limits::{HEAD_BYTES, HEAD_FIELDS, TARGET_BYTES};
 use bytes::{Bytes, BytesMut};
+use http::{HeaderName, HeaderValue};
 use std::ops::Range;
 
 /// Why a head is refused.
@@ -153,6 +155,12 @@ fn has_stray_control(raw: &[u8]) -> bool {
     raw.contains(&0) || raw.windows(2).any(|pair| pair[0] == b'\r' && pair[1] != b'\n')
 }
 
+/// A field as it is judged.
+fn field(raw: &[u8], place: &Field) -> Option<judge::Field> {
+    let name = HeaderName::from_bytes(&raw[place.name.clone()]).ok()?;
+    Some((name, HeaderValue::from_bytes(&raw[place.value.clone()]).ok()?))
+}
+
 /// What the fields of a message say about its framing and connection.
 #[derive(Debug, Default)]
 struct Said<'a> {
@@ -271,7 +279,8 @@ impl RequestHead {
         }
         let line_end = raw.windows(2).position(|pair| pair == b"\r\n").unwrap_or(0) + 2;
         let fields = split_fields(&raw, line_end);
-        if fields.len() != request.headers.len() {
+        // What cannot be judged must not go on.
+        if fields.len() != request.headers.len() || fields.iter().any(|f| field(&raw, f).is_none()) {
             return Err(Bad::Malformed("the header section"));
         }
         let said = read_fields(&raw, &fields)?;
@@ -315,12 +324,9 @@ impl RequestHead {
         std::str::from_utf8(&self.raw[self.path.clone()]).unwrap_or_default()
     }
 
-    /// The fields, names in lower case.
-    pub fn headers(&self) -> impl Iterator<Item = (String, Vec<u8>)> {
-        self.fields.iter().map(|field| {
-            let name = String::from_utf8_lossy(&self.raw[field.name.clone()]).to_ascii_lowercase();
-            (name, self.raw[field.value.clone()].to_vec())
-        })
+    /// The fields, to be judged. Each was checked when the head was parsed.
+    pub fn headers(&self) -> impl Iterator<Item = judge::Field> {
+        self.fields.iter().filter_map(|place| field(&self.raw, place))
     }
 
     /// The values of a field, by its name in lower case.

@@ -174,7 +174,7 @@ impl Connection {
             return if close { Step::Close } else { self.discard(head).await };
         }
         let changes = Changes { path, traceparent: span };
-        self.exchange(head, &changes, &flow, record).await
+        self.exchange(head, &changes, &flow, &said, record).await
     }
 
     /// CONNECT and upgrades turn the connection into something that is not judged by request: refused, but where
@@ -256,10 +256,11 @@ impl Connection {
         head: &RequestHead,
         changes: &Changes,
         flow: &OpenFlow,
+        said: &judge::Said,
         mut record: Record,
     ) -> Step {
         let Some(mut upstream) = self.upstream.take() else { return Step::Abort };
-        let exchange = Exchange { proxy: &self.proxy, head, changes, flow };
+        let exchange = Exchange { proxy: &self.proxy, head, changes, flow, said, leg: self.client.leg };
         let after = exchange.run(&mut self.client, &mut upstream, &mut record).await;
         let step = match after {
             After::Reusable => {
@@ -331,7 +332,7 @@ fn said(head: &RequestHead) -> judge::Said {
         method: head.method.clone(),
         path: head.path().to_owned(),
         host: head.host.clone(),
-        headers: head.headers().filter(|(name, _)| !dropped(name)).collect(),
+        headers: head.headers().filter(|(name, _)| !dropped(name.as_str())).collect(),
     }
 }
 

@@ -24,6 +24,7 @@ pub(super) async fn run(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
     count: &AtomicU64,
+    admits: impl Fn(&HeaderMap) -> bool,
 ) -> Result<Option<HeaderMap>, Broken> {
     while let Some(data) = next(from, to).await? {
         let length = data.len();
@@ -36,6 +37,9 @@ pub(super) async fn run(
         }
     }
     let trailers = from.trailers().await.map_err(Broken::Sender)?;
+    if trailers.as_ref().is_some_and(|trailers| !admits(trailers)) {
+        return Err(Broken::Sender(Reason::PROTOCOL_ERROR.into()));
+    }
     let sent = match &trailers {
         Some(trailers) => to.send_trailers(trailers.clone()),
         None => to.send_data(Bytes::new(), true),

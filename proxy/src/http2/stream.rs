@@ -3,10 +3,11 @@
 use super::Connection;
 use super::pump::{self, Broken};
 use crate::answer::Refusal;
+use crate::http1::body::is_no_trailer;
 use crate::http1::describe;
 use crate::http1::head::is_authority;
 use crate::judge;
-use crate::limits::TARGET_BYTES;
+use crate::limits::{INTERIM_ANSWERS, TARGET_BYTES};
 use crate::record::Record;
 use crate::state::{OpenFlow, Said};
 use crate::telemetry::context::Context;
@@ -41,7 +42,11 @@ pub(super) async fn serve(
     let traceparent = span(&connection, &parts.headers, &mut record);
     let grpc = said.is_grpc();
     let to_head = parts.method == http::Method::HEAD;
-    if let Err(refusal) = malformed {
+    // Where only audited policies govern, what is odd passes as it is.
+    let raw_passes = judge::unknown(&view, &connection.leg).decision() == Decision::Allow;
+    if let Err(refusal) = malformed
+        && !raw_passes
+    {
         let reason =
             if matches!(refusal, Refusal::Malformed(_)) { Reason::ParseError } else { Reason::Limit };
         record.judged(&judge::refuse(reason));
@@ -50,7 +55,7 @@ pub(super) async fn serve(
     }
     let (mut verdict, path) = said.judge(&view, &connection.leg);
     // A tunnel in a stream is not judged by request; nothing here opens one.
-    if parts.method == http::Method::CONNECT && verdict.decision() == Decision::Allow {
+    if parts.method == http::Method::CONNECT && !raw_passes && verdict.decision() == Decision::Allow {
         verdict = judge::refuse(Reason::NoRuleMatched);
     }
     record.judged(&verdict);
@@ -58,14 +63,16 @@ pub(super) async fn serve(
         refuse(&mut respond, Refusal::Denied(verdict.deciding().reason), grpc, to_head, &mut record);
         return proxy.records.finish(record);
     }
-    if let Some(path) = path {
-        set_path(&mut parts, &path);
+    if path.is_some_and(|path| !set_path(&mut parts, &path)) {
+        refuse(&mut respond, Refusal::Malformed(":path"), grpc, to_head, &mut record);
+        return proxy.records.finish(record);
     }
     if let Some(value) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
         parts.headers.insert("traceparent", value);
     }
     drop(view);
-    let mut exchange = Exchange { connection: &connection, respond, answering: None, record, grpc, to_head };
+    let mut exchange =
+        Exchange { connection: &connection, respond, answering: None, record, grpc, to_head, said };
     exchange.run(parts, body, &flow).await;
     let Exchange { record, .. } = exchange;
     proxy.records.finish(record);
@@ -74,7 +81,13 @@ pub(super) async fn serve(
 /// The request as it is judged.
 fn said(parts: &Parts) -> judge::Said {
     let host = parts.headers.get("host").map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
-    let headers = parts.headers.iter().map(|(n, v)| (n.as_str().to_owned(), v.as_bytes().to_vec())).collect();
+    let mut headers = fields(&parts.headers);
+    // A condition on `host` holds in HTTP/2 as well.
+    if let (None, Some(authority)) = (&host, parts.uri.authority())
+        && let Ok(authority) = HeaderValue::from_str(authority.as_str())
+    {
+        headers.push((http::header::HOST, authority));
+    }
     judge::Said {
         version: HttpVersion::Http2,
         method: parts.method.as_str().to_owned(),
@@ -82,6 +95,10 @@ fn said(parts: &Parts) -> judge::Said {
         host: parts.uri.authority().map(|authority| authority.as_str().to_owned()).or(host),
         headers,
     }
+}
+
+fn fields(map: &HeaderMap) -> Vec<judge::Field> {
+    map.iter().map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// Makes sure that there is one host: `:authority` and `Host` must agree, and `Host` alone becomes `:authority`
@@ -118,16 +135,18 @@ fn settle_authority(parts: &mut Parts) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn set_path(parts: &mut Parts, path: &str) {
+/// `false`: it cannot be put there, and what was sent must not go on.
+fn set_path(parts: &mut Parts, path: &str) -> bool {
     let target = match parts.uri.query() {
         Some(query) => format!("{path}?{query}"),
         None => path.to_owned(),
     };
     let mut uri = parts.uri.clone().into_parts();
-    uri.path_and_query = PathAndQuery::try_from(target).ok();
-    if let Ok(uri) = http::Uri::from_parts(uri) {
-        parts.uri = uri;
-    }
+    let Ok(target) = PathAndQuery::try_from(target) else { return false };
+    uri.path_and_query = Some(target);
+    let Ok(uri) = http::Uri::from_parts(uri) else { return false };
+    parts.uri = uri;
+    true
 }
 
 fn span(connection: &Connection, headers: &HeaderMap, record: &mut Record) -> Option<String> {
@@ -167,17 +186,20 @@ struct Exchange<'a> {
     record: Record,
     grpc: bool,
     to_head: bool,
+    said: Arc<judge::Said>,
 }
 
 impl Exchange<'_> {
     async fn run(&mut self, parts: Parts, mut body: RecvStream, flow: &OpenFlow) {
         let whole = body.is_end_stream();
         let send = tokio::select! {
-            send = send_request(self.connection, parts, whole) => send,
+            // First: what has lost its permission is not sent in the same breath.
+            biased;
             verdict = flow.revoked() => {
                 self.record.judged(verdict);
                 return self.refuse(Refusal::Denied(verdict.deciding().reason));
             }
+            send = send_request(self.connection, parts, whole) => send,
             reset = poll_fn(|cx| self.respond.poll_reset(cx)) => {
                 drop(reset);
                 "client_closed".clone_into(&mut self.record.error);
@@ -190,9 +212,15 @@ impl Exchange<'_> {
             Err(Unsent::Gone) => return self.reset(Reset::REFUSED_STREAM, "server_closed"),
         };
         let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (connection, said) = (self.connection, self.said.clone());
+        let admits = |trailers: &HeaderMap| {
+            let in_place = trailers.keys().all(|name| !is_no_trailer(name.as_str()));
+            in_place && said.admits(&connection.proxy.state.view(), &connection.leg, fields(trailers))
+        };
         let ended = {
-            let upload =
-                async { if whole { Ok(None) } else { pump::run(&mut body, &mut to_server, &up).await } };
+            let upload = async {
+                if whole { Ok(None) } else { pump::run(&mut body, &mut to_server, &up, admits).await }
+            };
             let download = download(answer, &mut self.respond, &mut self.answering, &mut self.record, &down);
             tokio::pin!(upload, download);
             let mut uploading = true;
@@ -283,9 +311,15 @@ enum Unsent {
 type Sent = (h2::client::ResponseFuture, SendStream<Bytes>);
 
 async fn send_request(connection: &Connection, parts: Parts, whole: bool) -> Result<Sent, Unsent> {
-    let failed = |_| match connection.is_gone() {
-        true => Unsent::Gone,
-        false => Unsent::Refused(Refusal::BadAnswer("no HTTP/2")),
+    let failed = |error: h2::Error| {
+        // The server takes no more streams: the client is told, and goes on with a new connection.
+        if error.is_go_away() && error.is_remote() {
+            connection.gone.cancel();
+        }
+        match connection.is_gone() {
+            true => Unsent::Gone,
+            false => Unsent::Refused(Refusal::BadAnswer("no HTTP/2")),
+        }
     };
     let send = connection.upstream().await.map_err(Unsent::Refused)?;
     let mut ready = send.ready().await.map_err(failed)?;
@@ -300,8 +334,13 @@ async fn download(
     record: &mut Record,
     count: &AtomicU64,
 ) -> Result<(), Broken> {
+    let mut interims = 0;
     let response = poll_fn(|cx| {
         while let Poll::Ready(Some(Ok(interim))) = answer.poll_informational(cx) {
+            interims += 1;
+            if interims > INTERIM_ANSWERS {
+                return Poll::Ready(Err(Broken::Sender(Reset::ENHANCE_YOUR_CALM.into())));
+            }
             // A client that takes no interim answers still gets the final one.
             let _ = respond.send_informational(interim);
         }
@@ -325,7 +364,7 @@ async fn download(
     if whole {
         return Ok(());
     }
-    let trailers = pump::run(&mut body, stream, count).await?;
+    let trailers = pump::run(&mut body, stream, count, |_| true).await?;
     if let Some(status) = trailers.as_ref().and_then(grpc_status) {
         record.grpc_status = Some(status);
     }
