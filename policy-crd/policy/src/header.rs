@@ -1,7 +1,7 @@
 //! Header conditions: exactly one occurrence for an allow, every suspicious one for a deny.
 
-use crate::http::Request;
 use crate::regex::Regex;
+use crate::request::Request;
 use std::fmt;
 use std::sync::Arc;
 

@@ -15,6 +15,7 @@ pub mod port;
 pub mod prefix;
 pub mod profile;
 pub mod regex;
+pub mod request;
 pub mod snapshot;
 pub mod verdict;
 mod walk;
@@ -22,7 +23,7 @@ mod walk;
 pub use class::{ClassId, ClassSet};
 pub use fold::{PortPrefix, Row, RowAction, RowEntry};
 pub use header::{HeaderMatch, HeaderTest};
-pub use http::{Conditions, GrpcMatch, HttpMatch, HttpVersion, PathMatch, Request};
+pub use http::{Conditions, GrpcMatch, HttpMatch, PathMatch};
 pub use miss::Miss;
 pub use origin::{Kind, Mode, Origin, Policy, PolicyId, RuleName};
 pub use port::{PortRange, PortSet, Protocol};
@@ -31,6 +32,7 @@ pub use profile::{
     Direction, IsolatedPorts, Isolation, Layer, LayerKind, Profile, ProfileId, Rule, Scope, Side,
 };
 pub use regex::Regex;
+pub use request::{HttpVersion, Request};
 pub use snapshot::{Class, Endpoint, Endpoints, Identity, Snapshot, Workload};
 pub use verdict::{
     Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Outcome, Reason, SideVerdict, Verdict,

@@ -3,10 +3,10 @@
 //! Nothing here acts on one. Knows nothing of time, of sockets or of who will carry it out.
 
 use crate::class::ClassId;
-use crate::http::Request;
 use crate::miss::Miss;
 use crate::origin::{Origin, Policy, RuleName};
 use crate::port::Protocol;
+use crate::request::Request;
 use std::fmt;
 use std::sync::Arc;
 
