@@ -268,7 +268,22 @@ fn regex(value: &str, path: &str, report: &mut Report<'_>) -> Option<Regex> {
     }
 }
 
+/// Where that is written which a header's name does not say, if it is one of those: HTTP/1 has the host in a header
+/// and HTTP/2 in a pseudo-header, and a condition must mean the same in both.
+fn not_a_header(name: &str) -> Option<&'static str> {
+    if name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority") {
+        return Some("write it under `hosts`, which is not built yet");
+    }
+    name.starts_with(':').then_some("write it under `methods` or `path`")
+}
+
 fn header(given: &HeaderGiven, path: &str, report: &mut Report<'_>) -> Option<HeaderMatch> {
+    if let Some(remedy) = not_a_header(&given.name) {
+        let name = given.name.escape_debug();
+        let reason = format!("\"{name}\" is not the same header in HTTP/1 and HTTP/2");
+        report.error(&format!("{path}.name"), reason, remedy);
+        return None;
+    }
     if !is_token(&given.name) {
         let reason = format!("\"{}\" is no header name", given.name.escape_debug());
         report.error(&format!("{path}.name"), reason, "write one, as x-tenant");

@@ -423,6 +423,14 @@ fn what_a_rule_cannot_mean_is_an_error_with_its_path() {
             "rules.http[0].headers[0].name",
         ),
         (
+            json!({"rules": {"http": [{"headers": [{"name": "HOST", "type": "Present"}]}]}}),
+            "rules.http[0].headers[0].name",
+        ),
+        (
+            json!({"rules": {"http": [{"headers": [{"name": ":method", "type": "Present"}]}]}}),
+            "rules.http[0].headers[0].name",
+        ),
+        (
             json!({"rules": {"http": [{"headers": [{"name": "a", "type": "Exact"}]}]}}),
             "rules.http[0].headers[0].value",
         ),
