@@ -3,48 +3,16 @@
 mod common;
 
 use bytes::Bytes;
-use common::{CLIENT, OK, Recorder, Rules, World, http, shop, soon};
-use h2::RecvStream;
-use h2::client::SendRequest;
+use common::http2::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, Served, block, connect, first,
+    frame, raw_http2, server,
+};
+use common::{OK, Recorder, Rules, World, denying, header, http, shop, soon};
 use http::{Request, Response, StatusCode};
-use sluice_policy::PathMatch;
-use std::net::SocketAddr;
+use sluice_policy::{HeaderTest, Mode, PathMatch};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
-
-/// A stream as the server got it.
-struct Served {
-    request: Request<RecvStream>,
-    respond: h2::server::SendResponse<Bytes>,
-}
-
-async fn server() -> (SocketAddr, mpsc::Receiver<Served>) {
-    let listener = TcpListener::bind("127.0.0.3:0").await.expect("a free port");
-    let at = listener.local_addr().expect("bound");
-    let (streams, served) = mpsc::channel(256);
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let streams = streams.clone();
-            tokio::spawn(async move {
-                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
-                while let Some(Ok((request, respond))) = connection.accept().await {
-                    if streams.send(Served { request, respond }).await.is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    (at, served)
-}
-
-async fn connect(world: &World) -> SendRequest<Bytes> {
-    let stream = world.connect_from(CLIENT).await;
-    let (send, connection) = h2::client::handshake(stream).await.expect("a handshake");
-    tokio::spawn(async move { drop(connection.await) });
-    send
-}
 
 fn post(path: &str) -> Request<()> {
     Request::post(format!("http://cart{path}")).body(()).expect("a request")
@@ -59,61 +27,6 @@ async fn still_serves(world: &World, served: &mut mpsc::Receiver<Served>) {
     assert_eq!(stream.request.uri().path(), "/api/v1/checkout", "nothing of the attack before it");
     stream.respond.send_response(Response::new(()), true).expect("sent");
     assert_eq!(soon("an answer", answer).await.expect("an answer").status(), StatusCode::OK);
-}
-
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
-
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("short").to_be_bytes();
-    let mut frame = vec![length[1], length[2], length[3], kind, flags];
-    frame.extend_from_slice(&stream.to_be_bytes());
-    frame.extend_from_slice(payload);
-    frame
-}
-
-/// A header block of literals, in this order, as no library would write it.
-fn block(fields: &[(&str, &str)]) -> Vec<u8> {
-    let mut block = Vec::new();
-    for (name, value) in fields {
-        block.push(0);
-        for text in [name, value] {
-            block.push(u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("short"));
-            block.extend_from_slice(text.as_bytes());
-        }
-    }
-    block
-}
-
-async fn raw_http2(world: &World) -> TcpStream {
-    let mut stream = world.connect_from(CLIENT).await;
-    let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
-    hello.extend(frame(SETTINGS, 0, 0, b""));
-    stream.write_all(&hello).await.expect("sent");
-    stream
-}
-
-/// The first frame of one of these kinds, by kind; `None` if the connection ends before.
-async fn first(stream: &mut TcpStream, kinds: &[u8]) -> Option<u8> {
-    soon("a frame", async {
-        loop {
-            let mut head = [0; 9];
-            stream.read_exact(&mut head).await.ok()?;
-            let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
-            let mut payload = vec![0; usize::try_from(length).expect("24 bits")];
-            stream.read_exact(&mut payload).await.ok()?;
-            if kinds.contains(&head[3]) {
-                return Some(head[3]);
-            }
-        }
-    })
-    .await
 }
 
 #[tokio::test]
@@ -226,6 +139,91 @@ async fn chunks_are_written_anew() {
             !seen.contains("\r\n0\r\n") && !seen.contains("GET"),
             "{body:?}: the server saw an end: {seen}"
         );
+    }
+}
+
+#[tokio::test]
+async fn a_trailer_is_a_header_to_policy() {
+    let head = "POST / HTTP/1.1\r\nHost: cart\r\nX-Tenant: a\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let silent = Recorder::start("").await;
+    let world = World::start(&shop(), silent.at).await;
+    world.proxy.state.swap(denying(header("x-role", HeaderTest::Present)));
+    for trailer in [
+        "X-Role: admin",
+        "x_role: admin",
+        "X-Sum: 1\r\nX-Role: admin",
+        "Content-Length: 5",
+        "Transfer-Encoding: chunked",
+        "Host: admin",
+        "Authorization: x",
+        "Content-Type: application/grpc",
+    ] {
+        // With the rest, and after the server has had it.
+        for waits in [false, true] {
+            let mut client = world.connect().await;
+            let before = silent.seen().len();
+            let body = "5\r\nhello\r\n";
+            client.send(format!("{head}{body}")).await;
+            if waits {
+                soon("the body", async {
+                    while silent.seen().len() < before + head.len() + body.len() {
+                        tokio::task::yield_now().await;
+                    }
+                })
+                .await;
+            }
+            client.send(format!("0\r\n{trailer}\r\n\r\n")).await;
+            let answer =
+                String::from_utf8(client.rest().await.expect("an answer, then the end")).expect("text");
+            assert!(answer.starts_with("HTTP/1.1 400 "), "{trailer:?}: {answer}");
+            assert!(!silent.seen().contains("\r\n0\r\n"), "{trailer:?}: {}", silent.seen());
+        }
+    }
+    // What an allow asks for must not become ambiguous after the allow.
+    let rules = Rules { http: vec![header("x-tenant", HeaderTest::Exact("a".into()))], ..shop() };
+    let server = Recorder::start(OK).await;
+    for (trailer, passes) in [("X-Tenant: b", false), ("X-Sum: 1", true)] {
+        let world = World::start(&rules, server.at).await;
+        let mut client = world.connect().await;
+        client.send(format!("{head}0\r\n{trailer}\r\n\r\n")).await;
+        if passes {
+            soon("the trailer", async {
+                while !server.seen().ends_with(&format!("0\r\n{trailer}\r\n\r\n")) {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+        } else {
+            let _ = client.rest().await;
+            assert!(!server.seen().contains("\r\n0\r\n"), "{trailer:?}: {}", server.seen());
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_was_asked_before_a_half_close_is_answered() {
+    let server = Recorder::start(OK).await;
+    let world = World::start(&shop(), server.at).await;
+    let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: cart\r\n\r\n");
+    let mut client = world.connect().await;
+    client.send([get("/api/1"), get("/no"), get("/api/2"), get("/api/3")].concat()).await;
+    client.stream.shutdown().await.expect("half-closed");
+    let answers = String::from_utf8(client.rest().await.expect("no reset")).expect("text");
+    let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).map(|answer| &answer[..3]).collect();
+    assert_eq!(statuses, ["200", "403", "200", "200"], "{answers}");
+    assert_eq!(server.seen(), [get("/api/1"), get("/api/2"), get("/api/3")].concat());
+}
+
+#[tokio::test]
+async fn an_audited_policy_changes_no_path() {
+    let request = "GET /x/../api/%61?q HTTP/1.1\r\nHost: cart\r\n\r\n";
+    for (mode, seen) in
+        [(Mode::Audit, request.to_owned()), (Mode::Enforce, request.replace("/x/../api/%61", "/api/a"))]
+    {
+        let server = Recorder::start(OK).await;
+        let world = World::start(&Rules { mode, ..shop() }, server.at).await;
+        assert_eq!(world.connect().await.ask(request).await, OK);
+        assert_eq!(server.seen(), seen);
     }
 }
 

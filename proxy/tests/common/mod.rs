@@ -2,10 +2,12 @@
 
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
+pub mod http2;
+
 use sluice_policy::{
-    Class, ClassId, ClassSet, Conditions, Endpoint, GrpcMatch, HttpMatch, Identity, IsolatedPorts, Isolation,
-    Kind, Layer, Mode, Origin, PathMatch, Policy, PolicyId, PortSet, Prefix, PrefixTable, Profile, ProfileId,
-    Rule, Scope, Side, Snapshot, Workload,
+    Class, ClassId, ClassSet, Conditions, Endpoint, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, Identity,
+    IsolatedPorts, Isolation, Kind, Layer, Mode, Origin, PathMatch, Policy, PolicyId, PortSet, Prefix,
+    PrefixTable, Profile, ProfileId, Rule, Scope, Side, Snapshot, Workload,
 };
 use sluice_proxy::dial::Dialer;
 use sluice_proxy::proxy::Proxy;
@@ -105,6 +107,21 @@ pub fn snapshot(generation: u64, rules: &Rules) -> Arc<Snapshot> {
         profiles: vec![profile],
         workloads: [(CLIENT, workload("frontend"))].into(),
     })
+}
+
+/// Everything HTTP may pass, but for what this item takes.
+pub fn denying(item: HttpMatch) -> Arc<Snapshot> {
+    let mut snapshot = (*snapshot(1, &Rules { http: vec![http(&[], None)], ..shop() })).clone();
+    let side = &mut snapshot.profiles[0].ingress;
+    let conditions = Conditions { http: vec![item], grpc: Vec::new() };
+    let allow = side.layers[1].allow[0].clone();
+    side.deny.push(Rule { name: "deny".into(), conditions: Some(Arc::new(conditions)), ..allow });
+    Arc::new(snapshot)
+}
+
+/// An item with one condition on a header.
+pub fn header(name: &str, test: HeaderTest) -> HttpMatch {
+    HttpMatch { headers: vec![HeaderMatch { name: name.into(), test }], ..HttpMatch::default() }
 }
 
 /// A proxy with one listener.
