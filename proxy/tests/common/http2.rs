@@ -24,6 +24,7 @@ pub async fn server() -> (SocketAddr, mpsc::Receiver<Served>) {
         while let Ok((stream, _)) = listener.accept().await {
             let streams = streams.clone();
             tokio::spawn(async move {
+                stream.set_nodelay(true).expect("an option");
                 let Ok(mut connection) = h2::server::handshake(stream).await else { return };
                 while let Some(Ok((request, respond))) = connection.accept().await {
                     if streams.send(Served { request, respond }).await.is_err() {
