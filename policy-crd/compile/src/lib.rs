@@ -21,7 +21,7 @@ use crate::index::{Index, PodEntry};
 use crate::lower::PolicyIr;
 use crate::profiles::Builder;
 use sluice_crd::{Objects, Problem};
-use sluice_policy::{Endpoint, Mode, Origin, Policy, PolicyId, Snapshot, Workload};
+use sluice_policy::{Endpoint, Mode, Origin, Policy, PolicyId, ProfileId, Snapshot, Workload};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -94,6 +94,8 @@ pub fn compile(objects: &Objects, options: &Options) -> Compiled {
         (0..index.pods.len()).filter(|pod| is_endpoint(&index.pods[*pod], options, &enabled)).collect();
     let handles = handles(&policies, &modes, local.iter().flat_map(|pod| &selecting[*pod]));
     let shared = shared_addresses(&index, &local);
+    // Which of them has a shared address nobody knows; the first is refused there for both.
+    let mut taken = HashSet::new();
     let mut builder = Builder::new(&index, &classes, &policies, &handles);
     let endpoints: Vec<Arc<Endpoint>> = local
         .iter()
@@ -101,8 +103,11 @@ pub fn compile(objects: &Objects, options: &Options) -> Compiled {
             let pod = &index.pods[number];
             let in_force =
                 selecting[number].iter().copied().filter(|policy| handles[*policy].is_some()).collect();
-            let profile = builder.profile(pod, in_force);
-            let addresses = own_addresses(pod, &shared);
+            let profile = match pod.addresses.iter().any(|address| shared.contains(address)) {
+                true => ProfileId::REFUSED,
+                false => builder.profile(pod, in_force),
+            };
+            let addresses = pod.addresses.iter().copied().filter(|address| taken.insert(*address)).collect();
             Arc::new(Endpoint { workload: pod.workload.clone(), addresses, profile })
         })
         .collect();
@@ -174,12 +179,6 @@ fn shared_addresses(index: &Index, local: &[usize]) -> HashSet<IpAddr> {
     let mut seen = HashSet::new();
     let addresses = local.iter().flat_map(|pod| &index.pods[*pod].addresses);
     addresses.copied().filter(|address| !seen.insert(*address)).collect()
-}
-
-/// The addresses of an endpoint. One that two of them claim belongs to neither: the look-up by address must not
-/// find the other's rules.
-fn own_addresses(pod: &PodEntry, shared: &HashSet<IpAddr>) -> Vec<IpAddr> {
-    pod.addresses.iter().copied().filter(|address| !shared.contains(address)).collect()
 }
 
 /// Numbers the policies that are in force for some pod here.

@@ -14,7 +14,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use sluice_compile::{Compiled, Enforcement, NodeScope, Options, Rollout, compile};
 use sluice_crd::Severity;
-use sluice_policy::{ClassId, Decision, Identity, Mode, Outcome, Protocol, Reason};
+use sluice_policy::{ClassId, Decision, Identity, Mode, Outcome, ProfileId, Protocol, Reason};
 
 fn namespace(name: &str, labels: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
@@ -114,8 +114,15 @@ fn a_pod_address_without_a_pod_is_nobody() {
     let class = snapshot.class_of("192.0.2.7".parse().unwrap());
     assert_eq!(snapshot.classes[class.0 as usize].identity, Identity::Node);
     assert_eq!(snapshot.class_of("10.0.0.77".parse().unwrap()), ClassId::MISSING);
-    // Neither twin is found by the address: whose rules would hold?
-    assert!(snapshot.endpoint_at("10.0.0.9".parse().unwrap()).is_none());
+    // Whose rules would hold? Nobody's: everything is refused there, and to both.
+    let at = |address: &str| snapshot.endpoint_at(address.parse().unwrap()).unwrap().profile;
+    assert_eq!(at("10.0.0.9"), ProfileId::REFUSED);
+    let refused = snapshot.endpoints.iter().filter(|endpoint| endpoint.profile == ProfileId::REFUSED);
+    assert_eq!(refused.count(), 2);
+    for (from, to) in [("a/server", "10.0.0.9"), ("10.0.0.9", "a/server"), ("10.0.0.9", "192.0.2.1")] {
+        let verdict = Ask::new(from, to, 80, "").verdict(&cluster);
+        assert_eq!(verdict.deciding().reason, Reason::IdentityMissing, "{from} {to}");
+    }
 }
 
 #[test]

@@ -12,6 +12,12 @@ use std::sync::Arc;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProfileId(pub u32);
 
+impl ProfileId {
+    /// No profile: of an endpoint whose address somebody else claims too. Nobody knows whose rules to judge by, so
+    /// everything is refused, in the kernel (no row has it) as in the walk.
+    pub const REFUSED: Self = Self(u32::MAX);
+}
+
 /// Seen from the endpoint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {

@@ -269,7 +269,9 @@ fn endpoint(
     profiles: usize,
 ) -> Decoded<core::Endpoint> {
     let workload = Arc::clone(&workloads[index("workload", message.workload, workloads.len())?]);
-    index("profile", message.profile, profiles)?;
+    if core::ProfileId(message.profile) != core::ProfileId::REFUSED {
+        index("profile", message.profile, profiles)?;
+    }
     let addresses = pod_addresses(message.addresses)?;
     Ok(core::Endpoint { workload, addresses, profile: core::ProfileId(message.profile) })
 }
