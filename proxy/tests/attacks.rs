@@ -228,6 +228,28 @@ async fn an_audited_policy_changes_no_path() {
 }
 
 #[tokio::test]
+async fn an_audited_policy_lets_an_unreadable_answer_pass() {
+    let request = "GET /api HTTP/1.1\r\nHost: cart\r\n\r\n";
+    for answer in [
+        "HTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+        "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 2\r\n\r\nok",
+    ] {
+        for (mode, passes) in [(Mode::Audit, true), (Mode::Enforce, false)] {
+            let server = Recorder::start(answer).await;
+            let world = World::start(&Rules { mode, ..shop() }, server.at).await;
+            let mut client = world.connect().await;
+            client.send(request).await;
+            let mut got = vec![0; answer.len()];
+            soon("an answer", client.stream.read_exact(&mut got)).await.expect("as long as that");
+            assert_eq!(got == answer.as_bytes(), passes, "{mode:?} {}", String::from_utf8_lossy(&got));
+            if !passes {
+                assert!(got.starts_with(b"HTTP/1.1 502"), "{}", String::from_utf8_lossy(&got));
+            }
+        }
+    }
+}
+
+#[tokio::test]
 async fn http2_heads_that_become_two_requests_elsewhere_reach_nobody() {
     let (at, mut served) = server().await;
     let world = World::start(&shop(), at).await;

@@ -3,7 +3,7 @@
 //! Knows nothing of peers or ports. Says apart what is whole and what lost a limit, for a deny may lose one and
 //! an allow may not.
 
-use crate::lower::Report;
+use crate::report::Report;
 use sluice_crd::{
     GrpcProtocol, GrpcRule, HeaderMatch as HeaderGiven, HeaderMatchType, HttpRule, Part, RuleObject,
     StringMatch, StringMatchType,

@@ -11,6 +11,7 @@ mod lower;
 mod peers;
 mod profiles;
 pub mod query;
+mod report;
 mod rollout;
 mod selector;
 

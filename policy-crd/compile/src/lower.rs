@@ -6,8 +6,9 @@
 
 use crate::conditions::{self, Lowered};
 use crate::peers::{self, Peers, PortItem, Ports};
+use crate::report::Report;
 use crate::selector::Selector;
-use sluice_crd::{Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection, Severity, Source};
+use sluice_crd::{Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection, Severity};
 use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin, RuleName};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -53,33 +54,6 @@ pub(crate) struct RuleIr {
     pub(crate) peers: Peers,
     pub(crate) ports: Ports,
     pub(crate) conditions: Option<Arc<Conditions>>,
-}
-
-/// Where problems of one object go.
-pub(crate) struct Report<'a> {
-    pub(crate) source: &'a Source,
-    pub(crate) problems: &'a mut Vec<Problem>,
-    /// What an error costs, for the reason.
-    pub(crate) effect: &'static str,
-    pub(crate) errors: usize,
-    /// Regular expressions so far.
-    pub(crate) regexes: usize,
-}
-
-impl Report<'_> {
-    pub(crate) fn error(&mut self, path: &str, reason: impl AsRef<str>, remedy: impl Into<String>) {
-        self.errors += 1;
-        let reason = format!("{}; {}", reason.as_ref(), self.effect);
-        self.problems.push(self.source.problem(Severity::Error, path, reason, remedy));
-    }
-
-    pub(crate) fn not_built(&mut self, path: &str) {
-        self.error(path, "not built yet", "say it without, or wait for it");
-    }
-
-    pub(crate) fn warn(&mut self, path: &str, reason: impl Into<String>, remedy: impl Into<String>) {
-        self.problems.push(self.source.problem(Severity::Warning, path, reason, remedy));
-    }
 }
 
 /// Lowers a policy. Never fails: what could not be said is in `problems`.

@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of pods or addresses. `None` means that something in it is in doubt; the problem is reported.
 
-use crate::lower::Report;
+use crate::report::Report;
 use crate::selector::Selector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;

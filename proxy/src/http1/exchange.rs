@@ -36,6 +36,8 @@ pub(super) enum After {
     Close,
     /// The answer is not whole: the client must see that.
     Abort,
+    /// What the server says cannot be read. The request is all there, and so are the answer's bytes.
+    Unreadable(&'static str),
     /// There was no answer; this is ours, and the last one.
     Answer(Refusal),
     /// There was no answer; this is ours. The request came whole, so the client may ask again.
@@ -56,8 +58,10 @@ struct Progress {
 enum Failed {
     /// The server closed before it said anything.
     Nothing,
-    /// What it said is no answer.
+    /// What it said is no answer. Not a byte of it was taken.
     Bad(&'static str),
+    /// It answers what nobody asked.
+    Unasked(&'static str),
     /// It stopped in the middle.
     Truncated,
     /// The client went away.
@@ -126,7 +130,12 @@ impl Exchange<'_> {
             // knows from its own connection's end that the request may be sent again. Nobody retries for it.
             Err(Failed::Nothing) if reused => (After::Abort, "server_closed"),
             Err(Failed::Nothing) => (After::Answer(Refusal::BadAnswer("none came")), "server_closed"),
-            Err(Failed::Bad(what)) => (After::Answer(Refusal::BadAnswer(what)), "bad_answer"),
+            Err(Failed::Bad(what)) if progress.uploaded.load(Ordering::Relaxed) => {
+                (After::Unreadable(what), "bad_answer")
+            }
+            Err(Failed::Bad(what) | Failed::Unasked(what)) => {
+                (After::Answer(Refusal::BadAnswer(what)), "bad_answer")
+            }
             Err(Failed::Truncated) => (After::Abort, "answer_truncated"),
             Err(Failed::Client) => (After::Abort, "client_closed"),
         };
@@ -175,7 +184,7 @@ impl Exchange<'_> {
         for _ in 0..=INTERIM_ANSWERS {
             let head = self.answer_head(server, buf).await?;
             match head.status {
-                101 => return Err(Failed::Bad("it switches protocols, which nobody asked for")),
+                101 => return Err(Failed::Unasked("it switches protocols, which nobody asked for")),
                 100..=199 => {
                     client.write_all(&head.forward(false)).await.map_err(|_| Failed::Client)?;
                     continue;
@@ -192,7 +201,7 @@ impl Exchange<'_> {
                 Err(_) => Err(Failed::Truncated),
             };
         }
-        Err(Failed::Bad("too many interim answers"))
+        Err(Failed::Unasked("too many interim answers"))
     }
 
     async fn answer_head(

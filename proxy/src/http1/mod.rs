@@ -273,6 +273,16 @@ impl Connection {
                 reset(&upstream.stream);
                 Step::Abort
             }
+            // Only audited policies govern: what the server says is not ours to read either.
+            After::Unreadable(_) if !upstream.buf.is_empty() && self.fails_open() => {
+                self.upstream = Some(upstream);
+                Step::Tunnel
+            }
+            After::Unreadable(what) => {
+                reset(&upstream.stream);
+                self.answer(Refusal::BadAnswer(what), true, head.method == "HEAD", record).await;
+                return Step::Close;
+            }
             After::Answer(refusal) => {
                 reset(&upstream.stream);
                 self.answer(refusal, true, head.method == "HEAD", record).await;
