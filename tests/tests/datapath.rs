@@ -3,6 +3,8 @@
 //!
 //! Knows nothing of Kubernetes objects, of HTTP or of the real proxy.
 
+#[path = "datapath/attack.rs"]
+mod attack;
 #[path = "datapath/forge.rs"]
 mod forge;
 #[path = "datapath/l4.rs"]
@@ -21,6 +23,6 @@ mod rules;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests = [l4::tests(), l7::tests(), life::tests()].into_iter().flatten().collect();
+    let tests = [l4::tests(), l7::tests(), life::tests(), attack::tests()].into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)
 }

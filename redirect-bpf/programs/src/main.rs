@@ -21,7 +21,7 @@ mod proxy;
 mod row;
 mod steer;
 
-use aya_ebpf::bindings::{TC_ACT_OK, TC_ACT_SHOT};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::Counter;
@@ -63,7 +63,8 @@ fn finish(fate: Fate) -> i32 {
     match fate {
         Fate::Pass(reason) => {
             maps::count(reason);
-            TC_ACT_OK as i32
+            // Not OK, which would end the chain: what else judges on this device is asked as well.
+            TC_ACT_UNSPEC
         }
         Fate::Drop(reason) => {
             maps::count(reason);

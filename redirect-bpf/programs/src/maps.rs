@@ -29,7 +29,8 @@ static ENDPOINTS: ArrayOfMaps<Endpoints, { SLOTS as usize }> = ArrayOfMaps::new(
 #[btf_map]
 static LOCALS: ArrayOfMaps<Locals, { SLOTS as usize }> = ArrayOfMaps::new();
 // LRU: a flood evicts the flows idle the longest. What is evicted is judged again by the rows at its next
-// packet, so a full table never allows what they do not.
+// packet, in both orientations: a connection that was cut and then evicted can live on where the rows let its
+// other end open one. There are no quotas per endpoint yet.
 #[btf_map]
 pub(crate) static FLOWS: LruHashMap<FlowKey, FlowEntry, { MAX_FLOWS as usize }> = LruHashMap::new();
 #[btf_map]

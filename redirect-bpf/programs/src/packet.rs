@@ -37,7 +37,7 @@ pub(crate) enum Form {
     Arp,
     /// Neighbour solicitation, router solicitation or multicast listener report.
     Neighbour,
-    /// Neighbour advertisement: `dst` is the claimed target.
+    /// Neighbour advertisement: the claimed target is [`Packet::target`].
     Advertisement,
     /// A router's word (advertisement, redirect): never a pod's.
     Router,
@@ -50,6 +50,8 @@ pub(crate) enum Form {
 pub(crate) struct Packet {
     pub(crate) src: Address,
     pub(crate) dst: Address,
+    /// Of a neighbour advertisement.
+    pub(crate) target: Address,
     pub(crate) sport: [u8; 2],
     pub(crate) dport: [u8; 2],
     l4: u32,
@@ -75,6 +77,7 @@ impl Packet {
         let packet = unsafe { &mut *packet };
         packet.src = MAPPED_ZERO;
         packet.dst = MAPPED_ZERO;
+        packet.target = MAPPED_ZERO;
         packet.sport = [0; 2];
         packet.dport = [0; 2];
         packet.flags = 0;
@@ -235,12 +238,16 @@ impl Packet {
             (false, 8) | (true, 128) => self.sport = identifier,
             (false, 0) | (true, 129) => self.dport = identifier,
             (false, 3 | 11 | 12) | (true, 1..=4) => self.form = Form::Error,
+            // A listener's report is for groups of its link: to anybody else it would be a way to carry data.
+            (true, 130..=132 | 143) if hop_limit != 1 || self.dst[0] != 0xff => {
+                return Err(Counter::Malformed);
+            }
             (true, 130..=132 | 143) => self.form = Form::Neighbour,
             (true, 133..=137) if hop_limit != 255 => return Err(Counter::Malformed),
             (true, 133 | 135) => self.form = Form::Neighbour,
             (true, 136) => {
                 self.form = Form::Advertisement;
-                load_into(ctx, self.l4 as usize + 8, &mut self.dst, 0)?;
+                load_into(ctx, self.l4 as usize + 8, &mut self.target, 0)?;
             }
             (true, 134 | 137) => self.form = Form::Router,
             _ => {}

@@ -2,10 +2,11 @@
 
 use crate::Fate;
 use crate::maps::{Generation, config};
-use crate::packet::{Form, Packet, is_link_local, is_unspecified};
+use crate::packet::{Form, Packet, TCP, is_link_local, is_unspecified};
+use crate::row::proxy_has;
 use crate::steer::{Endpoint, backward, forward, recall, remember};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Counter, EndpointValue, FlowKind, FlowState, config_flag, flow_flag};
+use sluice_bpf_abi::{Address, Counter, EndpointValue, FlowKind, FlowState, config_flag, flow_flag};
 
 #[inline(always)]
 fn endpoint(ctx: &TcContext) -> Option<(Endpoint, u32)> {
@@ -28,10 +29,15 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Fate {
     let fate = match packet.form {
         // A probe for duplicates comes from nobody.
         Form::Arp => own || is_unspecified(&packet.src),
-        Form::Neighbour => own || is_unspecified(&packet.src) || is_link_local(&packet.src),
-        // `dst` is the target that the pod says it has.
+        Form::Neighbour => {
+            near(endpoint.generation, packet)
+                && (own || is_unspecified(&packet.src) || unclaimed(endpoint.generation, &packet.src))
+        }
         Form::Advertisement => {
-            is_link_local(&packet.dst) || endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex)
+            near(endpoint.generation, packet)
+                && (own || unclaimed(endpoint.generation, &packet.src))
+                && (unclaimed(endpoint.generation, &packet.target)
+                    || endpoint.generation.owner(&packet.target) == Some(endpoint.ifindex))
         }
         Form::Router => false,
         Form::Flow | Form::Error => {
@@ -44,6 +50,19 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Fate {
     if fate { Fate::Pass(Counter::Neighbour) } else { Fate::Drop(Counter::Spoofed) }
 }
 
+/// Whether a neighbour's word goes no further than the link: the node forwards what is for another address, and
+/// these packets meet no rule on their way.
+#[inline(always)]
+fn near(generation: Generation, packet: &Packet) -> bool {
+    packet.is_multicast() || is_link_local(&packet.dst) || generation.owner(&packet.dst).is_some()
+}
+
+/// Whether an address is of the link, and not one of the node's: nobody takes the gateway's place.
+#[inline(always)]
+fn unclaimed(generation: Generation, address: &Address) -> bool {
+    is_link_local(address) && generation.owner(address).is_none()
+}
+
 #[inline(always)]
 fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
     if endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex) {
@@ -53,6 +72,7 @@ fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fat
     }
     if packet.form == Form::Error
         && let Ok(inner) = packet.about(ctx)
+        && inner.src == packet.dst
         && related(endpoint, inner, FlowKind::Ingress, FlowKind::Egress)
     {
         return Fate::Pass(Counter::Related);
@@ -86,12 +106,12 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
     let config = config();
     // The mark alone is no proof, any process of the node with CAP_NET_ADMIN can set it. Where a packet came
     // in is the kernel's word.
-    let carried = config.mark != 0 && mark == config.mark && arrived == config.helper_ifindex;
+    let carried = config.helper_ifindex != 0 && arrived == config.helper_ifindex && mark == config.mark;
     if carried && is_leg(endpoint, packet) {
         return Fate::Pass(Counter::FromProxy);
     }
     if host {
-        return from_host(endpoint, packet);
+        return from_host(ctx, endpoint, packet);
     }
     match endpoint.generation.endpoint(&packet.src) {
         Some(sender) if sender == endpoint.ifindex => return from_itself(endpoint, packet),
@@ -104,6 +124,7 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
     }
     if packet.form == Form::Error
         && let Ok(inner) = packet.about(ctx)
+        && inner.src == packet.dst
         && related(endpoint, inner, FlowKind::Egress, FlowKind::Ingress)
     {
         return Fate::Pass(Counter::Related);
@@ -134,13 +155,21 @@ fn netfilter_bit(packet: &Packet) -> u16 {
 /// From a socket of the node itself, which reaches its own pods. What it opens is remembered, so that the
 /// pod's answers pass hook A; what the pod opened stays as it was judged.
 #[inline(always)]
-fn from_host(endpoint: Endpoint, packet: &Packet) -> Fate {
+fn from_host(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
     // The proxy's own connection may have led to the node.
     if !packet.is_open() && recall(&backward(endpoint.ifindex, FlowKind::Upstream, packet)).is_some() {
         return Fate::ToProxy(Counter::UpstreamReply);
     }
+    // An error answers what was judged; it is no flow of its own that the pod could answer in turn.
+    if packet.form == Form::Error {
+        return Fate::Pass(Counter::Host);
+    }
     let answered = backward(endpoint.ifindex, FlowKind::Egress, packet);
     if packet.is_open() || recall(&answered).is_none() {
+        // The entry of the proxy's connection was evicted, and the proxy has it all the same.
+        if packet.protocol == TCP && !packet.is_open() && proxy_has(ctx, packet) {
+            return Fate::ToProxy(Counter::UpstreamReply);
+        }
         let key = forward(endpoint.ifindex, FlowKind::Ingress, packet);
         remember(&key, endpoint.generation.epoch, FlowState::Direct, flow_flag::HOST);
     }

@@ -10,7 +10,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Config, Counter, FlowKey, FlowKind, FlowState, flow_flag};
+use sluice_bpf_abi::{Address, Config, Counter, FlowKey, FlowKind, FlowState, flow_flag};
 
 const PACKET_HOST: u32 = 0;
 const CURRENT_NETNS: u64 = u64::MAX;
@@ -38,7 +38,7 @@ pub(crate) fn to_proxy(ctx: &TcContext) -> Fate {
             false => Fate::Drop(Counter::NoSocket),
         };
     }
-    if with_connection(ctx, packet, CURRENT_NETNS, assign) {
+    if with_connection(ctx, tuple(packet), packet.v6, CURRENT_NETNS, assign) {
         return Fate::Pass(Counter::AssignedKnown);
     }
     // A connection that the proxy no longer has, as after a restart, or one that a SYN cookie stands for. The
@@ -108,14 +108,14 @@ fn upstream(endpoint: Option<u32>, epoch: u64, packet: &Packet) -> bool {
 #[inline(always)]
 pub(crate) fn with_connection(
     ctx: &TcContext,
-    packet: &Packet,
+    mut tuple: bpf_sock_tuple,
+    v6: bool,
     netns: u64,
     then: impl FnOnce(*mut bpf_sock),
 ) -> bool {
-    let mut tuple = tuple(packet);
     // SAFETY: the tuple lives on this stack for the call; the reference is released on every way out.
     unsafe {
-        let sk = lookup(ctx, &mut tuple, packet.v6, netns);
+        let sk = lookup(ctx, &mut tuple, v6, netns);
         if sk.is_null() {
             return false;
         }
@@ -177,22 +177,30 @@ unsafe fn lookup(ctx: &TcContext, tuple: &mut bpf_sock_tuple, v6: bool, netns: u
     unsafe { bpf_skc_lookup_tcp(ctx.skb.skb.cast(), tuple, length, netns, 0) }
 }
 
+/// What finds the socket that a packet is for.
 #[inline(always)]
-fn tuple(packet: &Packet) -> bpf_sock_tuple {
-    let sport = u16::from_ne_bytes(packet.sport);
-    let dport = u16::from_ne_bytes(packet.dport);
-    if packet.v6 {
-        let ipv6 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 {
-            saddr: words(&packet.src),
-            daddr: words(&packet.dst),
-            sport,
-            dport,
-        };
+pub(crate) fn tuple(packet: &Packet) -> bpf_sock_tuple {
+    between(packet.v6, (&packet.src, packet.sport), (&packet.dst, packet.dport))
+}
+
+/// What finds the socket whose own packets look like this one.
+#[inline(always)]
+pub(crate) fn reversed(packet: &Packet) -> bpf_sock_tuple {
+    between(packet.v6, (&packet.dst, packet.dport), (&packet.src, packet.sport))
+}
+
+#[inline(always)]
+fn between(v6: bool, (src, sport): (&Address, [u8; 2]), (dst, dport): (&Address, [u8; 2])) -> bpf_sock_tuple {
+    let sport = u16::from_ne_bytes(sport);
+    let dport = u16::from_ne_bytes(dport);
+    if v6 {
+        let ipv6 =
+            bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2 { saddr: words(src), daddr: words(dst), sport, dport };
         bpf_sock_tuple { __bindgen_anon_1: bpf_sock_tuple__bindgen_ty_1 { ipv6 } }
     } else {
         let ipv4 = bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1 {
-            saddr: words(&packet.src)[3],
-            daddr: words(&packet.dst)[3],
+            saddr: words(src)[3],
+            daddr: words(dst)[3],
             sport,
             dport,
         };

@@ -2,7 +2,7 @@
 
 use crate::maps::{Generation, config};
 use crate::packet::Packet;
-use crate::proxy;
+use crate::proxy::{self, reversed, tuple};
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Action, Address, Counter, FlowKind, LOCAL_NODE, RowKey, row_flag};
 
@@ -79,5 +79,14 @@ pub(crate) fn proxy_listens(ctx: &TcContext, packet: &Packet) -> bool {
 #[inline(always)]
 pub(crate) fn proxy_has(ctx: &TcContext, packet: &Packet) -> bool {
     let config = config();
-    config.helper_ifindex != 0 && proxy::with_connection(ctx, packet, config.proxy_nsid as u64, |_| ())
+    config.helper_ifindex != 0
+        && proxy::with_connection(ctx, tuple(packet), packet.v6, config.proxy_nsid as u64, |_| ())
+}
+
+/// Whether the proxy has a connection whose own packets look like this one: it stands for the sender.
+#[inline(always)]
+pub(crate) fn proxy_answers(ctx: &TcContext, packet: &Packet) -> bool {
+    let config = config();
+    config.helper_ifindex != 0
+        && proxy::with_connection(ctx, reversed(packet), packet.v6, config.proxy_nsid as u64, |_| ())
 }

@@ -7,7 +7,7 @@
 use crate::Fate;
 use crate::maps::{FLOWS, Generation};
 use crate::packet::{Packet, TCP};
-use crate::row::{Judgement, Question, proxy_has, proxy_listens};
+use crate::row::{Judgement, Question, proxy_answers, proxy_has, proxy_listens};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState};
@@ -107,16 +107,22 @@ impl Endpoint {
                 return self.known(&key, entry, false);
             }
             key = forward(self.ifindex, kind, packet);
+        } else if recall(&backward(self.ifindex, FlowKind::Upstream, packet)).is_some()
+            && proxy_has(ctx, packet)
+        {
+            // The other end of a connection that the proxy has opens none on the same ports. An entry for it
+            // would take the answers away from the proxy.
+            return Fate::Drop(Counter::NotFromProxy);
         }
         let judgement = self.question(&key).judge(self.generation);
         if packet.protocol == TCP && !open {
             return self.midstream(ctx, packet, &key, judgement, answers);
         }
         match judgement {
-            Judgement::Direct(reason) => self.direct(&key, reason),
+            Judgement::Direct(reason) => self.fresh(ctx, packet, &key, answers, reason),
             Judgement::Proxy => self.proxied(&key),
             Judgement::Watch if proxy_listens(ctx, packet) => self.proxied(&key),
-            Judgement::Watch => self.direct(&key, Counter::FailOpen),
+            Judgement::Watch => self.fresh(ctx, packet, &key, answers, Counter::FailOpen),
             Judgement::Refuse(reason) => Fate::Drop(reason),
         }
     }
@@ -166,7 +172,9 @@ impl Endpoint {
                 Fate::Drop(Counter::NotFromProxy)
             };
         }
-        if entry.state != FlowState::Direct as u8 {
+        // Without connections nothing begins a new life: what may pass again passes again.
+        let cut = entry.state == FlowState::Cut as u8;
+        if cut && (key.protocol == TCP || !self.again(key, entry)) {
             return Fate::Drop(Counter::Cut);
         }
         if !self.holds(key, entry) {
@@ -174,6 +182,19 @@ impl Endpoint {
         }
         entry.seen = now();
         Fate::Pass(Counter::Known)
+    }
+
+    /// Whether a flow that was cut may pass under the generation in force.
+    #[inline(always)]
+    fn again(self, key: &FlowKey, entry: &mut FlowEntry) -> bool {
+        if entry.epoch == self.generation.epoch {
+            return false;
+        }
+        entry.epoch = self.generation.epoch;
+        if matches!(self.question(key).judge(self.generation), Judgement::Direct(_)) {
+            entry.state = FlowState::Direct as u8;
+        }
+        entry.state == FlowState::Direct as u8
     }
 
     /// Whether a direct flow still holds under the generation in force.
@@ -189,6 +210,7 @@ impl Endpoint {
                 true
             }
             Judgement::Proxy | Judgement::Refuse(_) => {
+                entry.epoch = self.generation.epoch;
                 entry.state = FlowState::Cut as u8;
                 false
             }
@@ -214,6 +236,32 @@ impl Endpoint {
         } else {
             Fate::Drop(Counter::FlowTable)
         }
+    }
+
+    /// A direct flow on ports that may have been another's, whose entries would take this one's answers away:
+    /// one that the proxy opened in the client's name, or one that the other end was asked for.
+    #[inline(always)]
+    fn fresh(
+        self,
+        ctx: &TcContext,
+        packet: &Packet,
+        key: &FlowKey,
+        answers: FlowKind,
+        reason: Counter,
+    ) -> Fate {
+        if packet.protocol == TCP {
+            let _ = FLOWS.remove(forward(self.ifindex, FlowKind::Upstream, packet));
+            let old = backward(self.ifindex, answers, packet);
+            // A direct or a cut one stays: its own direction's rule must go on to speak for it.
+            if recall(&old).is_some_and(|entry| entry.state == FlowState::Proxied as u8) {
+                // And what the proxy still holds stays with the proxy.
+                if proxy_answers(ctx, packet) {
+                    return Fate::Drop(Counter::NotFromProxy);
+                }
+                let _ = FLOWS.remove(old);
+            }
+        }
+        self.direct(key, reason)
     }
 
     #[inline(always)]
