@@ -22,6 +22,8 @@ const LINKER_VERSION: &str = "0.13.0";
 const OBJECT: &str = "redirect-bpf/loader/src/sluice.bpf.o";
 const PROGRAMS: &str = "redirect-bpf/programs";
 const TARGET: &str = "bpfel-unknown-none";
+/// How the compiler begins the name of a function.
+const MANGLED: &[u8] = b"_RNv";
 
 /// Builds it into the checkout, or with `check` beside it and compares. Returns why it cannot be known, if it
 /// cannot.
@@ -146,7 +148,15 @@ fn build(place: &Place, linker: &Path) -> anyhow::Result<Vec<u8>> {
     // BTF stays: the maps are in it. DWARF is of no use to the kernel and half a megabyte.
     let mut strip = place.command(Path::new(LLVM).join("bin/llvm-strip"));
     step::command("llvm-strip", strip.arg("-g").arg(&stripped))?;
-    std::fs::read(&stripped).context("the stripped object")
+    let object = std::fs::read(&stripped).context("the stripped object")?;
+    // A mangled name has a hash of the checkout's place in it.
+    let mangled = object.windows(MANGLED.len()).any(|window| window == MANGLED);
+    ensure!(
+        !mangled,
+        "a function of the eBPF programs was not inlined, so its name differs from place to place: \
+         mark it #[inline(always)], or give it a name of its own with #[unsafe(no_mangle)]"
+    );
+    Ok(object)
 }
 
 /// The compiler's flags. Whatever depends on where things are on this machine gets another name.
