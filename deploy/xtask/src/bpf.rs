@@ -64,23 +64,8 @@ fn packages(place: &Place) -> anyhow::Result<Option<String>> {
     if missing.is_empty() {
         return Ok(None);
     }
-    let list = missing.join(" ");
-    if !Path::new("/usr/bin/apt-get").exists() {
-        return Ok(Some(format!("the eBPF object is built with Debian's {list}, and this is no Debian")));
-    }
-    if !setup::is_root() {
-        return Ok(Some(format!("run `sudo apt-get install -y --no-install-recommends {list}`")));
-    }
-    step::say(&format!("eBPF toolchain: installing {list} (some 220 MB to download)"));
-    let apt = |arguments: &[&str]| {
-        let mut command = place.command("apt-get");
-        command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    };
-    step::command("apt-get update", &mut apt(&["-q", "update"]))?;
-    let mut install = apt(&["-q", "install", "-y", "--no-install-recommends"]);
-    step::command("apt-get install", install.args(&missing))?;
-    Ok(None)
+    step::say("the eBPF toolchain: some 220 MB to download");
+    setup::install(place, &missing)
 }
 
 /// The version of an installed package, without epoch and Debian's part.

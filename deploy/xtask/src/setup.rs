@@ -48,12 +48,24 @@ pub(crate) fn machine(place: &Place) -> anyhow::Result<Machine> {
         step::say("machine: every tool is here");
         return Ok(Machine::Ready);
     }
+    if let Some(lacking) = install(place, &packages)? {
+        return Ok(Machine::Lacking(lacking));
+    }
+    let still = missing(&path);
+    if !still.is_empty() {
+        bail!("apt-get is done, and the commands of {} are still not found", still.join(" "));
+    }
+    Ok(Machine::Ready)
+}
+
+/// Installs Debian packages; why not, where it may not.
+pub(crate) fn install(place: &Place, packages: &[&str]) -> anyhow::Result<Option<String>> {
     let list = packages.join(" ");
     if !Path::new("/usr/bin/apt-get").exists() {
-        return Ok(Machine::Lacking(format!("this is no Debian: install what brings {list}")));
+        return Ok(Some(format!("this is no Debian: install what brings {list}")));
     }
     if !is_root() {
-        return Ok(Machine::Lacking(format!("run `sudo apt-get install -y --no-install-recommends {list}`")));
+        return Ok(Some(format!("run `sudo apt-get install -y --no-install-recommends {list}`")));
     }
     step::say(&format!("machine: installing {list}"));
     let apt = |arguments: &[&str]| {
@@ -63,12 +75,8 @@ pub(crate) fn machine(place: &Place) -> anyhow::Result<Machine> {
     };
     step::command("apt-get update", &mut apt(&["-q", "update"]))?;
     let mut install = apt(&["-q", "install", "-y", "--no-install-recommends"]);
-    step::command("apt-get install", install.args(&packages))?;
-    let still = missing(&path);
-    if !still.is_empty() {
-        bail!("apt-get installed {list}, and the commands of {} are still not found", still.join(" "));
-    }
-    Ok(Machine::Ready)
+    step::command("apt-get install", install.args(packages))?;
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -135,7 +135,8 @@ impl Node {
     /// An endpoint that cannot be found or attached does not hold up the others.
     ///
     /// # Errors
-    /// The snapshot before stays in force.
+    /// Until the rows' one write the snapshot before stays in force. After it only the letting go of old hooks can
+    /// fail: then the new one is in force, and applying it again is right.
     pub fn apply(&mut self, snapshot: &Snapshot) -> Result<Applied, ApplyError> {
         let wanted: HashSet<IpAddr> =
             snapshot.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
