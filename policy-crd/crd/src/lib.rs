@@ -4,6 +4,7 @@
 //! what could not be read is known to whoever lowers it. Knows nothing of rules, verdicts or clusters: control
 //! and the CLI load with it, `sluice-compile` lowers what it read.
 
+mod cluster_l7;
 mod decode;
 mod fields;
 mod l7;
@@ -14,6 +15,7 @@ mod problem;
 mod read;
 mod yaml;
 
+pub use cluster_l7::{Action, ClusterL7NetworkPolicySpec, ClusterL7Rule, NamespacedPods, Subject, Tier};
 pub use l7::{
     DenyAction, DenyDetail, Entity, GrpcProtocol, GrpcRule, HeaderMatch, HeaderMatchType, HttpRule, IpBlock,
     IsolationScope, L7NetworkPolicySpec, L7Rule, L7Rules, Mode, Peer, Port, ServiceAccountRef, StringMatch,
