@@ -5,10 +5,61 @@
 const META: &[&str] = &["name", "namespace", "labels", "annotations"];
 const SELECTOR: &[&str] = &["matchLabels", "matchExpressions"];
 
+/// Whose words an object is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Words {
+    NetworkPolicy,
+    L7,
+    ClusterNetwork,
+    ClusterL7,
+}
+
 /// The fields that can stand in the object at this path. Empty where the place is not one of a policy's.
-pub(crate) fn known(path: &str, l7: bool) -> &'static [&'static str] {
+pub(crate) fn known(path: &str, words: Words) -> &'static [&'static str] {
     let place = path.rsplit('.').next().unwrap_or_default();
     let place = place.split('[').next().unwrap_or_default();
+    match words {
+        Words::NetworkPolicy => namespaced(place, false),
+        Words::L7 => namespaced(place, true),
+        Words::ClusterNetwork => cluster_network(place),
+        Words::ClusterL7 => cluster_l7(place),
+    }
+}
+
+/// The words of the two tiered kinds: `ClusterNetworkPolicy`'s.
+fn cluster_network(place: &str) -> &'static [&'static str] {
+    match place {
+        "spec" => &["tier", "priority", "subject", "ingress", "egress"],
+        "ingress" => &["name", "action", "from", "protocols"],
+        "egress" => &["name", "action", "to", "protocols"],
+        "from" | "subject" => &["namespaces", "pods"],
+        "to" => &["namespaces", "pods", "nodes", "networks", "domainNames"],
+        "pods" => &["podSelector", "namespaceSelector"],
+        "namespaces" | "nodes" => SELECTOR,
+        "protocols" => &["tcp", "udp", "sctp", "destinationNamedPort"],
+        "tcp" | "udp" | "sctp" => &["destinationPort"],
+        "destinationPort" => &["number", "range"],
+        "range" => &["start", "end"],
+        "" | "metadata" | "podSelector" | "namespaceSelector" | "matchExpressions" => {
+            namespaced(place, false)
+        }
+        _ => &[],
+    }
+}
+
+/// The tiered kinds' words around `L7NetworkPolicy`'s.
+fn cluster_l7(place: &str) -> &'static [&'static str] {
+    match place {
+        "spec" => &["tier", "priority", "subject", "mode", "denyAction", "denyDetail", "ingress", "egress"],
+        "ingress" => &["name", "action", "from", "ports", "rules"],
+        "egress" => &["name", "action", "to", "ports", "rules"],
+        "subject" | "pods" | "namespaces" => cluster_network(place),
+        "ingressDeny" | "egressDeny" => &[],
+        other => namespaced(other, true),
+    }
+}
+
+fn namespaced(place: &str, l7: bool) -> &'static [&'static str] {
     match place {
         "" => &["apiVersion", "kind", "metadata", "spec"],
         "metadata" => META,
@@ -51,8 +102,8 @@ pub(crate) fn known(path: &str, l7: bool) -> &'static [&'static str] {
 }
 
 /// What to do about a field that does not exist at this place.
-pub(crate) fn remedy(parent: &str, field: &str, l7: bool) -> String {
-    let fields = known(parent, l7);
+pub(crate) fn remedy(parent: &str, field: &str, words: Words) -> String {
+    let fields = known(parent, words);
     if let Some(near) = nearest(field, fields) {
         return format!("did you mean `{near}`?");
     }
@@ -100,18 +151,21 @@ mod tests {
 
     #[test]
     fn finds_what_was_meant() {
-        assert_eq!(remedy("spec", "ingres", true), "did you mean `ingress`?");
-        assert_eq!(remedy("spec", "PodSelector", true), "did you mean `podSelector`?");
-        assert_eq!(remedy("spec.ingress[0]", "form", true), "did you mean `from`?");
+        assert_eq!(remedy("spec", "ingres", Words::L7), "did you mean `ingress`?");
+        assert_eq!(remedy("spec", "PodSelector", Words::L7), "did you mean `podSelector`?");
+        assert_eq!(remedy("spec.ingress[0]", "form", Words::L7), "did you mean `from`?");
         assert_eq!(
-            remedy("spec.ingress[0].from[2]", "namespaceSelctor", false),
+            remedy("spec.ingress[0].from[2]", "namespaceSelctor", Words::NetworkPolicy),
             "did you mean `namespaceSelector`?"
         );
     }
 
     #[test]
     fn does_not_guess_wildly() {
-        assert_eq!(remedy("spec.ingress[0]", "rules", false), "remove it; known here: from, ports");
+        assert_eq!(
+            remedy("spec.ingress[0]", "rules", Words::NetworkPolicy),
+            "remove it; known here: from, ports"
+        );
         assert_eq!(nearest("zzzzzzzz", &["from", "to"]), None);
         assert_eq!(nearest(&"x".repeat(1000), &["from"]), None);
     }

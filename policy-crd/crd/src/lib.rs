@@ -5,17 +5,22 @@
 //! and the CLI load with it, `sluice-compile` lowers what it read.
 
 mod cluster_l7;
+mod cluster_network;
 mod decode;
 mod fields;
+mod kinds;
 mod l7;
 mod load;
 mod object;
 mod policy;
 mod problem;
 mod read;
+mod read_tiers;
+mod tiered;
 mod yaml;
 
 pub use cluster_l7::{Action, ClusterL7NetworkPolicySpec, ClusterL7Rule, NamespacedPods, Subject, Tier};
+pub use cluster_network::{ClusterPeer, ClusterProtocol, DestinationPort, DestinationRange, TransportMatch};
 pub use l7::{
     DenyAction, DenyDetail, Entity, GrpcProtocol, GrpcRule, HeaderMatch, HeaderMatchType, HttpRule, IpBlock,
     IsolationScope, L7NetworkPolicySpec, L7Rule, L7Rules, Mode, Peer, Port, ServiceAccountRef, StringMatch,
@@ -25,6 +30,7 @@ pub use load::{Loaded, load_dir, load_files, load_str, load_value, manifests};
 pub use object::{Objects, Source, Sourced};
 pub use policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
 pub use problem::{Problem, Severity};
+pub use tiered::{ClusterL7Object, ClusterNetworkObject, ClusterRuleObject, TieredObject, TieredRule};
 
 /// The group of our own kinds.
 pub const GROUP: &str = "policy.sluice.dev";

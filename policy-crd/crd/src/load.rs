@@ -4,12 +4,12 @@
 //! nowhere else in this crate.
 
 use crate::decode::broken_namespace;
+use crate::kinds::{Form, policy_form, unread};
 use crate::object::{Objects, Source, Sourced};
-use crate::policy::PolicyKind;
 use crate::problem::{Problem, Severity};
 use crate::read::Reader;
+use crate::tiered::TieredObject;
 use crate::yaml::{self, Broken, Flaw};
-use crate::{GROUP, VERSION, fields};
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::collections::HashMap;
@@ -170,7 +170,7 @@ impl Loader {
         let text = |field: &str| value.get(field).and_then(Value::as_str).unwrap_or_default();
         let (api, kind) = (text("apiVersion"), text("kind"));
         let namespace = (api, kind) == ("v1", "Namespace");
-        let policy = policy_kind(api, kind);
+        let policy = policy_form(api, kind);
         let reason = format!("the document is not YAML: {}", broken.reason);
         let (true, Value::Object(fields)) = (namespace || policy.is_some(), value) else {
             let remedy = "nothing in this document is in force, the others are: correct it";
@@ -191,7 +191,7 @@ impl Loader {
         let source = Source { object: label(fields), ..source.clone() };
         self.flaws(&source, &flaws);
         match policy {
-            Some(kind) => self.policy(fields, kind, &source, &flaws, true),
+            Some(form) => self.policy(fields, form, &source, &flaws, true),
             None => self
                 .typed(&broken_namespace(value), &source, &flaws, false, |objects| &mut objects.namespaces),
         }
@@ -264,8 +264,8 @@ impl Loader {
             ("discovery.k8s.io/v1", "EndpointSlice") => {
                 self.typed(value, source, flaws, true, |objects| &mut objects.endpoint_slices);
             }
-            _ => match policy_kind(api, kind) {
-                Some(kind) => self.policy(fields, kind, source, flaws, false),
+            _ => match policy_form(api, kind) {
+                Some(form) => self.policy(fields, form, source, flaws, false),
                 None => self.loaded.problems.push(unread(api, kind, source)),
             },
         }
@@ -324,31 +324,61 @@ impl Loader {
     fn policy(
         &mut self,
         fields: &Map<String, Value>,
-        kind: PolicyKind,
+        form: Form,
         source: &Source,
         flaws: &[Flaw],
         broken: bool,
     ) {
         let mut reader = Reader::new(source, flaws);
-        let policy = reader.policy(fields, kind);
-        self.loaded.problems.extend(reader.into_problems());
-        if let Some(mut policy) = policy {
-            policy.sound &= self.is_first(source, "this one isolates and denies, and grants nothing");
-            if broken {
-                policy.close();
+        match form {
+            Form::Namespaced(kind) => {
+                let policy = reader.policy(fields, kind);
+                self.loaded.problems.extend(reader.into_problems());
+                let Some(mut policy) = policy else { return };
+                policy.sound &= self.is_first(source, "this one isolates and denies, and grants nothing");
+                if broken {
+                    policy.close();
+                }
+                policy.clean &= policy.sound && flaws.is_empty();
+                self.loaded.objects.policies.push(policy);
             }
-            policy.clean &= policy.sound && flaws.is_empty();
-            self.loaded.objects.policies.push(policy);
+            Form::ClusterNetwork => {
+                self.not_lowered(source);
+                let policy = reader.cluster_network(fields);
+                self.loaded.problems.extend(reader.into_problems());
+                let policy = self.tiered(policy, source, flaws, broken);
+                self.loaded.objects.cluster_network_policies.push(policy);
+            }
+            Form::ClusterL7 => {
+                self.not_lowered(source);
+                let policy = reader.cluster_l7(fields);
+                self.loaded.problems.extend(reader.into_problems());
+                let policy = self.tiered(policy, source, flaws, broken);
+                self.loaded.objects.cluster_l7_policies.push(policy);
+            }
         }
     }
-}
 
-/// The kind of policy that is read, if it is one.
-fn policy_kind(api: &str, kind: &str) -> Option<PolicyKind> {
-    match kind {
-        "NetworkPolicy" if api == "networking.k8s.io/v1" => Some(PolicyKind::NetworkPolicy),
-        "L7NetworkPolicy" if is_ours(api) => Some(PolicyKind::L7NetworkPolicy),
-        _ => None,
+    /// The tiered kinds are read, and nothing judges by them yet: said, so that nobody relies on them.
+    fn not_lowered(&mut self, source: &Source) {
+        let reason = "the kind is read and not judged by yet: not in force";
+        let remedy = "say it with L7NetworkPolicy or NetworkPolicy until it is";
+        self.loaded.problems.push(source.problem(Severity::Error, "kind", reason, remedy));
+    }
+
+    fn tiered<R>(
+        &mut self,
+        mut policy: TieredObject<R>,
+        source: &Source,
+        flaws: &[Flaw],
+        broken: bool,
+    ) -> TieredObject<R> {
+        policy.sound &= self.is_first(source, "this one accepts nothing, and denies what it would pass");
+        if broken {
+            policy.close();
+        }
+        policy.clean &= policy.sound && flaws.is_empty();
+        policy
     }
 }
 
@@ -359,56 +389,4 @@ fn label(fields: &Map<String, Value>) -> Option<Arc<str>> {
     let given: Vec<&str> =
         parts.into_iter().flatten().filter_map(Value::as_str).filter(|p| !p.is_empty()).collect();
     (!given.is_empty()).then(|| given.join("/").into())
-}
-
-fn is_ours(api: &str) -> bool {
-    api.split_once('/') == Some((GROUP, VERSION))
-}
-
-/// The problem of an object of a kind that is not read.
-fn unread(api: &str, kind: &str, source: &Source) -> Problem {
-    let group = api.split_once('/').map_or("", |(group, _)| group);
-    let error =
-        |path: &str, reason: String, remedy: String| source.problem(Severity::Error, path, reason, remedy);
-    if api.is_empty() || kind.is_empty() {
-        let path = if kind.is_empty() { "kind" } else { "apiVersion" };
-        return error(
-            path,
-            "the object does not say what it is; it is not in force".into(),
-            format!("write {path}"),
-        );
-    }
-    let not_built = match (group, kind) {
-        (GROUP, "ClusterL7NetworkPolicy") => is_ours(api),
-        ("cilium.io", "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy") => true,
-        ("policy.networking.k8s.io", _) => true,
-        _ => false,
-    };
-    if not_built {
-        let reason = format!("{kind} is not built yet: not in force");
-        return error("kind", reason, "say it with L7NetworkPolicy or NetworkPolicy until it is".into());
-    }
-    if group == GROUP {
-        let kinds = ["L7NetworkPolicy", "ClusterL7NetworkPolicy"];
-        return match fields::nearest(kind, &kinds) {
-            Some(near) if near == kind => {
-                let reason = format!("{api} is no version of {kind}; the object is not in force");
-                error("apiVersion", reason, format!("write {GROUP}/{VERSION}"))
-            }
-            near => {
-                let reason = format!("{GROUP} has no kind {kind}; the object is not in force");
-                let remedy = format!("did you mean `{}`?", near.unwrap_or(kinds[0]));
-                error("kind", reason, remedy)
-            }
-        };
-    }
-    if kind.ends_with("NetworkPolicy")
-        || (matches!(group, "" | "networking.k8s.io") && kind == "L7NetworkPolicy")
-    {
-        let reason = format!("{api} {kind} is not read; it is not in force here");
-        let remedy =
-            "NetworkPolicy is of networking.k8s.io/v1, L7NetworkPolicy of policy.sluice.dev/v1alpha1";
-        return error("apiVersion", reason, remedy.into());
-    }
-    source.problem(Severity::Info, "kind", format!("{api} {kind} is not read"), "")
 }

@@ -4,6 +4,7 @@
 
 use crate::policy::PolicyObject;
 use crate::problem::{Problem, Severity};
+use crate::tiered::{ClusterL7Object, ClusterNetworkObject};
 use crate::yaml::Spans;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
@@ -24,6 +25,10 @@ pub struct Objects {
     pub endpoint_slices: Vec<Sourced<EndpointSlice>>,
     /// `NetworkPolicy` and `L7NetworkPolicy` objects.
     pub policies: Vec<PolicyObject>,
+    /// `ClusterNetworkPolicy` objects.
+    pub cluster_network_policies: Vec<ClusterNetworkObject>,
+    /// `ClusterL7NetworkPolicy` objects.
+    pub cluster_l7_policies: Vec<ClusterL7Object>,
 }
 
 /// An object and its place.

@@ -4,7 +4,7 @@
 //! selector means is checked where it is lowered. Called by the loader.
 
 use crate::decode::{Decoded, decode, essential, joined, misplaced_list, type_remedy};
-use crate::fields;
+use crate::fields::{self, Words};
 use crate::l7::{DenyAction, DenyDetail, IpBlock, IsolationScope, Mode, Peer, Port};
 use crate::object::Source;
 use crate::policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
@@ -20,20 +20,40 @@ use std::sync::Arc;
 const MAX_PROBLEMS: usize = 64;
 
 const NO_GRANT: &str = "the rule grants nothing";
-const DENIES_MORE: &str = "the rule denies as if this did not limit it";
+pub(crate) const DENIES_MORE: &str = "the rule denies as if this did not limit it";
 const OBJECT_CLOSED: &str = "the policy isolates what it selects and grants nothing";
 
 /// Reads the pieces of one object.
 pub(crate) struct Reader<'a> {
     source: &'a Source,
     flaws: &'a [Flaw],
-    l7: bool,
+    pub(crate) words: Words,
     problems: Vec<Problem>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(source: &'a Source, flaws: &'a [Flaw]) -> Self {
-        Self { source, flaws, l7: false, problems: Vec::new() }
+        Self { source, flaws, words: Words::NetworkPolicy, problems: Vec::new() }
+    }
+
+    /// Whether peers, ports and what must be said are written in `L7NetworkPolicy`'s words.
+    fn is_l7(&self) -> bool {
+        matches!(self.words, Words::L7 | Words::ClusterL7)
+    }
+
+    /// Whether the kind belongs to a namespace.
+    fn is_namespaced(&self) -> bool {
+        matches!(self.words, Words::NetworkPolicy | Words::L7)
+    }
+
+    /// The place of the object.
+    pub(crate) fn source(&self) -> &Source {
+        self.source
+    }
+
+    /// Whether anything was an error so far.
+    pub(crate) fn has_error(&self) -> bool {
+        self.problems.iter().any(|problem| problem.severity == Severity::Error)
     }
 
     /// The problems found.
@@ -41,7 +61,7 @@ impl<'a> Reader<'a> {
         self.problems
     }
 
-    fn report(
+    pub(crate) fn report(
         &mut self,
         severity: Severity,
         path: &str,
@@ -62,14 +82,19 @@ impl<'a> Reader<'a> {
         self.flaws.iter().any(|flaw| within(&full, &flaw.path) || within(&flaw.path, &full))
     }
 
-    fn unknown(&mut self, severity: Severity, parent: &str, field: &str, effect: &str) {
-        let remedy = fields::remedy(parent, field, self.l7);
+    pub(crate) fn unknown(&mut self, severity: Severity, parent: &str, field: &str, effect: &str) {
+        let remedy = fields::remedy(parent, field, self.words);
         let reason = format!("unknown field `{field}`; {effect}");
         self.report(severity, &joined(parent, field), reason, remedy);
     }
 
     /// One part as a whole.
-    fn part<T: DeserializeOwned>(&mut self, value: Option<&Value>, path: &str, effect: &str) -> Part<T> {
+    pub(crate) fn part<T: DeserializeOwned>(
+        &mut self,
+        value: Option<&Value>,
+        path: &str,
+        effect: &str,
+    ) -> Part<T> {
         let Some(value) = value.filter(|value| !value.is_null()) else {
             return if self.is_marred(path) { Part::Bad } else { Part::Absent };
         };
@@ -100,7 +125,7 @@ impl<'a> Reader<'a> {
     }
 
     /// A list, each item a part of its own.
-    fn list<T>(
+    pub(crate) fn list<T>(
         &mut self,
         value: Option<&Value>,
         path: &str,
@@ -127,7 +152,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether this very place or one around it is odd, rather than something in it.
-    fn is_marred_itself(&self, path: &str) -> bool {
+    pub(crate) fn is_marred_itself(&self, path: &str) -> bool {
         let full = format!("{}{path}", self.source.prefix);
         self.flaws.iter().any(|flaw| {
             full.strip_prefix(&*flaw.path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
@@ -163,7 +188,10 @@ impl<'a> Reader<'a> {
 
     /// A policy. `None` if not even its namespace is known.
     pub(crate) fn policy(&mut self, value: &Map<String, Value>, kind: PolicyKind) -> Option<PolicyObject> {
-        self.l7 = kind == PolicyKind::L7NetworkPolicy;
+        self.words = match kind {
+            PolicyKind::NetworkPolicy => Words::NetworkPolicy,
+            PolicyKind::L7NetworkPolicy => Words::L7,
+        };
         let (namespace, name) = self.names(value)?;
         let mut policy = PolicyObject {
             kind,
@@ -194,18 +222,31 @@ impl<'a> Reader<'a> {
                 policy.sound = false;
                 policy.pod_selector = Part::Bad;
                 policy.policy_types = Part::Bad;
-                if self.l7 {
+                if self.is_l7() {
                     // Nobody knows what was to be denied.
                     (policy.ingress_deny, policy.egress_deny) = (Part::Bad, Part::Bad);
                 }
             }
         }
-        policy.clean =
-            policy.sound && self.problems.iter().all(|problem| problem.severity != Severity::Error);
+        policy.clean = policy.sound && !self.has_error();
         Some(policy)
     }
 
     fn names(&mut self, value: &Map<String, Value>) -> Option<(Arc<str>, Arc<str>)> {
+        let (namespace, name) = self.metadata(value, OBJECT_CLOSED);
+        if namespace.is_none() {
+            let reason = "the policy names no namespace; it is not in force";
+            self.report(Severity::Error, "metadata.namespace", reason, "write metadata.namespace");
+        }
+        Some((namespace?, name))
+    }
+
+    /// The namespace, if a proper one is given, and the name, empty if there is no proper one.
+    pub(crate) fn metadata(
+        &mut self,
+        value: &Map<String, Value>,
+        closed: &str,
+    ) -> (Option<Arc<str>>, Arc<str>) {
         let metadata = value.get("metadata");
         if let Some(metadata) = metadata {
             match decode::<ObjectMeta>(metadata) {
@@ -224,22 +265,21 @@ impl<'a> Reader<'a> {
         let text =
             |field: &str| metadata.and_then(|m| m.get(field)).and_then(Value::as_str).unwrap_or_default();
         let (namespace, name) = (text("namespace"), text("name"));
-        if !is_name(namespace) {
-            let reason = "the policy names no namespace; it is not in force";
-            self.report(Severity::Error, "metadata.namespace", reason, "write metadata.namespace");
-            return None;
+        let proper_namespace = is_name(namespace).then(|| namespace.into());
+        if is_name(name) {
+            return (proper_namespace, name.into());
         }
-        if !is_name(name) {
-            let reason = format!("the policy has no proper name; {OBJECT_CLOSED}");
+        // A policy that is in no namespace is not in force, and its name is nobody's concern.
+        if proper_namespace.is_some() || !self.is_namespaced() {
+            let reason = format!("the policy has no proper name; {closed}");
             let remedy = "write metadata.name: letters, digits, `-` and `.`";
             self.report(Severity::Error, "metadata.name", reason, remedy);
-            return Some((namespace.into(), "".into()));
         }
-        Some((namespace.into(), name.into()))
+        (proper_namespace, "".into())
     }
 
     fn spec(&mut self, spec: &Map<String, Value>, policy: &mut PolicyObject) {
-        let known = fields::known("spec", self.l7);
+        let known = fields::known("spec", self.words);
         for field in spec.keys().filter(|field| !known.contains(&field.as_str())) {
             self.unknown(Severity::Error, "spec", field, OBJECT_CLOSED);
             policy.sound = false;
@@ -253,7 +293,7 @@ impl<'a> Reader<'a> {
         policy.policy_types = self.part(spec.get("policyTypes"), "spec.policyTypes", closed);
         policy.ingress = self.rules(spec.get("ingress"), "spec.ingress", "from", false);
         policy.egress = self.rules(spec.get("egress"), "spec.egress", "to", false);
-        if !self.l7 {
+        if !self.is_l7() {
             return;
         }
         policy.ingress_deny = self.denies(spec, "ingressDeny", "from");
@@ -275,18 +315,21 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn not_built(&mut self, path: &str, effect: &str, remedy: &str) {
+    pub(crate) fn not_built(&mut self, path: &str, effect: &str, remedy: &str) {
         self.report(Severity::Error, path, format!("this value is not built yet; {effect}"), remedy);
     }
 
     fn rules(&mut self, value: Option<&Value>, path: &str, peers: &str, deny: bool) -> RuleSection {
-        let effect = if deny { "everything is denied here" } else { "nothing is granted here" };
-        self.list(value, path, effect, |reader, value, path| reader.rule(value, path, peers, deny))
+        let (whole, one) = match deny {
+            true => ("everything is denied here", DENIES_MORE),
+            false => ("nothing is granted here", NO_GRANT),
+        };
+        self.list(value, path, whole, |reader, value, path| reader.rule(value, path, peers, one))
     }
 
     /// A misspelt deny still was one: what it would have denied nobody knows, so everything is.
     fn denies(&mut self, spec: &Map<String, Value>, field: &str, peers: &str) -> RuleSection {
-        let known = fields::known("spec", self.l7);
+        let known = fields::known("spec", self.words);
         let misspelt = |given: &&String| {
             !known.contains(&given.as_str()) && fields::nearest(given, known) == Some(field)
         };
@@ -301,8 +344,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn rule(&mut self, value: &Value, path: &str, peers: &str, deny: bool) -> RuleObject {
-        let effect = if deny { DENIES_MORE } else { NO_GRANT };
+    pub(crate) fn rule(&mut self, value: &Value, path: &str, peers: &str, effect: &str) -> RuleObject {
         let mut rule = RuleObject {
             path: path.to_owned(),
             sound: !self.is_marred_itself(path),
@@ -317,13 +359,13 @@ impl<'a> Reader<'a> {
             self.report(Severity::Error, path, reason, format!("write its fields: {peers}, ports"));
             return rule;
         };
-        let known = fields::known(path, self.l7);
+        let known = fields::known(path, self.words);
         for field in fields_given.keys().filter(|field| !known.contains(&field.as_str())) {
             self.unknown(Severity::Error, path, field, effect);
             rule.sound = false;
         }
         let at = format!("{path}.{peers}");
-        rule.peers = if self.l7 {
+        rule.peers = if self.is_l7() {
             self.list(fields_given.get(peers), &at, effect, |r, v, p| r.item::<Peer>(v, p, effect))
         } else {
             self.list(fields_given.get(peers), &at, effect, |r, v, p| {
@@ -331,7 +373,7 @@ impl<'a> Reader<'a> {
             })
         };
         let at = format!("{path}.ports");
-        rule.ports = if self.l7 {
+        rule.ports = if self.is_l7() {
             self.list(fields_given.get("ports"), &at, effect, |r, v, p| r.item::<Port>(v, p, effect))
         } else {
             self.list(fields_given.get("ports"), &at, effect, |r, v, p| {
@@ -339,7 +381,7 @@ impl<'a> Reader<'a> {
             })
         };
         rule.rules = Part::Absent;
-        if self.l7 {
+        if self.is_l7() {
             let name = self.part::<String>(fields_given.get("name"), &format!("{path}.name"), effect);
             rule.sound &= name.is_sound();
             rule.name = name.value().map(|name| name.as_str().into());
@@ -349,7 +391,7 @@ impl<'a> Reader<'a> {
     }
 
     /// One item of a list; null is no item.
-    fn item<T: DeserializeOwned>(&mut self, value: &Value, path: &str, effect: &str) -> Part<T> {
+    pub(crate) fn item<T: DeserializeOwned>(&mut self, value: &Value, path: &str, effect: &str) -> Part<T> {
         if value.is_null() {
             let reason = format!("an empty item; {effect}");
             self.report(Severity::Error, path, reason, "remove it, or write {} if you mean it");
@@ -370,7 +412,8 @@ impl<'a> Reader<'a> {
             }
         };
         let mut sound = !self.is_marred_itself(path);
-        for field in given.keys().filter(|field| !fields::known(path, true).contains(&field.as_str())) {
+        let known = fields::known(path, self.words);
+        for field in given.keys().filter(|field| !known.contains(&field.as_str())) {
             self.unknown(Severity::Error, path, field, effect);
             sound = false;
         }

@@ -181,10 +181,10 @@ fn a_policy_that_breaks_off_stays_in_force_on_the_closed_side() {
 #[test]
 fn policies_of_other_kinds_are_told_and_other_objects_noted() {
     for (api, kind, severity) in [
-        ("policy.sluice.dev/v1alpha1", "ClusterL7NetworkPolicy", Severity::Error),
         ("cilium.io/v2", "CiliumNetworkPolicy", Severity::Error),
         ("cilium.io/v2", "CiliumClusterwideNetworkPolicy", Severity::Error),
-        ("policy.networking.k8s.io/v1alpha2", "ClusterNetworkPolicy", Severity::Error),
+        ("policy.networking.k8s.io/v1alpha1", "ClusterNetworkPolicy", Severity::Error),
+        ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", Severity::Error),
         ("crd.projectcalico.org/v1", "NetworkPolicy", Severity::Error),
         ("networking.k8s.io/v1beta1", "NetworkPolicy", Severity::Error),
         ("apps/v1", "Deployment", Severity::Info),
