@@ -9,8 +9,27 @@ use serde_json::{Map, Value};
 const MAX_UNKNOWN: usize = 64;
 
 /// The fields of derived types that hold fields of their own.
-const STRUCTS: &[&str] =
-    &["ipBlock", "path", "tls", "subject", "pods", "tcp", "udp", "sctp", "destinationPort", "range"];
+const STRUCTS: &[&str] = &[
+    "ipBlock",
+    "path",
+    "tls",
+    "subject",
+    "pods",
+    "tcp",
+    "udp",
+    "sctp",
+    "destinationPort",
+    "range",
+    "enableDefaultDeny",
+    "authentication",
+    "k8sService",
+    "k8sServiceSelector",
+    "terminatingTLS",
+    "originatingTLS",
+    "listener",
+    "envoyConfig",
+    "secret",
+];
 
 /// The place of a list where none belongs. Derived types would take `[Exact, /x]` for `{type: Exact, value: /x}`,
 /// by position, which nobody can have meant.

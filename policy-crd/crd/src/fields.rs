@@ -2,6 +2,8 @@
 //!
 //! Only for remedies: what exists is decided by the types, never by these lists.
 
+use crate::cilium::fields as cilium;
+
 const META: &[&str] = &["name", "namespace", "labels", "annotations"];
 const SELECTOR: &[&str] = &["matchLabels", "matchExpressions"];
 
@@ -12,6 +14,9 @@ pub(crate) enum Words {
     L7,
     ClusterNetwork,
     ClusterL7,
+    Cilium,
+    CiliumClusterwide,
+    CiliumGroup,
 }
 
 /// The fields that can stand in the object at this path. Empty where the place is not one of a policy's.
@@ -23,6 +28,8 @@ pub(crate) fn known(path: &str, words: Words) -> &'static [&'static str] {
         Words::L7 => namespaced(place, true),
         Words::ClusterNetwork => cluster_network(place),
         Words::ClusterL7 => cluster_l7(place),
+        Words::Cilium | Words::CiliumClusterwide => cilium::known(place),
+        Words::CiliumGroup => cilium::known_of_group(place),
     }
 }
 
@@ -104,7 +111,9 @@ fn namespaced(place: &str, l7: bool) -> &'static [&'static str] {
 /// What to do about a field that does not exist at this place.
 pub(crate) fn remedy(parent: &str, field: &str, words: Words) -> String {
     let fields = known(parent, words);
-    if let Some(near) = nearest(field, fields) {
+    let of_cilium = matches!(words, Words::Cilium | Words::CiliumClusterwide);
+    let other = of_cilium.then(|| cilium::meant(field)).flatten().filter(|meant| fields.contains(meant));
+    if let Some(near) = other.or_else(|| nearest(field, fields)) {
         return format!("did you mean `{near}`?");
     }
     if fields.is_empty() {

@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of how an object is read. Called by the loader.
 
+use crate::cilium::{CILIUM_GROUP, CiliumKind};
 use crate::object::Source;
 use crate::policy::PolicyKind;
 use crate::problem::{Problem, Severity};
@@ -10,12 +11,18 @@ use crate::{GROUP, VERSION, fields};
 /// The one version of the upstream `ClusterNetworkPolicy` that is read.
 const CLUSTER_NETWORK_POLICY: &str = "policy.networking.k8s.io/v1alpha2";
 
+/// The version of Cilium's policies; groups of CIDRs were `v2alpha1` before.
+const CILIUM: &str = "cilium.io/v2";
+const CILIUM_ALPHA: &str = "cilium.io/v2alpha1";
+
 /// How a policy is read.
 #[derive(Clone, Copy)]
 pub(crate) enum Form {
     Namespaced(PolicyKind),
     ClusterNetwork,
     ClusterL7,
+    Cilium(CiliumKind),
+    CiliumCidrGroup,
 }
 
 /// How the policies of a kind are read, if they are.
@@ -25,6 +32,9 @@ pub(crate) fn policy_form(api: &str, kind: &str) -> Option<Form> {
         "L7NetworkPolicy" if is_ours(api) => Some(Form::Namespaced(PolicyKind::L7NetworkPolicy)),
         "ClusterL7NetworkPolicy" if is_ours(api) => Some(Form::ClusterL7),
         "ClusterNetworkPolicy" if api == CLUSTER_NETWORK_POLICY => Some(Form::ClusterNetwork),
+        "CiliumNetworkPolicy" if api == CILIUM => Some(Form::Cilium(CiliumKind::Namespaced)),
+        "CiliumClusterwideNetworkPolicy" if api == CILIUM => Some(Form::Cilium(CiliumKind::Clusterwide)),
+        "CiliumCIDRGroup" if api == CILIUM || api == CILIUM_ALPHA => Some(Form::CiliumCidrGroup),
         _ => None,
     }
 }
@@ -58,9 +68,11 @@ pub(crate) fn unread(api: &str, kind: &str, source: &Source) -> Problem {
             format!("say it with ClusterNetworkPolicy of {CLUSTER_NETWORK_POLICY}"),
         );
     }
-    if let ("cilium.io", "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy") = (group, kind) {
-        let reason = format!("{kind} is not built yet: not in force");
-        return error("kind", reason, "say it with L7NetworkPolicy or NetworkPolicy until it is".into());
+    if group == CILIUM_GROUP
+        && matches!(kind, "CiliumNetworkPolicy" | "CiliumClusterwideNetworkPolicy" | "CiliumCIDRGroup")
+    {
+        let reason = format!("{api} is no version of {kind} that is read; the object is not in force");
+        return error("apiVersion", reason, format!("write {CILIUM}"));
     }
     if group == GROUP {
         let kinds = ["L7NetworkPolicy", "ClusterL7NetworkPolicy"];

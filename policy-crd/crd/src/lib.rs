@@ -4,6 +4,7 @@
 //! what could not be read is known to whoever lowers it. Knows nothing of rules, verdicts or clusters: control
 //! and the CLI load with it, `sluice-compile` lowers what it read.
 
+mod cilium;
 mod cluster_l7;
 mod cluster_network;
 mod decode;
@@ -19,6 +20,13 @@ mod read_tiers;
 mod tiered;
 mod yaml;
 
+pub use cilium::{
+    CILIUM_GROUP, CiliumAuthentication, CiliumCidrGroupObject, CiliumCidrRule, CiliumDefaultDeny,
+    CiliumEnvoyConfigRef, CiliumFqdn, CiliumHeaderMatch, CiliumHttpRule, CiliumIcmpField, CiliumIcmpRule,
+    CiliumKind, CiliumL7Rules, CiliumListener, CiliumPeers, CiliumPolicyObject, CiliumPort, CiliumPortRule,
+    CiliumRule, CiliumSecret, CiliumService, CiliumServiceName, CiliumServiceSelector, CiliumSpec,
+    CiliumTlsContext,
+};
 pub use cluster_l7::{Action, ClusterL7NetworkPolicySpec, ClusterL7Rule, NamespacedPods, Subject, Tier};
 pub use cluster_network::{ClusterPeer, ClusterProtocol, DestinationPort, DestinationRange, TransportMatch};
 pub use l7::{

@@ -3,6 +3,7 @@
 //! Never fails as a whole: what cannot be read is a problem, the rest is loaded. Files are read here and
 //! nowhere else in this crate.
 
+use crate::cilium::CiliumKind;
 use crate::decode::broken_namespace;
 use crate::kinds::{Form, policy_form, unread};
 use crate::object::{Objects, Source, Sourced};
@@ -356,7 +357,49 @@ impl Loader {
                 let policy = self.tiered(policy, source, flaws, broken);
                 self.loaded.objects.cluster_l7_policies.push(policy);
             }
+            Form::Cilium(kind) => self.cilium(reader, fields, kind, flaws, broken),
+            Form::CiliumCidrGroup => self.cidr_group(reader, fields, broken),
         }
+    }
+
+    fn cilium(
+        &mut self,
+        mut reader: Reader<'_>,
+        fields: &Map<String, Value>,
+        kind: CiliumKind,
+        flaws: &[Flaw],
+        broken: bool,
+    ) {
+        let policy = reader.cilium(fields, kind);
+        self.loaded.problems.extend(reader.into_problems());
+        let Some(mut policy) = policy else { return };
+        let source = policy.source.clone();
+        self.not_lowered(&source);
+        policy.sound &= self.is_first(&source, "this one isolates and denies, and grants nothing");
+        if broken {
+            policy.close();
+        }
+        policy.clean &= policy.sound && flaws.is_empty();
+        self.loaded.objects.cilium.push(policy);
+    }
+
+    /// Of two groups with one name nobody knows which is meant: the second makes the first doubtful, too.
+    fn cidr_group(&mut self, mut reader: Reader<'_>, fields: &Map<String, Value>, broken: bool) {
+        let group = reader.cilium_group(fields);
+        self.loaded.problems.extend(reader.into_problems());
+        let Some(mut group) = group else { return };
+        let source = group.source.clone();
+        let first = self.is_first(&source, "neither grants anything, and both are everything to a deny");
+        group.sound &= first && !broken;
+        let groups = &mut self.loaded.objects.cidr_groups;
+        if !first {
+            groups.iter_mut().filter(|other| other.name == group.name).for_each(|other| other.sound = false);
+        }
+        if broken && group.labels.as_ref().is_some_and(|labels| labels.is_empty()) {
+            // They may have stood behind the break.
+            group.labels = None;
+        }
+        groups.push(group);
     }
 
     /// The tiered kinds are read, and nothing judges by them yet: said, so that nobody relies on them.

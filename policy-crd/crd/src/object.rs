@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of selection or of rules; the compiler indexes them.
 
+use crate::cilium::{CiliumCidrGroupObject, CiliumPolicyObject};
 use crate::policy::PolicyObject;
 use crate::problem::{Problem, Severity};
 use crate::tiered::{ClusterL7Object, ClusterNetworkObject};
@@ -29,6 +30,10 @@ pub struct Objects {
     pub cluster_network_policies: Vec<ClusterNetworkObject>,
     /// `ClusterL7NetworkPolicy` objects.
     pub cluster_l7_policies: Vec<ClusterL7Object>,
+    /// `CiliumNetworkPolicy` and `CiliumClusterwideNetworkPolicy` objects.
+    pub cilium: Vec<CiliumPolicyObject>,
+    /// `CiliumCIDRGroup` objects.
+    pub cidr_groups: Vec<CiliumCidrGroupObject>,
 }
 
 /// An object and its place.

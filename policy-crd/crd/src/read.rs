@@ -43,7 +43,7 @@ impl<'a> Reader<'a> {
 
     /// Whether the kind belongs to a namespace.
     fn is_namespaced(&self) -> bool {
-        matches!(self.words, Words::NetworkPolicy | Words::L7)
+        matches!(self.words, Words::NetworkPolicy | Words::L7 | Words::Cilium)
     }
 
     /// The place of the object.
@@ -74,7 +74,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether the text itself was odd in, at or around this place.
-    fn is_marred(&self, path: &str) -> bool {
+    pub(crate) fn is_marred(&self, path: &str) -> bool {
         let within = |outer: &str, inner: &str| {
             inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
         };

@@ -181,9 +181,11 @@ fn a_policy_that_breaks_off_stays_in_force_on_the_closed_side() {
 #[test]
 fn policies_of_other_kinds_are_told_and_other_objects_noted() {
     for (api, kind, severity) in [
-        ("cilium.io/v2", "CiliumNetworkPolicy", Severity::Error),
-        ("cilium.io/v2", "CiliumClusterwideNetworkPolicy", Severity::Error),
+        ("cilium.io/v1", "CiliumNetworkPolicy", Severity::Error),
+        ("cilium.io/v2alpha1", "CiliumClusterwideNetworkPolicy", Severity::Error),
         ("policy.networking.k8s.io/v1alpha1", "ClusterNetworkPolicy", Severity::Error),
+        ("cilium.io/v3", "CiliumCIDRGroup", Severity::Error),
+        ("cilium.io/v2", "CiliumEnvoyConfig", Severity::Info),
         ("policy.networking.k8s.io/v1alpha1", "AdminNetworkPolicy", Severity::Error),
         ("crd.projectcalico.org/v1", "NetworkPolicy", Severity::Error),
         ("networking.k8s.io/v1beta1", "NetworkPolicy", Severity::Error),
