@@ -100,7 +100,9 @@ impl Index {
         let pods = self.pods.iter().map(|pod| (pod.workload.namespace.clone(), pod.source.clone()));
         let policies =
             objects.policies.iter().map(|policy| (policy.namespace.clone(), policy.source.clone()));
-        for (name, source) in pods.chain(policies).collect::<Vec<_>>() {
+        let cilium = objects.cilium.iter().filter(|policy| !policy.namespace.is_empty());
+        let cilium = cilium.map(|policy| (policy.namespace.clone(), policy.source.clone()));
+        for (name, source) in pods.chain(policies).chain(cilium).collect::<Vec<_>>() {
             self.namespaces.entry(name).or_insert_with_key(|name| {
                 let reason =
                     format!("no Namespace {name} is given; it is taken to have no labels of its own");

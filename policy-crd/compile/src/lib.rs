@@ -4,6 +4,7 @@
 //! files, clocks, sockets or the API server. Control compiles with it for every node, the CLI and the tests for
 //! all nodes at once.
 
+mod cilium;
 mod classes;
 mod conditions;
 mod index;
@@ -77,10 +78,12 @@ pub struct PolicyState {
 #[must_use]
 pub fn compile(objects: &Objects, options: &Options) -> Compiled {
     let mut problems = Vec::new();
-    let index = Index::new(objects, &mut problems);
+    let mut index = Index::new(objects, &mut problems);
     rollout::check(&index, &mut problems);
     let mut policies: Vec<PolicyIr> =
         objects.policies.iter().map(|policy| lower::policy(policy, &mut problems)).collect();
+    policies.extend(objects.cilium.iter().flat_map(|policy| cilium::policy(policy, &mut problems)));
+    cilium::derive_labels(&mut index, &policies);
     // Stable: of two with one name the first stays the first.
     policies.sort_by(|a, b| a.origin.cmp(&b.origin));
     let classes = Classes::new(&index, &policies);

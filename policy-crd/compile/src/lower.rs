@@ -5,7 +5,7 @@
 //! its whole namespace. Knows nothing of pods or addresses.
 
 use crate::conditions::{self, Lowered};
-use crate::peers::{self, Peers, PortItem, Ports};
+use crate::peers::{self, PeerItem, Peers, PortItem, Ports};
 use crate::report::Report;
 use crate::selector::Selector;
 use sluice_crd::{Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection, Severity};
@@ -31,6 +31,21 @@ pub(crate) struct PolicyIr {
 }
 
 impl PolicyIr {
+    /// The label keys of pods that its selectors read.
+    pub(crate) fn label_keys(&self) -> Vec<Arc<str>> {
+        let rules =
+            [&self.ingress, &self.egress].into_iter().flat_map(|side| side.allow.iter().chain(&side.deny));
+        let items = rules.flat_map(|rule| match &rule.peers {
+            Peers::All => &[][..],
+            Peers::Any(items) => items,
+        });
+        let pods = items.filter_map(|item| match item {
+            PeerItem::Own(pods) | PeerItem::Elsewhere { pods, .. } => Some(pods),
+            PeerItem::Block { .. } => None,
+        });
+        std::iter::once(&self.selector).chain(pods).flat_map(Selector::keys).cloned().collect()
+    }
+
     pub(crate) fn side(&self, direction: Direction) -> &SideIr {
         match direction {
             Direction::Ingress => &self.ingress,

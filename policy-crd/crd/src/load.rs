@@ -374,7 +374,9 @@ impl Loader {
         self.loaded.problems.extend(reader.into_problems());
         let Some(mut policy) = policy else { return };
         let source = policy.source.clone();
-        self.not_lowered(&source);
+        if kind == CiliumKind::Clusterwide {
+            self.not_lowered(&source);
+        }
         policy.sound &= self.is_first(&source, "this one isolates and denies, and grants nothing");
         if broken {
             policy.close();

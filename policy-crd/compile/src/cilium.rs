@@ -1,0 +1,275 @@
+//! `CiliumNetworkPolicy` into rules, with Cilium's own meaning and a problem for what cannot be said.
+//!
+//! As everywhere in lowering: an allow with anything doubtful in it is not granted, a deny loses the doubtful limit,
+//! a policy whose selector is doubtful closes what it could select. Knows nothing of pods or addresses.
+
+mod http;
+mod peers;
+mod ports;
+pub(crate) mod selector;
+
+use crate::index::Index;
+use crate::lower::{PolicyIr, RuleIr, SideIr};
+use crate::peers::{Peers, Ports};
+use crate::report::Report;
+use crate::selector::Selector;
+use peers::Who;
+use sluice_crd::{
+    CiliumKind, CiliumPolicyObject, CiliumPortRule, CiliumRule, CiliumSpec, Part, Problem, Severity,
+};
+use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+const NO_GRANT: &str = "the rule grants nothing";
+const DENIES_MORE: &str = "the rule denies as if this did not limit it";
+const CLOSES: &str = "the policy closes its whole namespace and grants nothing";
+
+/// Lowers a policy: one for `spec` and each of `specs`, for each selects other pods. Never fails. The clusterwide
+/// kind is not lowered yet; the loader says so.
+pub(crate) fn policy(object: &CiliumPolicyObject, problems: &mut Vec<Problem>) -> Vec<PolicyIr> {
+    if object.kind == CiliumKind::Clusterwide {
+        return Vec::new();
+    }
+    let before = problems.len();
+    let mut report = Report { source: &object.source, problems, effect: CLOSES, errors: 0, regexes: 0 };
+    let mut out: Vec<PolicyIr> =
+        object.specs.iter().map(|spec| lower_spec(object, spec, &mut report)).collect();
+    let errors = problems[before..].iter().any(|problem| problem.severity == Severity::Error);
+    for ir in &mut out {
+        ir.accepted = object.clean && !errors;
+    }
+    out
+}
+
+/// Gives every pod the labels that Cilium derives, as far as some policy reads them.
+pub(crate) fn derive_labels(index: &mut Index, policies: &[PolicyIr]) {
+    let keys = policies.iter().flat_map(PolicyIr::label_keys);
+    let read: BTreeSet<Arc<str>> = keys.filter(|key| key.starts_with(selector::PREFIX)).collect();
+    for pod in &mut index.pods {
+        // A pod has no label of such a name of its own.
+        pod.labels.retain(|key, _| !key.starts_with(selector::PREFIX));
+        let namespace = index.namespaces.get(&pod.workload.namespace);
+        let value = |key: &Arc<str>| Some((key.to_string(), selector::value(pod, namespace, key)?));
+        let derived: Vec<(String, String)> = read.iter().filter_map(value).collect();
+        pod.labels.extend(derived);
+    }
+}
+
+fn lower_spec(object: &CiliumPolicyObject, spec: &CiliumSpec, report: &mut Report<'_>) -> PolicyIr {
+    report.effect = CLOSES;
+    let mut sound = object.sound && spec.sound;
+    let selector = subject(object, spec, &mut sound, report);
+    let isolates = isolates(spec, sound, report);
+    let mut side =
+        |direction: Direction, allow: &Part<Vec<CiliumRule>>, deny: &Part<Vec<CiliumRule>>| SideIr {
+            isolates: isolates[direction as usize],
+            allow: allows(object, allow, sound, report),
+            deny: denies(object, &spec.path, direction, deny, report),
+        };
+    let ingress = side(Direction::Ingress, &spec.ingress, &spec.ingress_deny);
+    let egress = side(Direction::Egress, &spec.egress, &spec.egress_deny);
+    PolicyIr {
+        origin: Origin {
+            kind: Kind::CiliumNetworkPolicy,
+            namespace: object.namespace.clone(),
+            name: object.name.clone(),
+        },
+        layer: LayerKind::K,
+        mode: Mode::Enforce,
+        selector,
+        ingress,
+        egress,
+        accepted: true,
+    }
+}
+
+/// The pods of the namespace that the spec is about; all of them where that is in doubt.
+fn subject(
+    object: &CiliumPolicyObject,
+    spec: &CiliumSpec,
+    sound: &mut bool,
+    report: &mut Report<'_>,
+) -> Selector {
+    let path = format!("{}.endpointSelector", spec.path);
+    match (&spec.endpoint_selector, spec.node_selector.is_absent()) {
+        (Part::Whole(given), true) => {
+            if let Some(selector) = selector::subject(given, &object.namespace, &path, report) {
+                return selector;
+            }
+        }
+        (Part::Absent, false) => {
+            let path = format!("{}.nodeSelector", spec.path);
+            report.effect = "it applies to no pod";
+            let remedy = "select pods by endpointSelector; nodes themselves are not judged here";
+            report.error(&path, "the policy is about nodes", remedy);
+            return selector::nobody();
+        }
+        (Part::Absent, true) => {
+            report.error(&path, "the policy selects nobody", "write endpointSelector; {} is every pod");
+        }
+        (_, false) => {
+            let path = format!("{}.nodeSelector", spec.path);
+            report.error(&path, "a policy is about pods or about nodes", "remove one of the selectors");
+        }
+        (Part::Bad | Part::Flawed(_), true) => {}
+    }
+    *sound = false;
+    Selector::default()
+}
+
+/// Which directions become default-deny: those with a rule, unless `enableDefaultDeny` says otherwise. To Cilium an
+/// empty list is none; nobody knows what a doubtful part would have said.
+fn isolates(spec: &CiliumSpec, sound: bool, report: &mut Report<'_>) -> [bool; 2] {
+    if !sound {
+        return [true, true];
+    }
+    let has_rules = |section: &Part<Vec<CiliumRule>>| match section {
+        Part::Absent => false,
+        Part::Bad => true,
+        Part::Flawed(rules) | Part::Whole(rules) => !rules.is_empty(),
+    };
+    let ingress = has_rules(&spec.ingress) || has_rules(&spec.ingress_deny);
+    let egress = has_rules(&spec.egress) || has_rules(&spec.egress_deny);
+    if !ingress && !egress {
+        report.warn(&spec.path, "the policy has no rule and does nothing", "write ingress: [{}] to deny all");
+    }
+    match &spec.enable_default_deny {
+        Part::Bad | Part::Flawed(_) => [true, true],
+        Part::Absent => [ingress, egress],
+        Part::Whole(given) => [given.ingress.unwrap_or(ingress), given.egress.unwrap_or(egress)],
+    }
+}
+
+fn allows(
+    object: &CiliumPolicyObject,
+    section: &Part<Vec<CiliumRule>>,
+    granted: bool,
+    report: &mut Report<'_>,
+) -> Vec<RuleIr> {
+    report.effect = NO_GRANT;
+    let mut out = Vec::new();
+    for rule in section.value().into_iter().flatten() {
+        let errors = report.errors;
+        if !rule.authentication.is_absent() {
+            let disabled = rule.authentication.value().is_some_and(|a| a.mode.as_deref() == Some("disabled"));
+            if !disabled {
+                let remedy = "remove it: no peer is asked to authenticate here";
+                report.error(
+                    &format!("{}.authentication", rule.path),
+                    "authentication is not honoured",
+                    remedy,
+                );
+            }
+        }
+        let who = peers::lower(object, rule, false, report);
+        let what = port_rules(rule, false, report);
+        let sound = granted && rule.sound && report.errors == errors;
+        // In doubt anywhere in a rule, none of it is granted.
+        let (true, Some(who), Some(what)) = (sound, who, what) else { continue };
+        out.extend(combine(rule, &who, what));
+    }
+    out
+}
+
+fn denies(
+    object: &CiliumPolicyObject,
+    spec: &str,
+    direction: Direction,
+    section: &Part<Vec<CiliumRule>>,
+    report: &mut Report<'_>,
+) -> Vec<RuleIr> {
+    report.effect = DENIES_MORE;
+    let everything =
+        |name: String| RuleIr { name: name.into(), peers: Peers::All, ports: Ports::All, conditions: None };
+    let rules = match section {
+        Part::Absent => return Vec::new(),
+        Part::Bad => return vec![everything(shown(&format!("{spec}.{}Deny", direction.as_str())))],
+        Part::Flawed(rules) | Part::Whole(rules) => rules,
+    };
+    let mut out = Vec::new();
+    for rule in rules {
+        let errors = report.errors;
+        let who = peers::lower(object, rule, true, report);
+        let what = port_rules(rule, true, report);
+        let sound = rule.sound && report.errors == errors && who.is_some() && what.is_some();
+        let mut who = who.unwrap_or(Who::Named(Peers::All));
+        let what = what.unwrap_or_else(|| Some(vec![(rule.path.clone(), Ports::All, None)]));
+        if !sound && matches!(who, Who::Unlimited) && what.is_none() {
+            // What it was limited to nobody knows, so that it is no empty rule.
+            who = Who::Named(Peers::All);
+        }
+        let denied = combine(rule, &who, what);
+        if denied.is_empty() {
+            report.warn(&rule.path, "the rule names nobody and denies nothing", "name peers or ports");
+        }
+        out.extend(denied);
+    }
+    out
+}
+
+/// Ports and what must be said there, with the place that names them.
+type PortIr = (String, Ports, Option<Arc<Conditions>>);
+
+/// `toPorts` and `icmps`. `None`: in doubt. `Some(None)`: none are written.
+#[allow(clippy::option_option, reason = "a rule without ports is not a rule in doubt")]
+fn port_rules(rule: &CiliumRule, deny: bool, report: &mut Report<'_>) -> Option<Option<Vec<PortIr>>> {
+    let icmps = !matches!(&rule.icmps, Part::Absent) && rule.icmps.value().is_none_or(|all| !all.is_empty());
+    if icmps {
+        report.not_built(&format!("{}.icmps", rule.path));
+        return None;
+    }
+    let given = match &rule.to_ports {
+        Part::Absent => return Some(None),
+        Part::Bad | Part::Flawed(_) => return None,
+        Part::Whole(given) if given.is_empty() => return Some(None),
+        Part::Whole(given) => given,
+    };
+    let mut out = Some(Vec::new());
+    for item in given {
+        match (port_rule(item, deny, report), &mut out) {
+            (Some(lowered), Some(out)) => out.push(lowered),
+            // One doubtful item makes the rule doubtful; the others are still looked through for problems.
+            _ => out = None,
+        }
+    }
+    out.map(Some)
+}
+
+fn port_rule(item: &CiliumPortRule, deny: bool, report: &mut Report<'_>) -> Option<PortIr> {
+    let unsupported = [
+        ("serverNames", !item.server_names.is_absent()),
+        ("terminatingTLS", !item.terminating_tls.is_absent()),
+        ("originatingTLS", !item.originating_tls.is_absent()),
+        ("listener", !item.listener.is_absent()),
+    ];
+    for (field, _) in unsupported.iter().filter(|(_, given)| *given) {
+        report.not_built(&format!("{}.{field}", item.path));
+    }
+    let conditions = http::lower(item, report);
+    let ports = ports::lower(item, deny, report)?;
+    let (sound, conditions) = (item.sound || deny, conditions?);
+    (sound && unsupported.iter().all(|(_, given)| !given)).then(|| (item.path.clone(), ports, conditions))
+}
+
+/// Peers and ports as Cilium puts them together: a rule with neither allows and denies nothing.
+fn combine(rule: &CiliumRule, who: &Who, what: Option<Vec<PortIr>>) -> Vec<RuleIr> {
+    let peers = match (who, &what) {
+        (Who::Unlimited, None) => return Vec::new(),
+        (Who::Unlimited, Some(_)) => Peers::All,
+        (Who::Named(peers), _) => peers.clone(),
+    };
+    let whole = || vec![(rule.path.clone(), Ports::All, None)];
+    let each = |(path, ports, conditions): PortIr| RuleIr {
+        name: shown(&path).into(),
+        peers: peers.clone(),
+        ports,
+        conditions,
+    };
+    what.unwrap_or_else(whole).into_iter().map(each).collect()
+}
+
+/// `spec.ingress[0]` is known as `ingress[0]`.
+fn shown(path: &str) -> String {
+    path.strip_prefix("spec.").unwrap_or(path).to_owned()
+}

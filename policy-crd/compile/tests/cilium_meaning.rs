@@ -1,0 +1,395 @@
+//! What `CiliumNetworkPolicy` means, as far as it is lowered: selection, isolation, endpoints, ports, denies; and that
+//! everything else closes and is told.
+
+#![allow(clippy::needless_pass_by_value, reason = "test helpers take what json! makes")]
+
+mod common;
+
+use common::{Ask, load};
+use proptest::prelude::*;
+use serde_json::{Value, json};
+use sluice_compile::query::Cluster;
+use sluice_crd::{Problem, Severity};
+use sluice_policy::{Decision, Protocol};
+
+const ALLOW: Decision = Decision::Allow;
+const DENY: Decision = Decision::Deny;
+
+fn pod(namespace: &str, name: &str, ip: &str, labels: Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"namespace": namespace, "name": name, "labels": labels},
+        "spec": {"nodeName": "n", "serviceAccountName": format!("sa-{name}"),
+            "containers": [{"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}]},
+        "status": {"podIP": ip},
+    })
+}
+
+/// `a/server`, `a/client`, `b/client` and what is outside.
+fn world(policies: &[Value]) -> (Cluster, Vec<Problem>) {
+    let namespace = |name: &str, team: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": {"team": team}}});
+    let mut objects = vec![
+        namespace("a", "red"),
+        namespace("b", "blue"),
+        pod("a", "server", "10.0.0.1", json!({"app": "server"})),
+        pod("a", "client", "10.0.0.2", json!({"app": "client"})),
+        // Its labels say what only the cluster may say.
+        pod(
+            "b",
+            "client",
+            "10.0.0.3",
+            json!({"app": "client", "io.kubernetes.pod.namespace": "a",
+            "io.cilium.k8s.policy.serviceaccount": "sa-server", "k8s:app": "server"}),
+        ),
+    ];
+    objects.extend_from_slice(policies);
+    load(&objects)
+}
+
+fn policy(spec: Value) -> Value {
+    json!({"apiVersion": "cilium.io/v2", "kind": "CiliumNetworkPolicy",
+        "metadata": {"namespace": "a", "name": "p"}, "spec": spec})
+}
+
+fn errors(problems: &[Problem]) -> Vec<&Problem> {
+    problems.iter().filter(|problem| problem.severity == Severity::Error).collect()
+}
+
+fn ask(cluster: &Cluster, from: &str, port: u16) -> Decision {
+    Ask::new(from, "a/server", port, "").decide(cluster)
+}
+
+/// Decisions of the server's ingress: from its namespace, from another, from outside, on 8080 and on 9.
+#[track_caller]
+fn ingress(rules: Value, expected: [Decision; 4]) {
+    let mut spec = json!({"endpointSelector": {"matchLabels": {"app": "server"}}});
+    spec.as_object_mut().expect("object").extend(rules.as_object().expect("object").clone());
+    let (cluster, problems) = world(&[policy(spec)]);
+    assert!(errors(&problems).is_empty(), "{problems:#?}");
+    let got = [
+        ask(&cluster, "a/client", 8080),
+        ask(&cluster, "b/client", 8080),
+        ask(&cluster, "203.0.113.1", 8080),
+        ask(&cluster, "a/client", 9),
+    ];
+    assert_eq!(got, expected, "{rules}");
+}
+
+#[test]
+fn what_isolates_and_what_an_empty_list_means() {
+    let open = [ALLOW; 4];
+    let closed = [DENY; 4];
+    ingress(json!({}), open);
+    ingress(json!({"ingress": []}), open);
+    ingress(json!({"egress": [{}]}), open);
+    ingress(json!({"ingress": [{}]}), closed);
+    ingress(json!({"ingress": [{"fromEndpoints": []}]}), closed);
+    ingress(json!({"ingress": [{"fromEndpoints": [], "toPorts": [{"ports": [{"port": "8080"}]}]}]}), closed);
+    ingress(json!({"ingress": [{"toPorts": []}]}), closed);
+    ingress(json!({"ingressDeny": [{"fromEntities": ["none"]}]}), closed);
+    ingress(
+        json!({"ingressDeny": [{"fromEntities": ["none"]}], "enableDefaultDeny": {"ingress": false}}),
+        open,
+    );
+    ingress(json!({"ingress": [{}], "enableDefaultDeny": {"ingress": false}}), open);
+    ingress(json!({"ingress": [{}], "enableDefaultDeny": {"egress": false}}), closed);
+    ingress(json!({"enableDefaultDeny": {"ingress": true}}), closed);
+}
+
+#[test]
+fn endpoints_are_of_the_own_namespace_unless_another_is_named() {
+    let from = |selector: Value| json!({"ingress": [{"fromEndpoints": [selector]}]});
+    let own = [ALLOW, DENY, DENY, ALLOW];
+    let other = [DENY, ALLOW, DENY, DENY];
+    let both = [ALLOW, ALLOW, DENY, ALLOW];
+    ingress(from(json!({})), own);
+    ingress(from(json!({"matchLabels": {"app": "client"}})), own);
+    ingress(from(json!({"matchLabels": {"k8s:app": "client"}})), own);
+    ingress(from(json!({"matchLabels": {"any:app": "client"}})), own);
+    ingress(from(json!({"matchLabels": {"k8s:io.kubernetes.pod.namespace": "b"}})), other);
+    ingress(from(json!({"matchLabels": {"io.kubernetes.pod.namespace": "b", "app": "client"}})), other);
+    ingress(from(json!({"matchLabels": {"io.kubernetes.pod.namespace": "b", "app": "server"}})), [DENY; 4]);
+    let any = json!({"matchExpressions": [{"key": "k8s:io.kubernetes.pod.namespace", "operator": "Exists"}]});
+    ingress(from(any), both);
+    ingress(from(json!({"matchLabels": {"io.cilium.k8s.namespace.labels.team": "blue"}})), other);
+    let not = json!({"matchExpressions": [
+        {"key": "io.cilium.k8s.namespace.labels.team", "operator": "NotIn", "values": ["red"]}]});
+    ingress(from(not), other);
+    ingress(
+        from(json!({"matchExpressions": [
+        {"key": "io.cilium.k8s.policy.cluster", "operator": "Exists"}]})),
+        own,
+    );
+}
+
+#[test]
+fn a_pod_cannot_give_itself_what_cilium_derives() {
+    let from = |labels: Value| json!({"ingress": [{"fromEndpoints": [{"matchLabels": labels}]}]});
+    ingress(from(json!({"io.kubernetes.pod.namespace": "a"})), [ALLOW, DENY, DENY, ALLOW]);
+    let everywhere = json!({"io.cilium.k8s.policy.serviceaccount": "sa-client",
+        "io.cilium.k8s.namespace.labels.team": "blue"});
+    ingress(from(everywhere), [DENY, ALLOW, DENY, DENY]);
+    let spoofed = json!({"io.cilium.k8s.policy.serviceaccount": "sa-server",
+        "io.cilium.k8s.namespace.labels.team": "blue"});
+    ingress(from(spoofed), [DENY; 4]);
+    ingress(from(json!({"app": "server", "io.kubernetes.pod.namespace": "b"})), [DENY; 4]);
+}
+
+#[test]
+fn ports_peers_and_their_union() {
+    let anyone = [ALLOW, ALLOW, ALLOW, DENY];
+    let ports = |ports: Value| json!({"ingress": [{"toPorts": [{"ports": ports}]}]});
+    ingress(ports(json!([{"port": "8080", "protocol": "TCP"}])), anyone);
+    ingress(ports(json!([{"port": "8080"}])), anyone);
+    ingress(ports(json!([{"port": "web"}])), anyone);
+    ingress(ports(json!([{"port": "WEB", "protocol": "ANY"}])), anyone);
+    ingress(ports(json!([{"port": "80", "endPort": 9000, "protocol": "TCP"}])), anyone);
+    ingress(ports(json!([{"port": "0", "protocol": "TCP"}])), [ALLOW; 4]);
+    ingress(ports(json!([{"port": "8080", "protocol": "UDP"}])), [DENY; 4]);
+    ingress(json!({"ingress": [{"fromEntities": ["all"]}]}), [ALLOW; 4]);
+    ingress(
+        json!({"ingress": [
+            {"fromEndpoints": [{}], "toPorts": [{"ports": [{"port": "1"}]}, {"ports": [{"port": "9"}]}]},
+            {"fromEndpoints": [{"matchLabels": {"k8s:io.kubernetes.pod.namespace": "b"}}]},
+        ]}),
+        [DENY, ALLOW, DENY, ALLOW],
+    );
+    ingress(json!({"ingress": [{"toPorts": [{"ports": [{"port": "8080"}], "rules": {}}]}]}), anyone);
+}
+
+#[test]
+fn any_is_every_protocol_with_ports() {
+    let (cluster, _) = world(&[policy(json!({"endpointSelector": {},
+        "ingress": [{"toPorts": [{"ports": [{"port": "53", "protocol": "ANY"}]}]}]}))]);
+    for (protocol, expected) in
+        [(Protocol::Tcp, ALLOW), (Protocol::Udp, ALLOW), (Protocol::Sctp, ALLOW), (Protocol::Icmp, DENY)]
+    {
+        let asked = Ask::new("a/client", "a/server", 53, "").over(protocol);
+        assert_eq!(asked.decide(&cluster), expected, "{protocol}");
+    }
+}
+
+#[test]
+fn a_deny_beats_every_allow_and_isolates() {
+    let deny = json!({"ingress": [{"fromEntities": ["all"]}],
+        "ingressDeny": [{"fromEndpoints": [{}], "toPorts": [{"ports": [{"port": "8080"}]}]}]});
+    ingress(deny, [DENY, ALLOW, ALLOW, ALLOW]);
+    ingress(json!({"ingressDeny": [{"toPorts": [{"ports": [{"port": "8080"}]}]}]}), [DENY; 4]);
+    ingress(
+        json!({"ingress": [{"fromEntities": ["all"]}], "ingressDeny": [{"toPorts": [{"ports": [{"port": "0"}]}]}]}),
+        [DENY; 4],
+    );
+    // To Cilium an empty rule names nobody.
+    ingress(json!({"ingress": [{"fromEntities": ["all"]}], "ingressDeny": [{}]}), [ALLOW; 4]);
+}
+
+#[test]
+fn spec_and_specs_hold_each_for_its_own_pods() {
+    let mut object = policy(json!({"endpointSelector": {"matchLabels": {"app": "server"}}, "ingress": [{}]}));
+    object["specs"] = json!([
+        {"endpointSelector": {"matchLabels": {"app": "server"}}, "ingress": [{"fromEndpoints": [{}]}]},
+        {"endpointSelector": {"matchLabels": {"app": "client"}}, "egress": [{}]},
+    ]);
+    let (cluster, problems) = world(&[object]);
+    assert!(problems.is_empty(), "{problems:#?}");
+    assert_eq!(ask(&cluster, "a/client", 1), DENY, "its egress");
+    assert_eq!(ask(&cluster, "b/client", 1), DENY);
+    let to_client = |from: &str| Ask::new(from, "a/client", 1, "").decide(&cluster);
+    assert_eq!((to_client("a/server"), to_client("b/client")), (ALLOW, ALLOW));
+    let verdict = Ask::new("203.0.113.1", "a/server", 1, "").verdict(&cluster);
+    assert_eq!(
+        verdict.ingress.policy.map(|p| p.origin.to_string()).as_deref(),
+        Some("CiliumNetworkPolicy/a/p")
+    );
+}
+
+#[test]
+fn what_is_not_honoured_grants_nothing_and_is_told_where_it_stands() {
+    let cases = [
+        ("fromRequires", json!({"fromRequires": [{}]})),
+        ("fromCIDR", json!({"fromCIDR": ["0.0.0.0/0"]})),
+        ("fromCIDRSet", json!({"fromCIDRSet": [{"cidr": "0.0.0.0/0"}]})),
+        ("fromNodes", json!({"fromNodes": [{}]})),
+        ("fromGroups", json!({"fromGroups": [{"aws": {}}]})),
+        ("fromEntities[0]", json!({"fromEntities": ["cluster"]})),
+        ("fromEntities[1]", json!({"fromEntities": ["all", "moon"]})),
+        ("icmps", json!({"icmps": [{"fields": [{"type": 8}]}]})),
+        ("authentication", json!({"fromEndpoints": [{}], "authentication": {"mode": "required"}})),
+        ("fromEndpoints[0]", json!({"fromEndpoints": [{"matchLabels": {"reserved:host": ""}}]})),
+        ("fromEndpoints[0]", json!({"fromEndpoints": [{"matchLabels": {"cidr:10.0.0.0/8": ""}}]})),
+        (
+            "toPorts[0].rules.http",
+            json!({"toPorts": [{"ports": [{"port": "8080", "protocol": "TCP"}],
+            "rules": {"http": [{}]}}]}),
+        ),
+        ("toPorts[0].rules.dns", json!({"toPorts": [{"ports": [{"port": "53"}], "rules": {"dns": [{}]}}]})),
+        (
+            "toPorts[0].rules.kafka",
+            json!({"toPorts": [{"ports": [{"port": "1"}], "rules": {"kafka": [{}]}}]}),
+        ),
+        (
+            "toPorts[0].rules.l7proto",
+            json!({"toPorts": [{"ports": [{"port": "1"}], "rules": {"l7proto": "x"}}]}),
+        ),
+        ("toPorts[0].serverNames", json!({"toPorts": [{"ports": [{"port": "1"}], "serverNames": ["a"]}]})),
+        ("toPorts[0].terminatingTLS", json!({"toPorts": [{"ports": [{"port": "1"}], "terminatingTLS": {}}]})),
+        ("toPorts[0].listener", json!({"toPorts": [{"ports": [{"port": "1"}], "listener": {"name": "a"}}]})),
+        ("toPorts[0].ports", json!({"toPorts": [{}]})),
+        ("toPorts[0].ports[0].port", json!({"toPorts": [{"ports": [{"port": "0080"}]}]})),
+        ("toPorts[0].ports[0].port", json!({"toPorts": [{"ports": [{"port": "65536"}]}]})),
+        ("toPorts[0].ports[0].endPort", json!({"toPorts": [{"ports": [{"port": "9", "endPort": 8}]}]})),
+        ("toPorts[0].ports[0].endPort", json!({"toPorts": [{"ports": [{"port": "web", "endPort": 8}]}]})),
+        (
+            "toPorts[0].ports[0].protocol",
+            json!({"toPorts": [{"ports": [{"port": "9", "protocol": "ICMP"}]}]}),
+        ),
+        (
+            "fromEndpoints[0].matchExpressions[0].operator",
+            json!({"fromEndpoints": [
+            {"matchExpressions": [{"key": "a", "operator": "in", "values": ["b"]}]}]}),
+        ),
+    ];
+    for (path, rule) in cases {
+        let (cluster, problems) = world(&[policy(
+            json!({"endpointSelector": {}, "ingress": [rule.clone(), {"fromEndpoints": [{}], "toPorts":
+                [{"ports": [{"port": "7"}]}]}]}),
+        )]);
+        let path = format!("spec.ingress[0].{path}");
+        assert!(errors(&problems).iter().any(|problem| problem.path == path), "{path}\n{problems:#?}");
+        for (from, port) in [("a/client", 8080), ("b/client", 53), ("203.0.113.1", 9)] {
+            assert_eq!(ask(&cluster, from, port), DENY, "{rule}");
+        }
+        assert_eq!(ask(&cluster, "a/client", 7), ALLOW, "the good rule stays: {rule}");
+        assert!(cluster.policies.iter().all(|policy| !policy.accepted), "{rule}");
+    }
+}
+
+#[test]
+fn a_deny_that_is_not_understood_denies_more() {
+    for rule in [
+        json!({"fromCIDR": ["203.0.113.0/24"]}),
+        json!({"fromEntities": ["world"]}),
+        json!({"fromRequires": [{}]}),
+        json!({"fromEndpoints": [{"matchLabels": {"app": "client"}}], "fromEndpoint": [{}]}),
+        json!({"fromEndpoints": [{"matchLabels": {"app": ["client"]}}]}),
+        json!({"toPorts": [{"ports": [{"port": "0080"}]}]}),
+        json!({"toPorts": [{"ports": [{"port": 8080}]}]}),
+        json!({"toPorts": [{}]}),
+        json!({"icmps": [{"fields": [{"type": 8}]}]}),
+        json!({"fromFQDNs": []}),
+        json!(7),
+    ] {
+        let (cluster, problems) = world(&[policy(json!({"endpointSelector": {},
+            "ingress": [{"fromEntities": ["all"]}], "ingressDeny": [rule.clone()]}))]);
+        assert!(!errors(&problems).is_empty(), "{rule}");
+        assert_eq!(ask(&cluster, "203.0.113.1", 8080), DENY, "{rule}\n{problems:#?}");
+        assert_eq!(ask(&cluster, "a/client", 8080), DENY, "{rule}\n{problems:#?}");
+    }
+}
+
+#[test]
+fn a_policy_in_doubt_closes_what_it_could_select() {
+    for spec in [
+        json!({"endpointSelector": {"matchLabels": {"app": 1}}, "ingress": [{"fromEntities": ["all"]}]}),
+        json!({"ingress": [{"fromEntities": ["all"]}]}),
+        json!({"endpointSelector": {}, "nodeSelector": {}, "ingress": [{"fromEntities": ["all"]}]}),
+        json!({"endpointSelector": {}, "ingres": [{"fromEntities": ["all"]}]}),
+        json!({"endpointSelector": {"matchLabels": {"container:x": "1"}}, "ingress": [{"fromEntities": ["all"]}]}),
+        json!(1),
+    ] {
+        let (cluster, problems) = world(&[policy(spec.clone())]);
+        assert!(!errors(&problems).is_empty(), "{spec}");
+        assert_eq!(ask(&cluster, "a/client", 1), DENY, "{spec}");
+        let elsewhere = Ask::new("203.0.113.1", "b/client", 1, "").decide(&cluster);
+        assert_eq!(elsewhere, ALLOW, "another namespace: {spec}");
+    }
+}
+
+#[test]
+fn a_policy_about_nodes_or_reserved_labels_is_about_no_pod() {
+    let spec = json!({"nodeSelector": {}, "ingress": [{}], "ingressDeny": [{"fromEntities": ["all"]}]});
+    let (cluster, problems) = world(&[policy(spec)]);
+    assert_eq!(errors(&problems)[0].path, "spec.nodeSelector");
+    assert_eq!(ask(&cluster, "a/client", 1), ALLOW);
+    let spec = json!({"endpointSelector": {"matchLabels": {"reserved:health": ""}}, "ingress": [{}]});
+    let (cluster, problems) = world(&[policy(spec)]);
+    assert_eq!(problems[0].severity, Severity::Warning);
+    assert_eq!(ask(&cluster, "a/client", 1), ALLOW);
+}
+
+#[test]
+fn the_subject_is_always_of_the_own_namespace() {
+    let spec = json!({"endpointSelector": {"matchLabels": {"k8s:io.kubernetes.pod.namespace": "b"}}, "ingress": [{}]});
+    let (cluster, problems) = world(&[policy(spec)]);
+    assert!(problems.iter().any(|problem| problem.severity == Severity::Warning), "{problems:#?}");
+    assert_eq!(ask(&cluster, "b/client", 1), DENY);
+    assert_eq!(
+        Ask::new("a/client", "b/client", 1, "").decide(&cluster),
+        ALLOW,
+        "egress of a is not isolated"
+    );
+}
+
+fn any_json() -> impl Strategy<Value = Value> {
+    let word = prop::sample::select(vec![
+        "spec",
+        "specs",
+        "endpointSelector",
+        "ingress",
+        "ingressDeny",
+        "egress",
+        "egressDeny",
+        "fromEndpoints",
+        "toEndpoints",
+        "fromEntities",
+        "toPorts",
+        "ports",
+        "port",
+        "protocol",
+        "rules",
+        "http",
+        "matchLabels",
+        "matchExpressions",
+        "key",
+        "operator",
+        "values",
+        "enableDefaultDeny",
+        "nodeSelector",
+        "icmps",
+        "all",
+        "8080",
+        "In",
+        "k8s:app",
+        "reserved:host",
+        "",
+        "0",
+        "TCP",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        word.clone().prop_map(Value::from),
+    ];
+    leaf.prop_recursive(7, 48, 4, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            prop::collection::hash_map(word.clone().prop_map(str::to_owned), inner, 0..5)
+                .prop_map(|map| Value::Object(map.into_iter().collect())),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn lowering_never_panics_and_is_never_silent(spec in any_json()) {
+        let (cluster, problems) = world(&[policy(spec.clone())]);
+        let states = cluster.policies.len();
+        prop_assert!(states > 0, "{spec}");
+        let open = ask(&cluster, "a/client", 8080) == ALLOW && ask(&cluster, "203.0.113.1", 8080) == ALLOW;
+        let whole = problems.is_empty() && cluster.policies.iter().all(|state| state.accepted);
+        // Whatever opens everything is a policy that was understood, or one that was said to do nothing.
+        prop_assert!(!open || whole || problems.iter().any(|p| p.severity == Severity::Warning
+            || p.path.ends_with("nodeSelector")), "{spec} {problems:?}");
+    }
+}
