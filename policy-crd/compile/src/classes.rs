@@ -24,13 +24,13 @@ struct Read {
 }
 
 impl Read {
-    fn new(policies: &[PolicyIr]) -> Self {
+    fn new(index: &Index, policies: &[PolicyIr]) -> Self {
         let mut read = Self::default();
         for policy in policies {
             for direction in Direction::ALL {
                 let side = policy.side(direction);
                 for rule in side.allow.iter().chain(&side.deny) {
-                    read.peers(&rule.peers);
+                    read.peers(index, &rule.peers);
                     if let (Direction::Egress, Ports::Some(items)) = (direction, &rule.ports) {
                         read.ports.extend(items.iter().filter_map(|item| match item {
                             PortItem::Named { name, protocol } => Some((name.clone(), *protocol)),
@@ -43,13 +43,15 @@ impl Read {
         read
     }
 
-    fn peers(&mut self, peers: &Peers) {
+    fn peers(&mut self, index: &Index, peers: &Peers) {
         let Peers::Any(items) = peers else { return };
         for item in items {
             match item {
                 PeerItem::Own(pods) | PeerItem::Elsewhere { pods, .. } => {
                     self.keys.extend(pods.keys().cloned());
                 }
+                // A node is its addresses, told apart as CIDRs are.
+                PeerItem::Nodes(nodes) => self.cidrs.extend(index.hosts(nodes)),
                 PeerItem::Block { cidr, except } => {
                     self.cidrs.insert(*cidr);
                     self.cidrs.extend(except);
@@ -101,7 +103,7 @@ fn everything_v4() -> Prefix {
 
 impl Classes {
     pub(crate) fn new(index: &Index, policies: &[PolicyIr]) -> Self {
-        let read = Read::new(policies);
+        let read = Read::new(index, policies);
         let cidrs = Cidrs::new(&read.cidrs);
         let mut table: BTreeMap<Prefix, Key> = BTreeMap::new();
         // Regions of the world: the longest of these prefixes says which CIDRs contain an address.
@@ -199,6 +201,10 @@ impl Classes {
                     for namespace in selected {
                         out.extend(self.pods(namespace, pods));
                     }
+                }
+                PeerItem::Nodes(nodes) => {
+                    let hosts = index.hosts(nodes).filter_map(|host| self.by_cidr.get(&host));
+                    out.extend(hosts.flatten().copied());
                 }
                 PeerItem::Block { cidr, except } => {
                     let classes = self.by_cidr.get(cidr).into_iter().flatten().copied();

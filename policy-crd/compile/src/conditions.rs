@@ -44,6 +44,14 @@ impl Lowered {
             Self::Widened(_) | Self::Bad => None,
         }
     }
+
+    /// For a deny: what is left of them; `None` where nothing is, which is no condition at all.
+    pub(crate) fn widened(self) -> Option<Arc<Conditions>> {
+        match self {
+            Self::None | Self::Bad => None,
+            Self::Whole(conditions) | Self::Widened(conditions) => Some(conditions),
+        }
+    }
 }
 
 /// What became of one alternative or one limit.

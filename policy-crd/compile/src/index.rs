@@ -3,7 +3,7 @@
 //! Knows nothing of policies. Sorted by name, so that the same objects give the same numbers whatever order they
 //! came in.
 
-use crate::selector::Labels;
+use crate::selector::{Labels, Selector};
 use k8s_openapi::api::core::v1::{Container, Pod};
 use sluice_crd::{Objects, Problem, Severity, Source, Sourced};
 use sluice_policy::{Prefix, Protocol, Workload};
@@ -20,6 +20,8 @@ pub(crate) struct Index {
     pub(crate) namespaces: BTreeMap<Arc<str>, NamespaceEntry>,
     /// Sorted by namespace and name.
     pub(crate) pods: Vec<PodEntry>,
+    /// Nodes, by their labels and addresses.
+    pub(crate) nodes: Vec<(Labels, Vec<IpAddr>)>,
     /// The addresses of nodes.
     pub(crate) node_addresses: BTreeSet<IpAddr>,
     /// The ranges that pods get their addresses from.
@@ -75,6 +77,7 @@ impl Index {
         let mut index = Self {
             namespaces: namespaces(objects),
             pods: objects.pods.iter().map(|pod| pod_entry(pod, problems)).collect(),
+            nodes: Vec::new(),
             node_addresses: BTreeSet::new(),
             pod_ranges: BTreeSet::new(),
             contested: BTreeSet::new(),
@@ -120,12 +123,20 @@ impl Index {
         }
     }
 
+    /// The addresses of the nodes that a selector selects, as prefixes of one address each.
+    pub(crate) fn hosts<'a>(&'a self, nodes: &'a Selector) -> impl Iterator<Item = Prefix> + 'a {
+        let selected = self.nodes.iter().filter(|(labels, _)| nodes.matches(labels));
+        selected.flat_map(|(_, addresses)| addresses.iter().copied().map(Prefix::host))
+    }
+
     fn add_nodes(&mut self, objects: &Objects, problems: &mut Vec<Problem>) {
         for Sourced { object: node, source } in &objects.nodes {
             let addresses = node.status.iter().flat_map(|status| status.addresses.iter().flatten());
             // Hostname and InternalDNS entries are no addresses; that they do not parse is no problem.
-            self.node_addresses
-                .extend(addresses.filter_map(|a| a.address.parse::<IpAddr>().ok()).map(canonical));
+            let addresses: Vec<IpAddr> =
+                addresses.filter_map(|a| a.address.parse::<IpAddr>().ok()).map(canonical).collect();
+            self.node_addresses.extend(&addresses);
+            self.nodes.push((node.metadata.labels.clone().unwrap_or_default(), addresses));
             let spec = node.spec.as_ref();
             let one = spec.and_then(|spec| spec.pod_cidr.as_ref());
             let many = spec.into_iter().flat_map(|spec| spec.pod_cidrs.iter().flatten());

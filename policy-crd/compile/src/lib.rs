@@ -6,6 +6,7 @@
 
 mod cilium;
 mod classes;
+mod cluster_peers;
 mod conditions;
 mod index;
 mod lower;
@@ -15,6 +16,7 @@ pub mod query;
 mod report;
 mod rollout;
 mod selector;
+mod tiers;
 
 pub use rollout::{Enforcement, Rollout};
 
@@ -84,6 +86,8 @@ pub fn compile(objects: &Objects, options: &Options) -> Compiled {
         objects.policies.iter().map(|policy| lower::policy(policy, &mut problems)).collect();
     policies.extend(objects.cilium.iter().flat_map(|policy| cilium::policy(policy, &mut problems)));
     cilium::derive_labels(&mut index, &policies);
+    // Not part of any profile yet, which the loader says of each; what is wrong with them is told already.
+    let _: Vec<tiers::Tiered> = tiers::lower(objects, &mut problems);
     // Stable: of two with one name the first stays the first.
     policies.sort_by(|a, b| a.origin.cmp(&b.origin));
     let classes = Classes::new(&index, &policies);

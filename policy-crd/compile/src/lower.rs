@@ -4,7 +4,7 @@
 //! is not granted; a deny loses the doubtful limit and denies more; a policy whose selector is doubtful selects
 //! its whole namespace. Knows nothing of pods or addresses.
 
-use crate::conditions::{self, Lowered};
+use crate::conditions;
 use crate::peers::{self, PeerItem, Peers, PortItem, Ports};
 use crate::report::Report;
 use crate::selector::Selector;
@@ -14,7 +14,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 /// Longest rule name: it travels in every verdict.
-const MAX_NAME: usize = 253;
+pub(crate) const MAX_NAME: usize = 253;
 
 /// A policy, lowered.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ impl PolicyIr {
         });
         let pods = items.filter_map(|item| match item {
             PeerItem::Own(pods) | PeerItem::Elsewhere { pods, .. } => Some(pods),
-            PeerItem::Block { .. } => None,
+            PeerItem::Nodes(_) | PeerItem::Block { .. } => None,
         });
         std::iter::once(&self.selector).chain(pods).flat_map(Selector::keys).cloned().collect()
     }
@@ -242,10 +242,7 @@ fn denies(
     };
     let lower = |rule: &RuleObject| {
         let (name, _) = rule_name(rule, names, report);
-        let conditions = match conditions::lower(rule, report) {
-            Lowered::None | Lowered::Bad => None,
-            Lowered::Whole(conditions) | Lowered::Widened(conditions) => Some(conditions),
-        };
+        let conditions = conditions::lower(rule, report).widened();
         RuleIr {
             name,
             peers: peers::peers(rule, report).unwrap_or(Peers::All),
@@ -257,7 +254,7 @@ fn denies(
 }
 
 /// An allow with conditions holds for TCP alone: nothing else can carry what it asks for.
-fn warn_of_udp(rule: &RuleObject, ports: &Option<Ports>, report: &mut Report<'_>) {
+pub(crate) fn warn_of_udp(rule: &RuleObject, ports: &Option<Ports>, report: &mut Report<'_>) {
     let Some(Ports::Some(items)) = ports else { return };
     let other = items.iter().position(|item| {
         let protocol = match item {

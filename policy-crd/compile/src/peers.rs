@@ -26,6 +26,8 @@ pub(crate) enum PeerItem {
     Own(Selector),
     /// Pods of namespaces with these labels.
     Elsewhere { namespaces: Selector, pods: Selector },
+    /// The addresses of nodes with these labels.
+    Nodes(Selector),
     /// Addresses.
     Block { cidr: Prefix, except: Vec<Prefix> },
 }
@@ -112,7 +114,7 @@ fn peer_item(peer: &Peer, path: &str, report: &mut Report<'_>) -> Option<PeerIte
 }
 
 fn ip_block(block: &IpBlock, path: &str, report: &mut Report<'_>) -> Option<PeerItem> {
-    let cidr = match parse(&block.cidr) {
+    let cidr = match parse_cidr(&block.cidr) {
         Ok(cidr) => Some(cidr),
         Err(reason) => {
             report.error(&format!("{path}.cidr"), reason, "correct it");
@@ -123,7 +125,7 @@ fn ip_block(block: &IpBlock, path: &str, report: &mut Report<'_>) -> Option<Peer
     let mut sound = true;
     for (index, text) in block.except.iter().flatten().enumerate() {
         let path = format!("{path}.except[{index}]");
-        match parse(text) {
+        match parse_cidr(text) {
             Err(reason) => {
                 report.error(&path, reason, "correct it");
                 sound = false;
@@ -142,7 +144,7 @@ fn ip_block(block: &IpBlock, path: &str, report: &mut Report<'_>) -> Option<Peer
 }
 
 /// A CIDR of one family: IPv4 in IPv6's clothes would stand for both.
-fn parse(text: &str) -> Result<Prefix, String> {
+pub(crate) fn parse_cidr(text: &str) -> Result<Prefix, String> {
     let prefix = Prefix::parse(text)?;
     if text.contains(':') && is_v4(prefix) {
         return Err(format!("\"{text}\" is IPv4 written as IPv6: write it as IPv4"));
