@@ -270,3 +270,18 @@ fn the_namespace_label_rolls_out_baseline_and_has_no_say_over_admin() {
     assert_eq!(outcomes("Admin", Enforcement::Audit), [Audit; 3]);
     assert_eq!(outcomes("Admin", Enforcement::Off), [Allow; 3]);
 }
+
+#[test]
+fn an_admin_deny_takes_the_nodes_own_traffic_too() {
+    let cluster = cluster(&[ours(
+        "a",
+        "Admin",
+        1,
+        json!([{"action": "Deny", "from": [{"ipBlock": {"cidr": "172.18.0.2/32"}}]}]),
+    )]);
+    assert!(
+        !allowed(&cluster, "172.18.0.2", "")
+            && allowed(&cluster, "172.18.0.3", "")
+            && allowed(&cluster, FRONT, "")
+    );
+}
