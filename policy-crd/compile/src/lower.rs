@@ -44,7 +44,7 @@ impl PolicyIr {
         });
         let pods = items.filter_map(|item| match item {
             PeerItem::Own(pods) | PeerItem::Elsewhere { pods, .. } => Some(pods),
-            PeerItem::Nodes(_) | PeerItem::Block { .. } => None,
+            PeerItem::Nodes(_) | PeerItem::Block { .. } | PeerItem::Outside { .. } => None,
         });
         std::iter::once(&self.selector).chain(pods).flat_map(Selector::keys).cloned().collect()
     }
