@@ -11,7 +11,7 @@ mod generate;
 mod reference;
 
 use common::load;
-use generate::{cilium, l7, network, requests, world};
+use generate::{cilium, l7, network, requests, tiers, world};
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 use reference::cluster::{Cluster as Reference, Who};
@@ -143,14 +143,14 @@ fn agree(
         [("egress", &got.egress, egress, far_egress), ("ingress", &got.ingress, ingress, far_ingress)];
     // Open: a deny of a named port towards an address that is nobody's. The names of its ports cannot be known, so that
     // every number should match (DESIGN §5.6); the engine takes the numbers that pods of the cluster give the name.
-    let named = ["\"port\":\"web\"", "\"port\":\"db\""];
+    let named = ["\"port\":\"web\"", "\"port\":\"db\"", "destinationNamedPort"];
     let open = |name: &str| {
         name == "egress"
             && matches!(reference.who(asked.to), Who::Missing)
-            && objects
-                .iter()
-                .map(Value::to_string)
-                .any(|object| object.contains("egressDeny") && named.iter().any(|port| object.contains(port)))
+            && objects.iter().map(Value::to_string).any(|object| {
+                (object.contains("egressDeny") || object.contains("\"Deny\""))
+                    && named.iter().any(|port| object.contains(port))
+            })
     };
     for (name, engine, reference, far) in sides.into_iter().filter(|side| !open(side.0)) {
         let (engine, reference) = (told(engine), expected(reference));
@@ -172,6 +172,13 @@ fn policies(kinds: &'static [fn(String) -> generate::Made]) -> impl Strategy<Val
             proptest::strategy::Union::new(of_kind)
         };
         (0..many).map(policy).collect::<Vec<_>>()
+    })
+}
+
+/// Policies of tiers, of priorities that differ.
+fn tiered() -> impl Strategy<Value = Vec<Value>> {
+    (1..4_usize).prop_flat_map(|many| {
+        (0..many).map(|at| tiers::policy(format!("t{at}"), at * 10)).collect::<Vec<_>>()
     })
 }
 
@@ -207,6 +214,17 @@ proptest! {
         policies in policies(&[network::policy, l7::policy, l7::policy, cilium::policy]),
         asked in questions(),
     ) {
+        check(&world, &policies, &asked)?;
+    }
+
+    #[test]
+    fn tiers(
+        world in world::world(),
+        policies in policies(&[network::policy, l7::policy]),
+        tiered in tiered(),
+        asked in questions(),
+    ) {
+        let policies: Vec<Value> = policies.into_iter().chain(tiered).collect();
         check(&world, &policies, &asked)?;
     }
 }
