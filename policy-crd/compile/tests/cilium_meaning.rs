@@ -250,6 +250,12 @@ fn what_is_not_honoured_grants_nothing_and_is_told_where_it_stands() {
         ("fromGroups", json!({"fromGroups": [{"aws": {}}]})),
         ("fromEntities[0]", json!({"fromEntities": ["cluster"]})),
         ("fromEntities[1]", json!({"fromEntities": ["all", "moon"]})),
+        ("fromEndpoints[0]", json!({"fromEndpoints": [{"matchLabels": {"app": "{{.App}}"}}]})),
+        (
+            "fromEndpoints[0]",
+            json!({"fromEndpoints": [{"matchExpressions": [
+            {"key": "app", "operator": "NotIn", "values": ["{{.App}}"]}]}]}),
+        ),
         ("icmps", json!({"icmps": [{"fields": [{"type": 8}]}]})),
         ("authentication", json!({"fromEndpoints": [{}], "authentication": {"mode": "required"}})),
         ("fromEndpoints[0]", json!({"fromEndpoints": [{"matchLabels": {"reserved:host": ""}}]})),
