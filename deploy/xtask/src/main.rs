@@ -4,6 +4,7 @@
 
 mod bpf;
 mod count;
+mod crds;
 mod lint;
 mod parts;
 mod place;
@@ -44,6 +45,12 @@ enum Verb {
         #[arg(long)]
         check: bool,
     },
+    /// Write the CustomResourceDefinitions of our kinds to deploy/crds
+    Crds {
+        /// Only say whether those in the checkout are what the types give
+        #[arg(long)]
+        check: bool,
+    },
     /// Format, lints, bans, licences, sources and the edges between crates
     Lint,
     /// Install the Debian packages that the demo and the tests use
@@ -73,6 +80,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
             }
             Ok(true)
         }
+        Verb::Crds { check } => crds::run(&place, check).map(|()| true),
         Verb::Lint => lint(&place),
         Verb::Setup => match setup::machine(&place)? {
             Machine::Ready => Ok(true),

@@ -4,23 +4,13 @@
 //! an allow may not.
 
 use crate::report::Report;
+use sluice_crd::limits::{MAX_HEADERS, MAX_MATCHES, MAX_METHODS, MAX_REGEXES, MAX_VALUE};
 use sluice_crd::{
     GrpcProtocol, GrpcRule, HeaderMatch as HeaderGiven, HeaderMatchType, HttpRule, Part, RuleObject,
     StringMatch, StringMatchType,
 };
 use sluice_policy::{Conditions, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, PathMatch, Regex};
 use std::sync::Arc;
-
-/// Alternatives of one list: every request to the port may be compared with all of them.
-const MAX_MATCHES: usize = 256;
-/// Methods of one alternative: more than are registered with IANA.
-const MAX_METHODS: usize = 64;
-/// Headers of one alternative.
-const MAX_HEADERS: usize = 32;
-/// Longest path, header value, method or service: longer ones are rare in requests and refused by many servers.
-const MAX_VALUE: usize = 4096;
-/// Regular expressions of one policy: each costs every node memory, and the node has a bound for all.
-const MAX_REGEXES: usize = 128;
 
 /// Conditions, lowered.
 pub(crate) enum Lowered {

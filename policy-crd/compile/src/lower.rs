@@ -8,22 +8,17 @@ use crate::conditions;
 use crate::peers::{self, PeerItem, Peers, PortItem, Ports};
 use crate::report::Report;
 use crate::selector::Selector;
-use crate::tiers::Tiered;
+use sluice_crd::limits::MAX_RULE_NAME;
 use sluice_crd::{Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection, Severity};
 use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin, RuleName};
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// Longest rule name: it travels in every verdict.
-pub(crate) const MAX_NAME: usize = 253;
-
 /// A policy, lowered.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct PolicyIr {
     pub(crate) origin: Origin,
     pub(crate) layer: LayerKind,
-    /// Of a policy of a tier: its place there. Its rules stand in order in `deny`, whatever they do.
-    pub(crate) tiered: Option<Tiered>,
     /// `spec.mode`.
     pub(crate) mode: Mode,
     pub(crate) selector: Selector,
@@ -44,7 +39,7 @@ impl PolicyIr {
         });
         let pods = items.filter_map(|item| match item {
             PeerItem::Own(pods) | PeerItem::Elsewhere { pods, .. } => Some(pods),
-            PeerItem::Nodes(_) | PeerItem::Block { .. } | PeerItem::Outside { .. } => None,
+            PeerItem::Nodes(_) | PeerItem::Block { .. } => None,
         });
         std::iter::once(&self.selector).chain(pods).flat_map(Selector::keys).cloned().collect()
     }
@@ -58,7 +53,7 @@ impl PolicyIr {
 }
 
 /// One direction of a policy.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct SideIr {
     pub(crate) isolates: bool,
     pub(crate) allow: Vec<RuleIr>,
@@ -66,7 +61,7 @@ pub(crate) struct SideIr {
 }
 
 /// One rule.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct RuleIr {
     pub(crate) name: RuleName,
     pub(crate) peers: Peers,
@@ -135,7 +130,6 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
     PolicyIr {
         origin: Origin { kind, namespace: object.namespace.clone(), name: object.name.clone() },
         layer,
-        tiered: None,
         mode: match object.mode {
             sluice_crd::Mode::Enforce => Mode::Enforce,
             sluice_crd::Mode::Audit => Mode::Audit,
@@ -190,8 +184,8 @@ fn rule_name(rule: &RuleObject, names: &mut HashSet<Arc<str>>, report: &mut Repo
     let Some(name) = &rule.name else { return (place, true) };
     let path = format!("{}.name", rule.path);
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(plain) {
-        let remedy = format!("write 1 to {MAX_NAME} letters, digits, `-`, `_` or `.`");
+    if name.is_empty() || name.len() > MAX_RULE_NAME || !name.chars().all(plain) {
+        let remedy = format!("write 1 to {MAX_RULE_NAME} letters, digits, `-`, `_` or `.`");
         report.error(&path, format!("\"{}\" is no rule name", name.escape_debug()), remedy);
         return (place, false);
     }

@@ -8,15 +8,19 @@ mod cilium;
 mod cluster_l7;
 mod cluster_network;
 mod decode;
+mod definitions;
 mod fields;
 mod kinds;
 mod l7;
+pub mod limits;
 mod load;
 mod object;
 mod policy;
 mod problem;
 mod read;
 mod read_tiers;
+mod schema;
+mod status;
 mod tiered;
 mod yaml;
 
@@ -29,15 +33,17 @@ pub use cilium::{
 };
 pub use cluster_l7::{Action, ClusterL7NetworkPolicySpec, ClusterL7Rule, NamespacedPods, Subject, Tier};
 pub use cluster_network::{ClusterPeer, ClusterProtocol, DestinationPort, DestinationRange, TransportMatch};
+pub use definitions::custom_resource_definitions;
 pub use l7::{
-    DenyAction, DenyDetail, Entity, GrpcProtocol, GrpcRule, HeaderMatch, HeaderMatchType, HttpRule, IpBlock,
-    IsolationScope, L7NetworkPolicySpec, L7Rule, L7Rules, Mode, Peer, Port, ServiceAccountRef, StringMatch,
-    StringMatchType, TlsRules,
+    DenyAction, DenyDetail, Entity, GrpcProtocol, GrpcRule, HeaderMatch, HeaderMatchType, HostMatch,
+    HostMatchType, HttpRule, IpBlock, IsolationScope, L7NetworkPolicySpec, L7Rule, L7Rules, Mode, Peer, Port,
+    ServiceAccountRef, StringMatch, StringMatchType, TlsRules,
 };
 pub use load::{Loaded, load_dir, load_files, load_str, load_value, manifests};
 pub use object::{Objects, Source, Sourced};
 pub use policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
 pub use problem::{Problem, Severity};
+pub use status::{EffectiveMode, NodeCounts, PolicyStatus};
 pub use tiered::{ClusterL7Object, ClusterNetworkObject, ClusterRuleObject, TieredObject, TieredRule};
 
 /// The group of our own kinds.
