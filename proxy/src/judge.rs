@@ -7,7 +7,8 @@ use crate::state::View;
 use http::{HeaderName, HeaderValue};
 use sluice_policy::path::Path;
 use sluice_policy::{
-    Decision, Direction, Facts, HttpVersion, Mode, Protocol, Reason, Request, SideVerdict, Verdict,
+    Decision, Direction, Facts, HttpVersion, Mode, Protocol, Reason, Request, SideVerdict, TierAction,
+    Verdict,
 };
 use std::net::{IpAddr, SocketAddr};
 
@@ -141,8 +142,11 @@ fn path_matters(view: &View, leg: &Leg) -> bool {
         let profile = snapshot.endpoint_at(endpoint).and_then(|endpoint| snapshot.profile(endpoint.profile));
         let peer = snapshot.class_of(peer);
         profile.is_some_and(|profile| {
-            let layers = &profile.side(direction).layers;
-            layers.iter().flat_map(|layer| &layer.allow).any(|rule| {
+            let side = profile.side(direction);
+            let tiers = side.admin.iter().chain(&side.baseline);
+            let granting =
+                tiers.filter(|tiered| tiered.action != TierAction::Deny).map(|tiered| &tiered.rule);
+            side.layers.iter().flat_map(|layer| &layer.allow).chain(granting).any(|rule| {
                 rule.policy.mode == Mode::Enforce
                     && rule.allows_reach(peer, Protocol::Tcp, port)
                     && rule.conditions.as_ref().is_some_and(|c| c.http.iter().any(|item| item.path.is_some()))

@@ -76,6 +76,7 @@ fn lower_spec(object: &CiliumPolicyObject, spec: &CiliumSpec, report: &mut Repor
             name: object.name.clone(),
         },
         layer: LayerKind::K,
+        tiered: None,
         mode: Mode::Enforce,
         selector,
         ingress,

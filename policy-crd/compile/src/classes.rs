@@ -52,7 +52,7 @@ impl Read {
                 }
                 // A node is its addresses, told apart as CIDRs are.
                 PeerItem::Nodes(nodes) => self.cidrs.extend(index.hosts(nodes)),
-                PeerItem::Block { cidr, except } => {
+                PeerItem::Block { cidr, except } | PeerItem::Outside { cidr, except } => {
                     self.cidrs.insert(*cidr);
                     self.cidrs.extend(except);
                 }
@@ -206,10 +206,12 @@ impl Classes {
                     let hosts = index.hosts(nodes).filter_map(|host| self.by_cidr.get(&host));
                     out.extend(hosts.flatten().copied());
                 }
-                PeerItem::Block { cidr, except } => {
+                PeerItem::Block { cidr, except } | PeerItem::Outside { cidr, except } => {
+                    let outside = matches!(item, PeerItem::Outside { .. });
                     let classes = self.by_cidr.get(cidr).into_iter().flatten().copied();
                     out.extend(classes.filter(|class| {
                         self.key(*class)
+                            .filter(|key| !outside || key.who == Who::World)
                             .is_some_and(|key| !except.iter().any(|e| key.cidrs.binary_search(e).is_ok()))
                     }));
                 }

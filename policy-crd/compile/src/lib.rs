@@ -86,17 +86,14 @@ pub fn compile(objects: &Objects, options: &Options) -> Compiled {
         objects.policies.iter().map(|policy| lower::policy(policy, &mut problems)).collect();
     policies.extend(objects.cilium.iter().flat_map(|policy| cilium::policy(policy, &mut problems)));
     cilium::derive_labels(&mut index, &policies);
-    // Not part of any profile yet, which the loader says of each; what is wrong with them is told already.
-    let _: Vec<tiers::Tiered> = tiers::lower(objects, &mut problems);
+    policies.extend(tiers::lower(objects, &mut problems));
     // Stable: of two with one name the first stays the first.
-    policies.sort_by(|a, b| a.origin.cmp(&b.origin));
+    policies.sort_by(tiers::order);
+    let (policies, modes): (Vec<PolicyIr>, Vec<Option<Mode>>) =
+        tiers::by_mode(policies, &index, options.rollout).into_iter().unzip();
     let classes = Classes::new(&index, &policies);
     let selecting = selections(&index, &policies);
     let enabled = rollout::enabled(&index, options.rollout);
-    let modes: Vec<Option<Mode>> = policies
-        .iter()
-        .map(|policy| options.rollout.mode(index.namespaces.get(&policy.origin.namespace), policy.mode))
-        .collect();
     let states = states(&index, &policies, &selecting, &modes, &enabled);
     let local: Vec<usize> =
         (0..index.pods.len()).filter(|pod| is_endpoint(&index.pods[*pod], options, &enabled)).collect();
@@ -137,7 +134,11 @@ pub fn compile(objects: &Objects, options: &Options) -> Compiled {
 fn selections(index: &Index, policies: &[PolicyIr]) -> Vec<Vec<usize>> {
     let mut out = vec![Vec::new(); index.pods.len()];
     for (number, policy) in policies.iter().enumerate() {
-        for pod in index.pods_of(&policy.origin.namespace) {
+        let own = || index.pods_of(&policy.origin.namespace).collect();
+        let pods: Vec<usize> = policy.tiered.as_ref().map_or_else(own, |tiered| {
+            tiered.members.iter().flat_map(|namespace| index.pods_of(namespace)).collect()
+        });
+        for pod in pods {
             if policy.selector.matches(&index.pods[pod].labels) {
                 out[pod].push(number);
             }

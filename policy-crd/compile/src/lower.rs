@@ -8,6 +8,7 @@ use crate::conditions;
 use crate::peers::{self, PeerItem, Peers, PortItem, Ports};
 use crate::report::Report;
 use crate::selector::Selector;
+use crate::tiers::Tiered;
 use sluice_crd::limits::MAX_RULE_NAME;
 use sluice_crd::{Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection, Severity};
 use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin, RuleName};
@@ -15,10 +16,12 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 /// A policy, lowered.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct PolicyIr {
     pub(crate) origin: Origin,
     pub(crate) layer: LayerKind,
+    /// Of a policy of a tier: its place there. Its rules stand in order in `deny`, whatever they do.
+    pub(crate) tiered: Option<Tiered>,
     /// `spec.mode`.
     pub(crate) mode: Mode,
     pub(crate) selector: Selector,
@@ -39,7 +42,7 @@ impl PolicyIr {
         });
         let pods = items.filter_map(|item| match item {
             PeerItem::Own(pods) | PeerItem::Elsewhere { pods, .. } => Some(pods),
-            PeerItem::Nodes(_) | PeerItem::Block { .. } => None,
+            PeerItem::Nodes(_) | PeerItem::Block { .. } | PeerItem::Outside { .. } => None,
         });
         std::iter::once(&self.selector).chain(pods).flat_map(Selector::keys).cloned().collect()
     }
@@ -53,7 +56,7 @@ impl PolicyIr {
 }
 
 /// One direction of a policy.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SideIr {
     pub(crate) isolates: bool,
     pub(crate) allow: Vec<RuleIr>,
@@ -61,7 +64,7 @@ pub(crate) struct SideIr {
 }
 
 /// One rule.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct RuleIr {
     pub(crate) name: RuleName,
     pub(crate) peers: Peers,
@@ -130,6 +133,7 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
     PolicyIr {
         origin: Origin { kind, namespace: object.namespace.clone(), name: object.name.clone() },
         layer,
+        tiered: None,
         mode: match object.mode {
             sluice_crd::Mode::Enforce => Mode::Enforce,
             sluice_crd::Mode::Audit => Mode::Audit,

@@ -30,6 +30,8 @@ pub(crate) enum PeerItem {
     Nodes(Selector),
     /// Addresses.
     Block { cidr: Prefix, except: Vec<Prefix> },
+    /// Addresses outside the cluster: of no pod and no node.
+    Outside { cidr: Prefix, except: Vec<Prefix> },
 }
 
 /// The ports a rule names.

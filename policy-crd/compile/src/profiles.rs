@@ -7,9 +7,10 @@ use crate::classes::{Classes, set};
 use crate::index::{Index, PodEntry};
 use crate::lower::{PolicyIr, RuleIr};
 use crate::peers::{Peers, PortItem, Ports};
+use sluice_crd::{Action, Tier};
 use sluice_policy::{
     ClassId, Direction, IsolatedPorts, Isolation, LayerKind, Policy, PortRange, PortSet, Profile, ProfileId,
-    Protocol, Rule, Scope, Side,
+    Protocol, Rule, Scope, Side, TierAction, TierRule,
 };
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -119,6 +120,19 @@ impl<'a> Builder<'a> {
                     Direction::Ingress => &mut profile.ingress,
                     Direction::Egress => &mut profile.egress,
                 };
+                if let Some(tiered) = &ir.tiered {
+                    let tier = match tiered.tier {
+                        Tier::Admin => &mut side.admin,
+                        Tier::Baseline => &mut side.baseline,
+                    };
+                    let actions = tiered.actions[direction as usize].iter().map(|action| match action {
+                        Action::Accept => TierAction::Accept,
+                        Action::Deny => TierAction::Deny,
+                        Action::Pass => TierAction::Pass,
+                    });
+                    tier.extend(actions.zip(rules).map(|(action, rule)| TierRule { action, rule }));
+                    continue;
+                }
                 side.layers[layer].allow.extend(rules.by_ref().take(side_ir.allow.len()));
                 side.deny.extend(rules);
                 if side_ir.isolates {

@@ -14,9 +14,11 @@
 
 use crate::cluster_peers;
 use crate::conditions::{self, Lowered};
-use crate::lower::{RuleIr, warn_of_udp};
+use crate::index::Index;
+use crate::lower::{PolicyIr, RuleIr, SideIr, warn_of_udp};
 use crate::peers::{self, PeerItem, Peers, Ports};
 use crate::report::Report;
+use crate::rollout::Rollout;
 use crate::selector::Selector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use sluice_crd::limits::{MAX_PRIORITY, MAX_RULE_NAME};
@@ -24,8 +26,9 @@ use sluice_crd::{
     Action, ClusterL7Object, ClusterNetworkObject, ClusterRuleObject, Objects, Part, Problem, RuleObject,
     Severity, Subject, Tier, TieredObject, TieredRule,
 };
-use sluice_policy::{Kind, Mode, Origin, RuleName};
-use std::collections::HashSet;
+use sluice_policy::{Kind, LayerKind, Mode, Origin, RuleName};
+use std::cmp::Ordering;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 const OBJECT_CLOSED: &str = "the policy accepts and passes nothing, and denies to every pod";
@@ -33,42 +36,73 @@ const ACCEPT_CLOSED: &str = "the rule accepts nothing";
 const DENY_CLOSED: &str = "the rule denies as if this did not limit it";
 const PASS_CLOSED: &str = "the rule denies, as if this did not limit it, and passes nothing";
 
-/// A policy of a tier, lowered.
-#[derive(Debug)]
-#[allow(dead_code, reason = "no profile is built from it yet, which the loader says")]
+/// Where a policy of a tier stands, and what its rules do.
+#[derive(Clone, Debug)]
 pub(crate) struct Tiered {
-    pub(crate) origin: Origin,
     pub(crate) tier: Tier,
     /// The lower is asked first; `None` before all others.
     pub(crate) priority: Option<u16>,
-    /// `spec.mode`.
-    pub(crate) mode: Mode,
-    /// The namespaces of the pods it is for.
+    /// The namespaces of the pods it is for, by their labels.
     pub(crate) namespaces: Selector,
-    /// The pods in them.
-    pub(crate) pods: Selector,
-    /// In order: the first that matches decides.
-    pub(crate) ingress: Vec<TierRuleIr>,
-    /// In order: the first that matches decides.
-    pub(crate) egress: Vec<TierRuleIr>,
-    /// Nothing in it was wrong.
-    pub(crate) accepted: bool,
-}
-
-impl Tiered {
-    /// What the policies of a tier are asked in the order of: priority first. Upstream leaves open which of two with
-    /// one priority comes first; here the name decides, then the kind.
-    pub(crate) fn order(&self) -> (Option<u16>, &Arc<str>, Kind) {
-        (self.priority, &self.origin.name, self.origin.kind)
-    }
+    /// Of those, the ones that this copy of the policy is for, by name: see [`by_mode`].
+    pub(crate) members: BTreeSet<Arc<str>>,
+    /// The action of each rule, by [`Direction`]'s number.
+    pub(crate) actions: [Vec<Action>; 2],
 }
 
 /// One rule of a tier.
 #[derive(Debug)]
-#[allow(dead_code, reason = "no profile is built from it yet, which the loader says")]
-pub(crate) struct TierRuleIr {
-    pub(crate) action: Action,
-    pub(crate) rule: RuleIr,
+struct TierRuleIr {
+    action: Action,
+    rule: RuleIr,
+}
+
+/// The order in which policies are asked. Of a tier the lower priority first; upstream leaves open which of two with
+/// one priority comes first, here the name decides, then the kind.
+pub(crate) fn order(a: &PolicyIr, b: &PolicyIr) -> Ordering {
+    let place = |policy: &PolicyIr| policy.tiered.as_ref().map(|tiered| (tiered.tier, tiered.priority));
+    let name = |policy: &PolicyIr| policy.tiered.as_ref().map(|_| policy.origin.name.clone());
+    (place(a), name(a), &a.origin).cmp(&(place(b), name(b), &b.origin))
+}
+
+/// Finds the namespaces of every policy of a tier, and its mode. The label of a namespace has a say over Baseline, so
+/// that such a policy has one copy for each mode that it has somewhere; the Admin tier does not ask it.
+pub(crate) fn by_mode(
+    policies: Vec<PolicyIr>,
+    index: &Index,
+    rollout: Rollout,
+) -> Vec<(PolicyIr, Option<Mode>)> {
+    let mut out = Vec::with_capacity(policies.len());
+    for mut policy in policies {
+        let Some(tiered) = &mut policy.tiered else {
+            let mode = rollout.mode(index.namespaces.get(&policy.origin.namespace), policy.mode);
+            out.push((policy, mode));
+            continue;
+        };
+        let selected = index.namespaces.iter().filter(|(_, entry)| tiered.namespaces.matches(&entry.labels));
+        let mut modes: Vec<(Option<Mode>, BTreeSet<Arc<str>>)> = Vec::new();
+        for (name, entry) in selected {
+            let labelled = (tiered.tier == Tier::Baseline).then_some(entry);
+            let mode = rollout.mode(labelled, policy.mode);
+            match modes.iter_mut().find(|(known, _)| *known == mode) {
+                Some((_, members)) => {
+                    members.insert(name.clone());
+                }
+                None => modes.push((mode, BTreeSet::from([name.clone()]))),
+            }
+        }
+        if modes.is_empty() {
+            modes.push((rollout.mode(None, policy.mode), BTreeSet::new()));
+        }
+        for (mode, members) in modes {
+            let mut copy = policy.clone();
+            if let Some(tiered) = &mut copy.tiered {
+                tiered.members = members;
+            }
+            out.push((copy, mode));
+        }
+    }
+    out
 }
 
 /// What a rule names, lowered; `None` where something in it is in doubt.
@@ -157,27 +191,25 @@ fn everywhere(peers: Peers, rule: &RuleObject, action: Option<Action>, report: &
     Peers::Any(items.into_iter().enumerate().map(widen).collect())
 }
 
-/// Lowers every policy of a tier, in the order in which they are asked.
-pub(crate) fn lower(objects: &Objects, problems: &mut Vec<Problem>) -> Vec<Tiered> {
-    let mut out: Vec<Tiered> =
+/// Lowers every policy of a tier.
+pub(crate) fn lower(objects: &Objects, problems: &mut Vec<Problem>) -> Vec<PolicyIr> {
+    let mut out: Vec<PolicyIr> =
         objects.cluster_network_policies.iter().map(|object| cluster_network(object, problems)).collect();
     out.extend(objects.cluster_l7_policies.iter().map(|object| cluster_l7(object, problems)));
-    // Stable: of two with one name the first stays the first.
-    out.sort_by(|a, b| (a.tier, a.order()).cmp(&(b.tier, b.order())));
     out
 }
 
 /// Lowers a `ClusterNetworkPolicy`. Never fails: what could not be said is in `problems`.
-fn cluster_network(object: &ClusterNetworkObject, problems: &mut Vec<Problem>) -> Tiered {
+fn cluster_network(object: &ClusterNetworkObject, problems: &mut Vec<Problem>) -> PolicyIr {
     policy(object, problems)
 }
 
 /// Lowers a `ClusterL7NetworkPolicy`. Never fails: what could not be said is in `problems`.
-fn cluster_l7(object: &ClusterL7Object, problems: &mut Vec<Problem>) -> Tiered {
+fn cluster_l7(object: &ClusterL7Object, problems: &mut Vec<Problem>) -> PolicyIr {
     policy(object, problems)
 }
 
-fn policy<R: Rule>(object: &TieredObject<R>, problems: &mut Vec<Problem>) -> Tiered {
+fn policy<R: Rule>(object: &TieredObject<R>, problems: &mut Vec<Problem>) -> PolicyIr {
     let before = problems.len();
     let mut report =
         Report { source: &object.source, problems, effect: OBJECT_CLOSED, errors: 0, regexes: 0 };
@@ -192,20 +224,27 @@ fn policy<R: Rule>(object: &TieredObject<R>, problems: &mut Vec<Problem>) -> Tie
     let mut side = |rules: &Part<Vec<TieredRule<R>>>, direction: &str| {
         section(rules, direction, sound, &mut names, &mut report)
     };
-    let (ingress, egress) = (side(&object.ingress, "ingress"), side(&object.egress, "egress"));
+    let sides = [side(&object.ingress, "ingress"), side(&object.egress, "egress")];
     let accepted =
         sound && object.clean && problems[before..].iter().all(|problem| problem.severity != Severity::Error);
     let (namespaces, pods) = subject.unwrap_or_default();
-    Tiered {
+    let actions = sides.each_ref().map(|rules| rules.iter().map(|rule| rule.action).collect());
+    let [ingress, egress] = sides.map(|rules| SideIr {
+        isolates: false,
+        allow: Vec::new(),
+        deny: rules.into_iter().map(|rule| rule.rule).collect(),
+    });
+    let tier = tier.unwrap_or(Tier::Admin);
+    PolicyIr {
         origin: Origin { kind: R::KIND, namespace: "".into(), name: object.name.clone() },
-        tier: tier.unwrap_or(Tier::Admin),
-        priority,
+        // Of a tier, and of no layer.
+        layer: LayerKind::K,
+        tiered: Some(Tiered { tier, priority, namespaces, members: BTreeSet::new(), actions }),
         mode: match object.mode {
             sluice_crd::Mode::Enforce => Mode::Enforce,
             sluice_crd::Mode::Audit => Mode::Audit,
         },
-        namespaces,
-        pods,
+        selector: pods,
         ingress,
         egress,
         accepted,

@@ -1,4 +1,4 @@
-//! What `CiliumNetworkPolicy` means, as far as it is lowered: selection, isolation, endpoints, ports, denies; and that
+//! What `CiliumNetworkPolicy` means, as far as it is lowered: selection, isolation, endpoints, CIDRs, ports, denies; and that
 //! everything else closes and is told.
 
 #![allow(clippy::needless_pass_by_value, reason = "test helpers take what json! makes")]
@@ -158,6 +158,37 @@ fn ports_peers_and_their_union() {
 }
 
 #[test]
+fn cidrs_hold_what_is_outside_and_never_pods_or_nodes() {
+    let outside = [DENY, DENY, ALLOW, DENY];
+    ingress(json!({"ingress": [{"fromCIDR": ["0.0.0.0/0", "::/0"]}]}), outside);
+    ingress(json!({"ingress": [{"fromCIDR": ["203.0.113.1"]}]}), outside);
+    ingress(json!({"ingress": [{"fromCIDR": ["10.0.0.0/8"]}]}), [DENY; 4]);
+    ingress(
+        json!({"ingress": [{"fromCIDRSet": [{"cidr": "203.0.113.0/24", "except": ["203.0.113.2/32"]}]}]}),
+        outside,
+    );
+    ingress(
+        json!({"ingress": [{"fromCIDRSet": [{"cidr": "203.0.113.0/24", "except": ["203.0.113.0/31"]}]}]}),
+        [DENY; 4],
+    );
+    ingress(json!({"ingress": [{"fromEntities": ["world"]}]}), outside);
+    ingress(json!({"ingress": [{"fromEntities": ["world-ipv4"]}]}), outside);
+    ingress(json!({"ingress": [{"fromEntities": ["world-ipv6"]}]}), [DENY; 4]);
+    ingress(json!({"ingress": [{"fromCIDR": []}]}), [DENY; 4]);
+    let but_world =
+        json!({"ingress": [{"fromEntities": ["all"]}], "ingressDeny": [{"fromEntities": ["world"]}]});
+    ingress(but_world, [ALLOW, ALLOW, DENY, ALLOW]);
+    let but_pods =
+        json!({"ingress": [{"fromEntities": ["all"]}], "ingressDeny": [{"fromCIDR": ["10.0.0.0/8"]}]});
+    ingress(but_pods, [ALLOW; 4]);
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.7"}]}});
+    let allow = policy(json!({"endpointSelector": {}, "ingress": [{"fromCIDR": ["0.0.0.0/0"]}]}));
+    let (cluster, _) = world(&[allow, node]);
+    assert_eq!((ask(&cluster, "192.0.2.7", 1), ask(&cluster, "192.0.2.8", 1)), (DENY, ALLOW));
+}
+
+#[test]
 fn any_is_every_protocol_with_ports() {
     let (cluster, _) = world(&[policy(json!({"endpointSelector": {},
         "ingress": [{"toPorts": [{"ports": [{"port": "53", "protocol": "ANY"}]}]}]}))]);
@@ -207,12 +238,24 @@ fn spec_and_specs_hold_each_for_its_own_pods() {
 fn what_is_not_honoured_grants_nothing_and_is_told_where_it_stands() {
     let cases = [
         ("fromRequires", json!({"fromRequires": [{}]})),
-        ("fromCIDR", json!({"fromCIDR": ["0.0.0.0/0"]})),
-        ("fromCIDRSet", json!({"fromCIDRSet": [{"cidr": "0.0.0.0/0"}]})),
+        ("fromCIDR[1]", json!({"fromCIDR": ["0.0.0.0/0", "::ffff:10.0.0.0/104"]})),
+        ("fromCIDRSet[0].cidr", json!({"fromCIDRSet": [{"cidr": "203.0.113.1"}]})),
+        (
+            "fromCIDRSet[0].except[0]",
+            json!({"fromCIDRSet": [{"cidr": "203.0.113.0/24", "except": ["10.0.0.0/8"]}]}),
+        ),
+        ("fromCIDRSet[0].cidrGroupRef", json!({"fromCIDRSet": [{"cidrGroupRef": "g"}]})),
+        ("fromCIDRSet[0].cidrGroupSelector", json!({"fromCIDRSet": [{"cidrGroupSelector": {}}]})),
         ("fromNodes", json!({"fromNodes": [{}]})),
         ("fromGroups", json!({"fromGroups": [{"aws": {}}]})),
         ("fromEntities[0]", json!({"fromEntities": ["cluster"]})),
         ("fromEntities[1]", json!({"fromEntities": ["all", "moon"]})),
+        ("fromEndpoints[0]", json!({"fromEndpoints": [{"matchLabels": {"app": "{{.App}}"}}]})),
+        (
+            "fromEndpoints[0]",
+            json!({"fromEndpoints": [{"matchExpressions": [
+            {"key": "app", "operator": "NotIn", "values": ["{{.App}}"]}]}]}),
+        ),
         ("icmps", json!({"icmps": [{"fields": [{"type": 8}]}]})),
         ("authentication", json!({"fromEndpoints": [{}], "authentication": {"mode": "required"}})),
         ("fromEndpoints[0]", json!({"fromEndpoints": [{"matchLabels": {"reserved:host": ""}}]})),
@@ -267,8 +310,10 @@ fn what_is_not_honoured_grants_nothing_and_is_told_where_it_stands() {
 #[test]
 fn a_deny_that_is_not_understood_denies_more() {
     for rule in [
-        json!({"fromCIDR": ["203.0.113.0/24"]}),
-        json!({"fromEntities": ["world"]}),
+        json!({"fromCIDR": ["203.0.113.0/33"]}),
+        json!({"fromCIDRSet": [{"cidr": "198.51.100.0/24", "cidrGroupRef": "g"}]}),
+        json!({"fromCIDRSet": [{"cidr": "198.51.100.0/24"}], "fromEndpoints": [{}]}),
+        json!({"fromEntities": ["host"]}),
         json!({"fromRequires": [{}]}),
         json!({"fromEndpoints": [{"matchLabels": {"app": "client"}}], "fromEndpoint": [{}]}),
         json!({"fromEndpoints": [{"matchLabels": {"app": ["client"]}}]}),

@@ -96,6 +96,51 @@ fn network_policy() -> Value {
     })
 }
 
+/// An Accept, a Pass and denies of the Admin tier, each of which a mistake in another could lay open.
+fn cluster_network_policy() -> Value {
+    json!({
+        "apiVersion": "policy.networking.k8s.io/v1alpha2", "kind": "ClusterNetworkPolicy",
+        "metadata": {"name": "zones"},
+        "spec": {
+            "tier": "Admin", "priority": 10,
+            "subject": {"pods": {"namespaceSelector": {"matchLabels": {"team": "a"}}, "podSelector": {"matchLabels": {"app": "cart"}}}},
+            "ingress": [
+                {"name": "pass", "action": "Pass", "from": [{"namespaces": {"matchLabels": {"team": "b"}}}],
+                    "protocols": [{"tcp": {"destinationPort": {"number": 9090}}}]},
+                {"name": "accept", "action": "Accept",
+                    "from": [{"pods": {"namespaceSelector": {"matchLabels": {"team": "a"}}, "podSelector": {"matchLabels": {"app": "frontend"}}}}],
+                    "protocols": [{"destinationNamedPort": "http"}, {"tcp": {"destinationPort": {"range": {"start": 8000, "end": 8010}}}}]},
+                {"name": "rest", "action": "Deny", "from": [{"namespaces": {"matchExpressions": [{"key": "team", "operator": "Exists"}]}}]},
+            ],
+            "egress": [
+                {"name": "deny", "action": "Deny", "to": [{"networks": ["192.0.2.128/25"]}]},
+                {"name": "accept", "action": "Accept", "to": [{"networks": ["192.0.2.0/24"]}]},
+                {"name": "rest", "action": "Deny", "to": [{"networks": ["0.0.0.0/0"]}]},
+            ],
+        },
+    })
+}
+
+fn cluster_l7_policy() -> Value {
+    json!({
+        "apiVersion": "policy.sluice.dev/v1alpha1", "kind": "ClusterL7NetworkPolicy",
+        "metadata": {"name": "requests"},
+        "spec": {
+            "tier": "Baseline", "priority": 0, "mode": "Enforce",
+            "subject": {"namespaces": {"matchLabels": {"team": "a"}}},
+            "ingress": [
+                {"name": "read", "action": "Accept",
+                    "from": [{"podSelector": {"matchLabels": {"app": "frontend"}}, "namespaceSelector": {"matchLabels": {"team": "a"}}}],
+                    "ports": [{"port": "http", "protocol": "TCP"}, {"port": 8000, "endPort": 8010}],
+                    "rules": {"http": [{"methods": ["GET"], "path": {"type": "PathPrefix", "value": "/items"}}]}},
+                {"name": "no-delete", "action": "Deny", "rules": {"http": [{"methods": ["DELETE"]}]}},
+                {"name": "pass", "action": "Pass", "from": [{"ipBlock": {"cidr": "192.0.2.0/24", "except": ["192.0.2.128/25"]}}]},
+                {"name": "rest", "action": "Deny"},
+            ],
+        },
+    })
+}
+
 fn questions() -> Vec<Ask> {
     let pods = ["shop/cart", "shop/frontend", "shop/intruder", "other/frontend", "192.0.2.1", "192.0.2.200"];
     let mut out = Vec::new();
@@ -233,7 +278,7 @@ fn block_style(value: &Value, indent: usize, out: &mut String) {
 
 #[test]
 fn no_policy_that_breaks_off_opens_anything() {
-    for policy in [l7_policy(), network_policy()] {
+    for policy in [l7_policy(), network_policy(), cluster_network_policy(), cluster_l7_policy()] {
         let mut text = String::new();
         block_style(&policy, 0, &mut text);
         let lines: Vec<&str> = text.lines().collect();
@@ -362,4 +407,10 @@ fn what_is_not_built_yet_grants_nothing_and_denies_more() {
             }
         }
     }
+}
+
+#[test]
+fn no_mistake_in_a_policy_of_a_tier_opens_anything() {
+    never_opens(&cluster_network_policy());
+    never_opens(&cluster_l7_policy());
 }

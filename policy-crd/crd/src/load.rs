@@ -344,14 +344,12 @@ impl Loader {
                 self.loaded.objects.policies.push(policy);
             }
             Form::ClusterNetwork => {
-                self.not_lowered(source);
                 let policy = reader.cluster_network(fields);
                 self.loaded.problems.extend(reader.into_problems());
                 let policy = self.tiered(policy, source, flaws, broken);
                 self.loaded.objects.cluster_network_policies.push(policy);
             }
             Form::ClusterL7 => {
-                self.not_lowered(source);
                 let policy = reader.cluster_l7(fields);
                 self.loaded.problems.extend(reader.into_problems());
                 let policy = self.tiered(policy, source, flaws, broken);
@@ -404,7 +402,7 @@ impl Loader {
         groups.push(group);
     }
 
-    /// The tiered kinds are read, and nothing judges by them yet: said, so that nobody relies on them.
+    /// A kind that is read, and nothing judges by it yet: said, so that nobody relies on it.
     fn not_lowered(&mut self, source: &Source) {
         let reason = "the kind is read and not judged by yet: not in force";
         let remedy = "say it with L7NetworkPolicy or NetworkPolicy until it is";

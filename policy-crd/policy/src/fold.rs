@@ -94,7 +94,7 @@ struct Cuts {
 
 impl Cuts {
     fn of(side: &Side, protocol: Protocol) -> Self {
-        let rules = side.deny.iter().chain(side.layers.iter().flat_map(|layer| &layer.allow));
+        let rules = side.rules();
         let mut ranges: Vec<(u16, u16)> = if protocol.has_ports() {
             rules
                 .flat_map(|rule| rule.ranges())

@@ -29,7 +29,8 @@ pub use origin::{Kind, Mode, Origin, Policy, PolicyId, RuleName};
 pub use port::{PortRange, PortSet, Protocol};
 pub use prefix::{Prefix, PrefixTable};
 pub use profile::{
-    Direction, IsolatedPorts, Isolation, Layer, LayerKind, Profile, ProfileId, Rule, Scope, Side,
+    Direction, IsolatedPorts, Isolation, Layer, LayerKind, Profile, ProfileId, Rule, Scope, Side, TierAction,
+    TierRule,
 };
 pub use regex::Regex;
 pub use request::{HttpVersion, Request};

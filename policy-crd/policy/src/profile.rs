@@ -61,13 +61,61 @@ impl Profile {
     }
 }
 
-/// One direction of a profile: denies first, then the allow layers, each of which must agree.
+/// One direction of a profile, in the order in which it is asked: the Admin tier, the denies, then the allow layers,
+/// each of which must agree; the Baseline tier in place of a silent layer K.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct Side {
+    /// The Admin tier, in order: the first rule that matches decides.
+    pub admin: Vec<TierRule>,
     /// Deny rules. Any that matches decides.
     pub deny: Vec<Rule>,
     /// The allow layers, in the order of [`LayerKind::ALL`].
     pub layers: [Layer; 2],
+    /// The Baseline tier, in order.
+    pub baseline: Vec<TierRule>,
+}
+
+impl Side {
+    /// Every rule, stage by stage.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        let admin = self.admin.iter().map(|tiered| &tiered.rule);
+        admin
+            .chain(&self.deny)
+            .chain(self.layers.iter().flat_map(|layer| &layer.allow))
+            .chain(self.baseline.iter().map(|tiered| &tiered.rule))
+    }
+}
+
+/// A rule of a tier.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct TierRule {
+    /// What it does with what it matches.
+    pub action: TierAction,
+    /// What it matches: a Deny as a deny, Accept and Pass as an allow.
+    pub rule: Rule,
+}
+
+/// What a rule of a tier does; the words are `ClusterNetworkPolicy`'s.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum TierAction {
+    /// It passes, and nothing after the tier is asked.
+    Accept,
+    /// It is refused.
+    Deny,
+    /// The rest of the tier is left out, what comes after it is asked.
+    Pass,
+}
+
+impl TierAction {
+    /// As the API writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accept => "Accept",
+            Self::Deny => "Deny",
+            Self::Pass => "Pass",
+        }
+    }
 }
 
 /// Which allow layer. They are `ANDed`.

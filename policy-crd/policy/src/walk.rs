@@ -1,13 +1,14 @@
 //! The one walk over a side's rules: for the kernel's rows, for a connection, for a request and for `explain`.
 //!
-//! Denies first, then every allow layer that isolates must agree. Knows nothing of who asks.
+//! The Admin tier, then denies, then every allow layer that isolates must agree; the Baseline tier speaks where
+//! layer K is silent. Knows nothing of who asks.
 
 use crate::class::ClassId;
 use crate::fold::{Row, RowAction};
 use crate::miss::Miss;
 use crate::origin::{Mode, Policy, RuleName};
 use crate::port::Protocol;
-use crate::profile::{Direction, Layer, Rule, Side};
+use crate::profile::{Direction, Layer, Rule, Side, TierAction, TierRule};
 use crate::snapshot::Snapshot;
 use crate::verdict::{
     Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Reason, SideVerdict, Verdict,
@@ -143,8 +144,63 @@ impl Layer {
     }
 }
 
+impl TierRule {
+    /// Whether the rule matches: a Deny as a deny, Accept and Pass as an allow.
+    fn matches(&self, connection: &Connection, facts: Facts<'_>) -> bool {
+        match self.action {
+            TierAction::Deny => self.rule.denies(connection, facts),
+            TierAction::Accept | TierAction::Pass => self.rule.allows(connection, facts),
+        }
+    }
+
+    /// Whether only a request can say if the rule matches.
+    fn awaits_request(&self, facts: Facts<'_>) -> bool {
+        self.rule.conditions.is_some() && matches!(facts, Facts::Connection)
+    }
+
+    /// Whether the rule reaches the peer and the port, whatever is said.
+    fn reaches(&self, connection: &Connection) -> bool {
+        let Connection { peer, protocol, port } = *connection;
+        match self.action {
+            TierAction::Deny => self.rule.denies_reach(peer, protocol, port),
+            TierAction::Accept | TierAction::Pass => self.rule.allows_reach(peer, protocol, port),
+        }
+    }
+}
+
+/// The rules of a tier that match, in order.
+fn matching<'a>(
+    tier: &'a [TierRule],
+    connection: &Connection,
+    facts: Facts<'_>,
+    taking: Taking<'_>,
+) -> impl Iterator<Item = &'a TierRule> {
+    tier.iter().filter(move |tiered| taking.takes(&tiered.rule.policy) && tiered.matches(connection, facts))
+}
+
+/// What a tier comes to before a request is known.
+enum Reached {
+    /// A rule with a condition may decide.
+    Conditional,
+    /// A rule without one does.
+    By(TierAction),
+    /// No rule matches.
+    Nothing,
+}
+
+/// The first rule of a tier that reaches the connection.
+fn reached(tier: &[TierRule], connection: &Connection, taking: Taking<'_>) -> Reached {
+    let mut rules = tier.iter().filter(|tiered| taking.takes(&tiered.rule.policy));
+    match rules.find(|tiered| tiered.reaches(connection)) {
+        None => Reached::Nothing,
+        Some(tiered) if tiered.rule.conditions.is_some() => Reached::Conditional,
+        Some(tiered) => Reached::By(tiered.action),
+    }
+}
+
 impl Side {
-    /// Judges one direction: denies first, then every allow layer that isolates must agree.
+    /// Judges one direction: the Admin tier, then denies, then every allow layer that isolates must agree, the
+    /// Baseline tier in place of a silent layer K.
     #[must_use]
     pub fn judge(&self, connection: &Connection, facts: Facts<'_>) -> SideVerdict {
         let walked = self.walk(connection, facts, Taking::Enforcing);
@@ -160,26 +216,58 @@ impl Side {
     }
 
     fn walk(&self, connection: &Connection, facts: Facts<'_>, taking: Taking<'_>) -> Walked<'_> {
+        for tiered in matching(&self.admin, connection, facts, taking) {
+            match tiered.action {
+                TierAction::Deny => return Walked::by_rule(Decision::Deny, Reason::DenyRule, &tiered.rule),
+                TierAction::Accept => {
+                    return Walked::by_rule(Decision::Allow, Reason::RuleMatched, &tiered.rule);
+                }
+                TierAction::Pass => {
+                    let passed = self.walk_namespaced(connection, facts, taking);
+                    // Before a request is known a conditional Pass may or may not hold; a connection is let
+                    // through where either way could let a request through.
+                    if !tiered.awaits_request(facts) || passed.decision == Decision::Allow {
+                        return passed;
+                    }
+                }
+            }
+        }
+        self.walk_namespaced(connection, facts, taking)
+    }
+
+    /// Everything after the Admin tier.
+    fn walk_namespaced(&self, connection: &Connection, facts: Facts<'_>, taking: Taking<'_>) -> Walked<'_> {
         let mut denies = self.deny.iter().filter(|rule| taking.takes(&rule.policy));
         if let Some(rule) = denies.find(|rule| rule.denies(connection, facts)) {
             return Walked::by_rule(Decision::Deny, Reason::DenyRule, rule);
         }
-        let mut allowed = None;
-        for layer in &self.layers {
-            match layer.walk(connection, facts, taking) {
-                Some(walked) if walked.decision == Decision::Deny => return walked,
-                // The later layer says more: what was said ranks above who connected.
-                Some(walked) => allowed = Some(walked),
-                None => {}
+        let [k, l] = &self.layers;
+        // The Baseline tier speaks in the place of a silent layer K.
+        let connected = k.walk(connection, facts, taking).or_else(|| {
+            let decided = matching(&self.baseline, connection, facts, taking).next()?;
+            match decided.action {
+                TierAction::Deny => Some(Walked::by_rule(Decision::Deny, Reason::DenyRule, &decided.rule)),
+                TierAction::Accept => {
+                    Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, &decided.rule))
+                }
+                TierAction::Pass => None,
             }
+        });
+        let allowed = match connected {
+            Some(walked) if walked.decision == Decision::Deny => return walked,
+            other => other,
+        };
+        match l.walk(connection, facts, taking) {
+            // The later layer says more: what was said ranks above who connected.
+            Some(walked) => walked,
+            None => allowed.unwrap_or(Walked {
+                decision: Decision::Allow,
+                reason: Reason::NotIsolated,
+                policy: None,
+                rule: None,
+                nearest_miss: None,
+            }),
         }
-        allowed.unwrap_or(Walked {
-            decision: Decision::Allow,
-            reason: Reason::NotIsolated,
-            policy: None,
-            rule: None,
-            nearest_miss: None,
-        })
     }
 
     /// What audited policies would have done, each promoted alone and all together.
@@ -209,11 +297,8 @@ impl Side {
     /// The audited policies of this side, each once.
     fn audited(&self) -> Vec<&Policy> {
         let isolating = self.layers.iter().flat_map(|layer| layer.isolation.iter().map(|i| &i.policy));
-        let allowing = self.layers.iter().flat_map(|layer| layer.allow.iter().map(|rule| &rule.policy));
-        let denying = self.deny.iter().map(|rule| &rule.policy);
         let mut audited: Vec<&Policy> = isolating
-            .chain(allowing)
-            .chain(denying)
+            .chain(self.rules().map(|rule| &rule.policy))
             .map(Arc::as_ref)
             .filter(|policy| policy.mode == Mode::Audit)
             .collect();
@@ -248,8 +333,19 @@ impl Side {
         if protocol != Protocol::Tcp {
             return false;
         }
+        match reached(&self.admin, connection, taking) {
+            Reached::Conditional => return true,
+            Reached::By(TierAction::Accept | TierAction::Deny) => return false,
+            Reached::By(TierAction::Pass) | Reached::Nothing => {}
+        }
         let conditional = |rule: &&Rule| taking.takes(&rule.policy) && rule.conditions.is_some();
-        self.deny.iter().filter(conditional).any(|rule| rule.denies_reach(peer, protocol, port))
+        if self.deny.iter().filter(conditional).any(|rule| rule.denies_reach(peer, protocol, port)) {
+            return true;
+        }
+        let [k, _] = &self.layers;
+        let baseline = k.isolated_by(connection, taking).is_none()
+            && matches!(reached(&self.baseline, connection, taking), Reached::Conditional);
+        baseline
             || self.layers.iter().any(|layer| {
                 layer.isolated_by(connection, taking).is_some()
                     && layer.allow.iter().filter(conditional).any(|r| r.allows_reach(peer, protocol, port))

@@ -6,7 +6,8 @@ use common::{allow, conditions, connection, get, isolate, policy};
 use proptest::prelude::*;
 use sluice_policy::{
     Class, ClassId, Connection, Decision, Direction, Facts, Identity, IsolatedPorts, Kind, Mode, PathMatch,
-    PortPrefix, PortRange, PortSet, Profile, Protocol, Row, RowEntry, Rule, Side, Snapshot,
+    PortPrefix, PortRange, PortSet, Profile, Protocol, Row, RowEntry, Rule, Side, Snapshot, TierAction,
+    TierRule,
 };
 use std::sync::Arc;
 
@@ -52,20 +53,33 @@ fn share(id: u32) -> impl Strategy<Value = Share> {
         .prop_map(|v| IsolatedPorts::Listed(v.into_iter().map(|(a, b)| (a.min(b), a.max(b))).collect()));
     let ports = prop_oneof![2 => Just(IsolatedPorts::All), 1 => listed];
     let rules = |n| prop::collection::vec(rule(id, Mode::Enforce), 0..n);
-    (rules(2), rules(3), prop::option::of(ports), 0..2usize)
-        .prop_map(move |(denies, allows, ports, layer)| Share(Arc::new((id, denies, allows, ports, layer))))
+    let tier = || {
+        let action = prop::sample::select(vec![TierAction::Accept, TierAction::Deny, TierAction::Pass]);
+        prop::collection::vec(
+            (action, rule(id, Mode::Enforce)).prop_map(|(action, rule)| TierRule { action, rule }),
+            0..3,
+        )
+    };
+    (rules(2), rules(3), prop::option::of(ports), 0..2usize, [tier(), tier()]).prop_map(
+        move |(denies, allows, ports, layer, tiers)| {
+            Share(Arc::new((id, denies, allows, ports, layer, tiers)))
+        },
+    )
 }
 
-type Parts = (u32, Vec<Rule>, Vec<Rule>, Option<IsolatedPorts>, usize);
+type Parts = (u32, Vec<Rule>, Vec<Rule>, Option<IsolatedPorts>, usize, [Vec<TierRule>; 2]);
 
 #[derive(Clone, Debug)]
 struct Share(Arc<Parts>);
 
 impl Share {
     fn add(&self, side: &mut Side, mode: Mode) {
-        let (id, denies, allows, ports, layer) = &*self.0;
+        let (id, denies, allows, ports, layer, tiers) = &*self.0;
         let policy = policy(*id, Kind::L7NetworkPolicy, mode);
         let owned = |rule: &Rule| Rule { policy: policy.clone(), ..rule.clone() };
+        let tiered = |tiered: &TierRule| TierRule { action: tiered.action, rule: owned(&tiered.rule) };
+        side.admin.extend(tiers[0].iter().map(tiered));
+        side.baseline.extend(tiers[1].iter().map(tiered));
         side.deny.extend(denies.iter().map(owned));
         side.layers[*layer].allow.extend(allows.iter().map(owned));
         if let Some(ports) = ports {
@@ -109,7 +123,7 @@ proptest! {
         a.add(&mut side, mode(0));
         b.add(&mut side, mode(1));
         c.add(&mut side, mode(2));
-        let edges: Vec<u16> = side.deny.iter().chain(side.layers.iter().flat_map(|l| &l.allow))
+        let edges: Vec<u16> = side.rules()
             .flat_map(|r| r.ranges().flat_map(|r| [r.first, r.last, r.first.wrapping_sub(1), r.last.wrapping_add(1)]))
             .collect();
         let rows: Vec<RowEntry> = snapshot(side.clone()).rows().collect();

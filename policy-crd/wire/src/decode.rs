@@ -297,7 +297,25 @@ impl Tables {
         Ok(core::Side {
             deny: each("deny", message.deny, limits::RULES, |_, rule| self.rule(rule))?,
             layers: [layer("layer_k", message.layer_k)?, layer("layer_l", message.layer_l)?],
+            admin: each("admin", message.admin, limits::RULES, |_, rule| self.tier_rule(rule))?,
+            baseline: each("baseline", message.baseline, limits::RULES, |_, rule| self.tier_rule(rule))?,
         })
+    }
+
+    fn tier_rule(&self, message: pb::TierRule) -> Decoded<core::TierRule> {
+        let action = match message.action() {
+            pb::TierAction::Unspecified => {
+                return Err(DecodeError::new(
+                    "action",
+                    format!("{} is no action known here", message.action),
+                ));
+            }
+            pb::TierAction::Accept => core::TierAction::Accept,
+            pb::TierAction::Deny => core::TierAction::Deny,
+            pb::TierAction::Pass => core::TierAction::Pass,
+        };
+        let rule = self.rule(required("rule", message.rule)?).map_err(|error| error.within("rule"))?;
+        Ok(core::TierRule { action, rule })
     }
 
     fn layer(&self, message: pb::Layer) -> Decoded<core::Layer> {

@@ -142,7 +142,18 @@ fn side(side: &core::Side, conditions: &mut Table<core::Conditions>) -> pb::Side
         deny: side.deny.iter().map(|r| rule(r, conditions)).collect(),
         layer_k: Some(layer(k, conditions)),
         layer_l: Some(layer(l, conditions)),
+        admin: side.admin.iter().map(|r| tier_rule(r, conditions)).collect(),
+        baseline: side.baseline.iter().map(|r| tier_rule(r, conditions)).collect(),
     }
+}
+
+fn tier_rule(tiered: &core::TierRule, conditions: &mut Table<core::Conditions>) -> pb::TierRule {
+    let action = match tiered.action {
+        core::TierAction::Accept => pb::TierAction::Accept,
+        core::TierAction::Deny => pb::TierAction::Deny,
+        core::TierAction::Pass => pb::TierAction::Pass,
+    };
+    pb::TierRule { action: action.into(), rule: Some(rule(&tiered.rule, conditions)) }
 }
 
 fn layer(layer: &core::Layer, conditions: &mut Table<core::Conditions>) -> pb::Layer {

@@ -92,7 +92,14 @@ fn sample() -> pb::Snapshot {
     };
     let isolation = pb::Isolation { policy: 0, all: false, listed: vec![pb::PortSpan { first: 1, last: 2 }] };
     let layer = pb::Layer { isolation: vec![isolation], allow: vec![rule.clone()] };
-    let side = pb::Side { deny: vec![rule], layer_k: Some(layer.clone()), layer_l: Some(layer) };
+    let tiered = pb::TierRule { action: pb::TierAction::Pass.into(), rule: Some(rule.clone()) };
+    let side = pb::Side {
+        deny: vec![rule],
+        layer_k: Some(layer.clone()),
+        layer_l: Some(layer),
+        admin: vec![tiered.clone()],
+        baseline: vec![tiered],
+    };
     message.profiles = vec![pb::Profile { ingress: Some(side.clone()), egress: Some(side) }];
     message.policies = vec![pb::Policy {
         kind: pb::Kind::L7NetworkPolicy.into(),

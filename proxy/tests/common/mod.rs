@@ -79,7 +79,7 @@ pub fn snapshot(generation: u64, rules: &Rules) -> Arc<Snapshot> {
     };
     let isolation = vec![Isolation { policy: policy.clone(), ports: IsolatedPorts::All }];
     let layers = [Layer::default(), Layer { isolation, allow: vec![rule] }];
-    let profile = Profile { ingress: Side { deny: Vec::new(), layers }, egress: Side::default() };
+    let profile = Profile { ingress: Side { layers, ..Side::default() }, egress: Side::default() };
     let mut addresses = PrefixTable::new();
     addresses.insert(Prefix::EVERYTHING, ClassId(2));
     addresses.insert(Prefix::host(CLIENT), ClassId(1));

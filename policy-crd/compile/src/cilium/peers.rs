@@ -3,10 +3,11 @@
 //! Knows nothing of pods or addresses. One of the fields names the peers; none of them leaves them to the ports.
 
 use super::selector;
-use crate::peers::{PeerItem, Peers};
+use crate::peers::{PeerItem, Peers, contains};
 use crate::report::Report;
 use crate::selector::Selector;
-use sluice_crd::{CiliumPeers, CiliumPolicyObject, CiliumRule, Part};
+use sluice_crd::{CiliumCidrRule, CiliumPeers, CiliumPolicyObject, CiliumRule, Part};
+use sluice_policy::Prefix;
 
 /// Whom a rule names.
 pub(super) enum Who {
@@ -29,8 +30,6 @@ pub(super) fn lower(
         &rule.peers;
     let unsupported = [
         ("Requires", !requires.is_absent()),
-        ("CIDR", !cidr.is_absent()),
-        ("CIDRSet", !cidr_set.is_absent()),
         ("Nodes", !nodes.is_absent()),
         ("Groups", !groups.is_absent()),
         ("Services", !services.is_absent()),
@@ -41,42 +40,91 @@ pub(super) fn lower(
         report.not_built(&at(field));
         doubt = true;
     }
-    if !endpoints.is_absent() && !entities.is_absent() {
+    let given = [endpoints.is_absent(), cidr.is_absent(), cidr_set.is_absent(), entities.is_absent()];
+    if given.iter().filter(|absent| !**absent).count() > 1 {
         let reason = "a rule names its peers by one field";
         report.error(&rule.path, reason, "write a rule for each of them");
         doubt = true;
     }
-    let by_endpoints = by_endpoints(object, endpoints, &at("Endpoints"), report);
+    let by_endpoints = each(endpoints, &at("Endpoints"), |given, path| {
+        let pods = selector::peer(given, &object.namespace, path, report)?;
+        Some(PeerItem::Elsewhere { namespaces: Selector::default(), pods })
+    });
+    let by_cidr = each(cidr, &at("CIDR"), |given, path| {
+        let cidr = prefix(given, true, path, report)?;
+        Some(PeerItem::Outside { cidr, except: Vec::new() })
+    });
+    let by_set = each(cidr_set, &at("CIDRSet"), |given, path| cidr_rule(given, path, report));
     let by_entities = by_entities(entities, &at("Entities"), report);
     if doubt || deny && !rule.sound {
         return None;
     }
-    match (endpoints.is_absent(), entities.is_absent()) {
-        (true, true) => Some(Who::Unlimited),
-        (false, _) => by_endpoints.map(Who::Named),
-        (true, false) => by_entities.map(Who::Named),
+    match given {
+        [true, true, true, true] => Some(Who::Unlimited),
+        [false, ..] => by_endpoints.map(Who::Named),
+        [_, false, ..] => by_cidr.map(Who::Named),
+        [_, _, false, _] => by_set.map(Who::Named),
+        [.., false] => by_entities.map(Who::Named),
     }
 }
 
-/// An empty list means nobody.
-fn by_endpoints(
-    object: &CiliumPolicyObject,
-    given: &Part<Vec<Part<k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector>>>,
+/// One item of a CIDR set. `None`: in doubt, and told.
+fn cidr_rule(given: &CiliumCidrRule, path: &str, report: &mut Report<'_>) -> Option<PeerItem> {
+    let groups = [
+        ("cidrGroupRef", given.cidr_group_ref.is_some()),
+        ("cidrGroupSelector", given.cidr_group_selector.is_some()),
+    ];
+    for (field, _) in groups.iter().filter(|(_, given)| *given) {
+        report.not_built(&format!("{path}.{field}"));
+    }
+    let base = prefix(given.cidr.as_deref().unwrap_or_default(), false, &format!("{path}.cidr"), report);
+    let mut except = Some(Vec::new());
+    for (index, text) in given.except.iter().flatten().enumerate() {
+        let path = format!("{path}.except[{index}]");
+        let inner = prefix(text, false, &path, report);
+        let inside = inner.filter(|inner| base.is_none_or(|base| contains(base, *inner)));
+        if inner.is_some() && inside.is_none() {
+            report.error(&path, format!("{text} is not in the cidr"), "an exception lies within its cidr");
+        }
+        match (inside, &mut except) {
+            (Some(inside), Some(except)) => except.push(inside),
+            _ => except = None,
+        }
+    }
+    let mut except = except?;
+    except.sort_unstable();
+    except.dedup();
+    let alone = groups.iter().all(|(_, given)| !given);
+    Some(PeerItem::Outside { cidr: base.filter(|_| alone)?, except })
+}
+
+/// A CIDR; where Cilium takes one, an address alone is itself.
+fn prefix(text: &str, address: bool, path: &str, report: &mut Report<'_>) -> Option<Prefix> {
+    if let (true, Ok(one)) = (address, text.parse::<std::net::IpAddr>())
+        && one.to_canonical() == one
+    {
+        return Some(Prefix::host(one));
+    }
+    crate::peers::parse_cidr(text).map_err(|reason| report.error(path, reason, "correct it")).ok()
+}
+
+/// A list of peers; an empty one means nobody.
+fn each<T>(
+    given: &Part<Vec<Part<T>>>,
     path: &str,
-    report: &mut Report<'_>,
+    mut lower: impl FnMut(&T, &str) -> Option<PeerItem>,
 ) -> Option<Peers> {
     let Part::Whole(items) = given else { return None };
     let mut out = Some(Vec::new());
     for (index, item) in items.iter().enumerate() {
         let path = format!("{path}[{index}]");
         let lowered = match item {
-            Part::Whole(given) => selector::peer(given, &object.namespace, &path, report),
+            Part::Whole(given) => lower(given, &path),
             Part::Absent | Part::Bad | Part::Flawed(_) => None,
         };
         match (lowered, &mut out) {
-            (Some(pods), Some(out)) => {
-                out.push(PeerItem::Elsewhere { namespaces: Selector::default(), pods });
-            }
+            (Some(item), Some(out)) => out.push(item),
+            // One doubtful item makes the rule doubtful; the others are still looked through for problems.
             _ => out = None,
         }
     }
@@ -86,14 +134,18 @@ fn by_endpoints(
 fn by_entities(given: &Part<Vec<Part<String>>>, path: &str, report: &mut Report<'_>) -> Option<Peers> {
     let Part::Whole(items) = given else { return None };
     let (mut all, mut doubt) = (false, false);
+    let mut out = Vec::new();
     for (index, item) in items.iter().enumerate() {
         let path = format!("{path}[{index}]");
         match item.value().map(String::as_str) {
             Some("all") => all = true,
             Some("none") => {}
+            Some("world") => out.extend(["0.0.0.0/0", "::/0"].iter().filter_map(|all| outside(all))),
+            Some("world-ipv4") => out.extend(outside("0.0.0.0/0")),
+            Some("world-ipv6") => out.extend(outside("::/0")),
             Some(
-                "world" | "world-ipv4" | "world-ipv6" | "cluster" | "host" | "remote-node" | "kube-apiserver"
-                | "init" | "ingress" | "health" | "unmanaged",
+                "cluster" | "host" | "remote-node" | "kube-apiserver" | "init" | "ingress" | "health"
+                | "unmanaged",
             ) => {
                 report.not_built(&path);
                 doubt = true;
@@ -109,6 +161,11 @@ fn by_entities(given: &Part<Vec<Part<String>>>, path: &str, report: &mut Report<
     match (doubt, all) {
         (true, _) => None,
         (false, true) => Some(Peers::All),
-        (false, false) => Some(Peers::Any(Vec::new())),
+        (false, false) => Some(Peers::Any(out)),
     }
+}
+
+/// Everything of one family that is outside the cluster.
+fn outside(all: &str) -> Option<PeerItem> {
+    Some(PeerItem::Outside { cidr: Prefix::parse(all).ok()?, except: Vec::new() })
 }

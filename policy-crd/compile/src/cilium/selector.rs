@@ -134,9 +134,31 @@ fn keys(given: &LabelSelector) -> impl Iterator<Item = &str> {
     labels.chain(expressions).map(String::as_str)
 }
 
+fn values(given: &LabelSelector) -> impl Iterator<Item = &String> {
+    let labels = given.match_labels.iter().flat_map(|labels| labels.values());
+    let expressions = given.match_expressions.iter().flatten();
+    labels.chain(expressions.flat_map(|expression| expression.values.iter().flatten()))
+}
+
+/// As the API server has it for labels, so that nothing else can ever match.
+fn is_label_value(value: &str) -> bool {
+    const MAX_VALUE: usize = 63;
+    let ends = |byte: Option<&u8>| byte.is_none_or(u8::is_ascii_alphanumeric);
+    let bytes = value.as_bytes();
+    bytes.len() <= MAX_VALUE
+        && bytes.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
+        && ends(bytes.first())
+        && ends(bytes.last())
+}
+
 fn translated(given: &LabelSelector, path: &str, report: &mut Report<'_>) -> Option<Translated> {
     if let Err(bad) = Selector::new(given) {
         report.error(&format!("{path}.{}", bad.path), bad.reason, bad.remedy);
+        return None;
+    }
+    if let Some(value) = values(given).find(|value| !is_label_value(value)) {
+        let reason = format!("\"{}\" is the value of no label", value.escape_debug());
+        report.error(path, reason, "write up to 63 letters, digits, `-`, `_` and `.`; fill templates in");
         return None;
     }
     let mut reserved = false;

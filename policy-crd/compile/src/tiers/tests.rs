@@ -20,23 +20,30 @@ fn ours(rule: &Value) -> Value {
     policy
 }
 
-/// The policies in order, and their errors; not that the kind is not judged by yet.
-fn lowered(policies: &[Value]) -> (Vec<Tiered>, Vec<Problem>) {
+/// The policies in order, and their errors.
+fn lowered(policies: &[Value]) -> (Vec<PolicyIr>, Vec<Problem>) {
     let loaded = sluice_crd::load_value(policies);
     let mut problems = loaded.problems;
     let tiered = lower(&loaded.objects, &mut problems);
-    problems.retain(|problem| problem.severity == Severity::Error && problem.path != "kind");
+    let mut tiered = tiered;
+    tiered.sort_by(order);
+    problems.retain(|problem| problem.severity == Severity::Error);
     (tiered, problems)
 }
 
 /// What a policy's egress is in one line: each rule's action, with `*` for everybody and for every port.
-fn shape(policy: &Tiered) -> String {
-    let rule = |TierRuleIr { action, rule }: &TierRuleIr| {
+fn shape(policy: &PolicyIr) -> String {
+    let rule = |(action, rule): (&Action, &RuleIr)| {
         let all = |all| if all { "*" } else { "" };
         let conditions = if rule.conditions.is_some() { "?" } else { "" };
         format!("{action:?}{}{}{conditions}", all(rule.peers == Peers::All), all(rule.ports == Ports::All))
     };
-    policy.egress.iter().map(rule).collect::<Vec<_>>().join(" ")
+    policy.tiered.as_ref().unwrap().actions[1]
+        .iter()
+        .zip(&policy.egress.deny)
+        .map(rule)
+        .collect::<Vec<_>>()
+        .join(" ")
 }
 
 #[test]
@@ -123,10 +130,11 @@ fn a_doubtful_object_accepts_and_passes_nothing() {
         *policy.pointer_mut(path).unwrap() = value.clone();
         let (tiered, _) = lowered(&[policy]);
         let policy = &tiered[0];
+        let place = policy.tiered.as_ref().unwrap();
         assert_eq!((shape(policy).as_str(), policy.accepted), (shaped, shaped == sound), "{path} {value}");
-        assert_eq!(policy.tier == Tier::Admin, path == "/spec/tier", "a tier that cannot be read is Admin");
-        assert_eq!(policy.priority.is_none(), path == "/spec/priority" && shaped == closed, "{value}");
-        assert_eq!(policy.namespaces == Selector::default(), path == "/spec/subject", "every pod");
+        assert_eq!(place.tier == Tier::Admin, path == "/spec/tier", "a tier that cannot be read is Admin");
+        assert_eq!(place.priority.is_none(), path == "/spec/priority" && shaped == closed, "{value}");
+        assert_eq!(place.namespaces == Selector::default(), path == "/spec/subject", "every pod");
     }
 }
 
@@ -187,7 +195,7 @@ fn a_pod_selector_alone_is_every_namespace_and_warned_of_where_it_grants() {
     for (action, warned) in [("Accept", true), ("Pass", true), ("Deny", false)] {
         let mut problems = Vec::new();
         let tiered = lower(&sluice_crd::load_value(&[policy(action)]).objects, &mut problems);
-        let Peers::Any(items) = &tiered[0].egress[0].rule.peers else { panic!("everybody") };
+        let Peers::Any(items) = &tiered[0].egress.deny[0].peers else { panic!("everybody") };
         assert!(
             matches!(&items[..], [PeerItem::Elsewhere { namespaces, .. }] if *namespaces == Selector::default())
         );
@@ -204,7 +212,7 @@ fn a_pod_selector_alone_is_every_namespace_and_warned_of_where_it_grants() {
 fn a_name_that_cannot_stand_in_a_verdict_changes_nothing_else() {
     let rule = json!({"action": "Accept", "name": "from the\nmoon", "to": [{"namespaces": {}}]});
     let (tiered, problems) = lowered(&[upstream(&rule)]);
-    assert_eq!((&*tiered[0].egress[0].rule.name, problems.len(), tiered[0].accepted), ("egress[0]", 0, true));
+    assert_eq!((&*tiered[0].egress.deny[0].name, problems.len(), tiered[0].accepted), ("egress[0]", 0, true));
     let rule = json!({"action": "Accept", "name": "from the\nmoon"});
     let (tiered, problems) = lowered(&[ours(&rule)]);
     assert_eq!((shape(&tiered[0]).as_str(), problems.len(), tiered[0].accepted), ("Accept**", 1, false));

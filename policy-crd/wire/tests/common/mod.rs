@@ -5,7 +5,8 @@ use proptest::prelude::*;
 use sluice_policy::{
     Class, ClassId, ClassSet, Conditions, Endpoint, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, Identity,
     IsolatedPorts, Isolation, Kind, Layer, Mode, Origin, PathMatch, Policy, PolicyId, PortRange, PortSet,
-    Prefix, PrefixTable, Profile, ProfileId, Protocol, Regex, Rule, Scope, Side, Snapshot, Workload,
+    Prefix, PrefixTable, Profile, ProfileId, Protocol, Regex, Rule, Scope, Side, Snapshot, TierAction,
+    TierRule, Workload,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -107,8 +108,21 @@ fn layer(policies: Vec<Arc<Policy>>, classes: u32) -> impl Strategy<Value = Laye
 
 fn side(policies: &[Arc<Policy>], classes: u32) -> impl Strategy<Value = Side> + use<> {
     let own = policies.to_vec();
-    (rules(own.clone(), classes), layer(own.clone(), classes), layer(own, classes))
-        .prop_map(|(deny, k, l)| Side { deny, layers: [k, l] })
+    let tier = |own: Vec<Arc<Policy>>| {
+        let actions = [TierAction::Accept, TierAction::Deny, TierAction::Pass];
+        (rules(own, classes), vec(proptest::sample::select(actions.to_vec()), 3)).prop_map(
+            |(rules, actions)| {
+                rules
+                    .into_iter()
+                    .zip(actions)
+                    .map(|(rule, action)| TierRule { action, rule })
+                    .collect::<Vec<_>>()
+            },
+        )
+    };
+    let layers = (layer(own.clone(), classes), layer(own.clone(), classes));
+    (tier(own.clone()), rules(own.clone(), classes), layers, tier(own))
+        .prop_map(|(admin, deny, (k, l), baseline)| Side { admin, deny, layers: [k, l], baseline })
 }
 
 fn parts(policies: Vec<Arc<Policy>>, mut classes: Vec<Class>) -> impl Strategy<Value = Snapshot> {
