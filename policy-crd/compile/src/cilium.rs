@@ -3,6 +3,7 @@
 //! As everywhere in lowering: an allow with anything doubtful in it is not granted, a deny loses the doubtful limit,
 //! a policy whose selector is doubtful closes what it could select. Knows nothing of pods or addresses.
 
+pub(crate) mod groups;
 mod http;
 mod peers;
 mod ports;
@@ -13,6 +14,7 @@ use crate::lower::{PolicyIr, RuleIr, SideIr};
 use crate::peers::{Peers, Ports};
 use crate::report::Report;
 use crate::selector::Selector;
+use groups::{Groups, View};
 use peers::Who;
 use sluice_crd::{
     CiliumKind, CiliumPolicyObject, CiliumPortRule, CiliumRule, CiliumSpec, Part, Problem, Severity,
@@ -27,14 +29,18 @@ const CLOSES: &str = "the policy closes its whole namespace and grants nothing";
 
 /// Lowers a policy: one for `spec` and each of `specs`, for each selects other pods. Never fails. The clusterwide
 /// kind is not lowered yet; the loader says so.
-pub(crate) fn policy(object: &CiliumPolicyObject, problems: &mut Vec<Problem>) -> Vec<PolicyIr> {
+pub(crate) fn policy(
+    object: &CiliumPolicyObject,
+    groups: &Groups,
+    problems: &mut Vec<Problem>,
+) -> Vec<PolicyIr> {
     if object.kind == CiliumKind::Clusterwide {
         return Vec::new();
     }
-    let before = problems.len();
+    let (before, groups) = (problems.len(), View::new(groups));
     let mut report = Report { source: &object.source, problems, effect: CLOSES, errors: 0, regexes: 0 };
     let mut out: Vec<PolicyIr> =
-        object.specs.iter().map(|spec| lower_spec(object, spec, &mut report)).collect();
+        object.specs.iter().map(|spec| lower_spec(object, &groups, spec, &mut report)).collect();
     let errors = problems[before..].iter().any(|problem| problem.severity == Severity::Error);
     for ir in &mut out {
         ir.accepted = object.clean && !errors;
@@ -56,7 +62,12 @@ pub(crate) fn derive_labels(index: &mut Index, policies: &[PolicyIr]) {
     }
 }
 
-fn lower_spec(object: &CiliumPolicyObject, spec: &CiliumSpec, report: &mut Report<'_>) -> PolicyIr {
+fn lower_spec(
+    object: &CiliumPolicyObject,
+    groups: &View<'_>,
+    spec: &CiliumSpec,
+    report: &mut Report<'_>,
+) -> PolicyIr {
     report.effect = CLOSES;
     let mut sound = object.sound && spec.sound;
     let selector = subject(object, spec, &mut sound, report);
@@ -64,8 +75,8 @@ fn lower_spec(object: &CiliumPolicyObject, spec: &CiliumSpec, report: &mut Repor
     let mut side =
         |direction: Direction, allow: &Part<Vec<CiliumRule>>, deny: &Part<Vec<CiliumRule>>| SideIr {
             isolates: isolates[direction as usize],
-            allow: allows(object, allow, sound, report),
-            deny: denies(object, &spec.path, direction, deny, report),
+            allow: allows(object, groups, allow, sound, report),
+            deny: denies(object, groups, &spec.path, direction, deny, report),
         };
     let ingress = side(Direction::Ingress, &spec.ingress, &spec.ingress_deny);
     let egress = side(Direction::Egress, &spec.egress, &spec.egress_deny);
@@ -144,6 +155,7 @@ fn isolates(spec: &CiliumSpec, sound: bool, report: &mut Report<'_>) -> [bool; 2
 
 fn allows(
     object: &CiliumPolicyObject,
+    groups: &View<'_>,
     section: &Part<Vec<CiliumRule>>,
     granted: bool,
     report: &mut Report<'_>,
@@ -163,7 +175,7 @@ fn allows(
                 );
             }
         }
-        let who = peers::lower(object, rule, false, report);
+        let who = peers::lower(object, groups, rule, false, report);
         let what = port_rules(rule, false, report);
         let sound = granted && rule.sound && report.errors == errors;
         // In doubt anywhere in a rule, none of it is granted.
@@ -175,6 +187,7 @@ fn allows(
 
 fn denies(
     object: &CiliumPolicyObject,
+    groups: &View<'_>,
     spec: &str,
     direction: Direction,
     section: &Part<Vec<CiliumRule>>,
@@ -191,7 +204,7 @@ fn denies(
     let mut out = Vec::new();
     for rule in rules {
         let errors = report.errors;
-        let who = peers::lower(object, rule, true, report);
+        let who = peers::lower(object, groups, rule, true, report);
         let what = port_rules(rule, true, report);
         let sound = rule.sound && report.errors == errors && who.is_some() && what.is_some();
         let mut who = who.unwrap_or(Who::Named(Peers::All));

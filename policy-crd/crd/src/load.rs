@@ -385,9 +385,8 @@ impl Loader {
 
     /// Of two groups with one name nobody knows which is meant: the second makes the first doubtful, too.
     fn cidr_group(&mut self, mut reader: Reader<'_>, fields: &Map<String, Value>, broken: bool) {
-        let group = reader.cilium_group(fields);
+        let mut group = reader.cilium_group(fields);
         self.loaded.problems.extend(reader.into_problems());
-        let Some(mut group) = group else { return };
         let source = group.source.clone();
         let first = self.is_first(&source, "neither grants anything, and both are everything to a deny");
         group.sound &= first && !broken;

@@ -2,11 +2,12 @@
 //!
 //! Knows nothing of pods or addresses. One of the fields names the peers; none of them leaves them to the ports.
 
+use super::groups::View;
 use super::selector;
-use crate::peers::{PeerItem, Peers, contains};
+use crate::peers::{PeerItem, Peers};
 use crate::report::Report;
 use crate::selector::Selector;
-use sluice_crd::{CiliumCidrRule, CiliumPeers, CiliumPolicyObject, CiliumRule, Part};
+use sluice_crd::{CiliumPeers, CiliumPolicyObject, CiliumRule, Part};
 use sluice_policy::Prefix;
 
 /// Whom a rule names.
@@ -20,6 +21,7 @@ pub(super) enum Who {
 /// Lowers the peers. `None`: in doubt, and told.
 pub(super) fn lower(
     object: &CiliumPolicyObject,
+    view: &View<'_>,
     rule: &CiliumRule,
     deny: bool,
     report: &mut Report<'_>,
@@ -48,13 +50,13 @@ pub(super) fn lower(
     }
     let by_endpoints = each(endpoints, &at("Endpoints"), |given, path| {
         let pods = selector::peer(given, &object.namespace, path, report)?;
-        Some(PeerItem::Elsewhere { namespaces: Selector::default(), pods })
+        Some(vec![PeerItem::Elsewhere { namespaces: Selector::default(), pods }])
     });
     let by_cidr = each(cidr, &at("CIDR"), |given, path| {
         let cidr = prefix(given, true, path, report)?;
-        Some(PeerItem::Outside { cidr, except: Vec::new() })
+        Some(vec![PeerItem::Outside { cidr, except: Vec::new() }])
     });
-    let by_set = each(cidr_set, &at("CIDRSet"), |given, path| cidr_rule(given, path, report));
+    let by_set = each(cidr_set, &at("CIDRSet"), |given, path| view.item(given, path, report));
     let by_entities = by_entities(entities, &at("Entities"), report);
     if doubt || deny && !rule.sound {
         return None;
@@ -68,38 +70,8 @@ pub(super) fn lower(
     }
 }
 
-/// One item of a CIDR set. `None`: in doubt, and told.
-fn cidr_rule(given: &CiliumCidrRule, path: &str, report: &mut Report<'_>) -> Option<PeerItem> {
-    let groups = [
-        ("cidrGroupRef", given.cidr_group_ref.is_some()),
-        ("cidrGroupSelector", given.cidr_group_selector.is_some()),
-    ];
-    for (field, _) in groups.iter().filter(|(_, given)| *given) {
-        report.not_built(&format!("{path}.{field}"));
-    }
-    let base = prefix(given.cidr.as_deref().unwrap_or_default(), false, &format!("{path}.cidr"), report);
-    let mut except = Some(Vec::new());
-    for (index, text) in given.except.iter().flatten().enumerate() {
-        let path = format!("{path}.except[{index}]");
-        let inner = prefix(text, false, &path, report);
-        let inside = inner.filter(|inner| base.is_none_or(|base| contains(base, *inner)));
-        if inner.is_some() && inside.is_none() {
-            report.error(&path, format!("{text} is not in the cidr"), "an exception lies within its cidr");
-        }
-        match (inside, &mut except) {
-            (Some(inside), Some(except)) => except.push(inside),
-            _ => except = None,
-        }
-    }
-    let mut except = except?;
-    except.sort_unstable();
-    except.dedup();
-    let alone = groups.iter().all(|(_, given)| !given);
-    Some(PeerItem::Outside { cidr: base.filter(|_| alone)?, except })
-}
-
 /// A CIDR; where Cilium takes one, an address alone is itself.
-fn prefix(text: &str, address: bool, path: &str, report: &mut Report<'_>) -> Option<Prefix> {
+pub(super) fn prefix(text: &str, address: bool, path: &str, report: &mut Report<'_>) -> Option<Prefix> {
     if let (true, Ok(one)) = (address, text.parse::<std::net::IpAddr>())
         && one.to_canonical() == one
     {
@@ -112,7 +84,7 @@ fn prefix(text: &str, address: bool, path: &str, report: &mut Report<'_>) -> Opt
 fn each<T>(
     given: &Part<Vec<Part<T>>>,
     path: &str,
-    mut lower: impl FnMut(&T, &str) -> Option<PeerItem>,
+    mut lower: impl FnMut(&T, &str) -> Option<Vec<PeerItem>>,
 ) -> Option<Peers> {
     let Part::Whole(items) = given else { return None };
     let mut out = Some(Vec::new());
@@ -123,7 +95,7 @@ fn each<T>(
             Part::Absent | Part::Bad | Part::Flawed(_) => None,
         };
         match (lowered, &mut out) {
-            (Some(item), Some(out)) => out.push(item),
+            (Some(items), Some(out)) => out.extend(items),
             // One doubtful item makes the rule doubtful; the others are still looked through for problems.
             _ => out = None,
         }

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "every test binary uses its part")]
 
+pub(crate) mod cilium;
+
 use serde_json::Value;
 use sluice_compile::Rollout;
 use sluice_compile::query::{Cluster, Port, Query, Said};

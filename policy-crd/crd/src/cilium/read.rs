@@ -306,14 +306,11 @@ impl Reader<'_> {
         }
     }
 
-    /// A group of CIDRs. `None` if it has no name to be referred to by.
-    pub(crate) fn cilium_group(&mut self, value: &Map<String, Value>) -> Option<CiliumCidrGroupObject> {
+    /// A group of CIDRs. One without a name stays, in doubt: a selector may mean it.
+    pub(crate) fn cilium_group(&mut self, value: &Map<String, Value>) -> CiliumCidrGroupObject {
         self.words = Words::CiliumGroup;
-        let (_, name) = self.metadata(value, "it is left out");
-        if name.is_empty() {
-            return None;
-        }
-        let mut sound = true;
+        let (_, name) = self.metadata(value, GROUP_OPEN);
+        let mut sound = !name.is_empty();
         for field in value.keys() {
             if !matches!(field.as_str(), "apiVersion" | "kind" | "metadata" | "spec" | "status") {
                 self.unknown(Severity::Error, "", field, GROUP_OPEN);
@@ -339,7 +336,7 @@ impl Reader<'_> {
             self.report(Severity::Error, "spec", reason, "write spec.externalCIDRs");
         }
         sound &= !self.is_marred_itself("spec");
-        Some(CiliumCidrGroupObject { name, labels, source: self.source().clone(), sound, external_cidrs })
+        CiliumCidrGroupObject { name, labels, source: self.source().clone(), sound, external_cidrs }
     }
 }
 
