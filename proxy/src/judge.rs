@@ -43,6 +43,8 @@ pub struct Said {
     pub method: String,
     /// The path, without the query.
     pub path: String,
+    /// The query, without its question mark.
+    pub query: Option<String>,
     /// `Host` or `:authority`.
     pub host: Option<String>,
     /// The header fields; names in lower case.
@@ -78,10 +80,21 @@ impl Said {
             version: self.version,
             method: &self.method,
             path: Path::new(path),
+            query: self.query.as_deref(),
             host: self.host.as_deref(),
+            upgrade: self.upgrade(),
             headers: &headers,
         };
         ask(view, leg, Facts::Request(&request))
+    }
+
+    /// What an HTTP/1.1 request asks to be upgraded to; no HTTP/2 server here offers to be asked (RFC 8441 §3). A
+    /// token that is no text is one that no rule names.
+    fn upgrade(&self) -> Option<&str> {
+        let asked = self.headers.iter().find(|(name, _)| name == http::header::UPGRADE);
+        asked
+            .filter(|_| self.version == HttpVersion::Http1)
+            .map(|(_, token)| token.to_str().unwrap_or_default())
     }
 
     /// Whether the request would still be let through with these trailers among its headers: some servers merge them.

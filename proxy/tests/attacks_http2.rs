@@ -91,7 +91,7 @@ async fn a_trailer_is_a_header_to_policy() {
 
 #[tokio::test]
 async fn a_grpc_rule_opens_no_path_beside_its_service() {
-    let grpc = vec![GrpcMatch { service: "shop.v1.Cart".into(), methods: Vec::new() }];
+    let grpc = vec![GrpcMatch::grpc("shop.v1.Cart", [])];
     let (at, mut served) = server().await;
     let world = World::start(&Rules { http: Vec::new(), grpc, ..shop() }, at).await;
     let client = connect(&world).await;

@@ -95,7 +95,7 @@ struct Cuts {
 impl Cuts {
     fn of(side: &Side, protocol: Protocol) -> Self {
         let rules = side.rules();
-        let mut ranges: Vec<(u16, u16)> = if protocol.has_ports() {
+        let mut ranges: Vec<(u16, u16)> = if protocol.is_keyed() {
             rules
                 .flat_map(|rule| rule.ranges())
                 .filter(|range: &&PortRange| range.protocol == protocol)

@@ -14,7 +14,7 @@ pub struct HeaderMatch {
     pub test: HeaderTest,
 }
 
-/// What a header must be.
+/// What the value of a header or of a query parameter must be.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum HeaderTest {
     /// Exactly this value.
@@ -38,16 +38,19 @@ impl fmt::Display for HeaderTest {
     }
 }
 
-impl HeaderMatch {
-    fn test_value(&self, value: &[u8]) -> bool {
-        match &self.test {
-            HeaderTest::Exact(expected) => value == expected.as_bytes(),
-            HeaderTest::Regex(regex) => regex.is_match(value),
-            HeaderTest::Present => true,
-            HeaderTest::Absent => false,
+impl HeaderTest {
+    /// Whether a value that is there is what it must be.
+    pub(crate) fn is_met_by(&self, value: &[u8]) -> bool {
+        match self {
+            Self::Exact(expected) => value == expected.as_bytes(),
+            Self::Regex(regex) => regex.is_match(value),
+            Self::Present => true,
+            Self::Absent => false,
         }
     }
+}
 
+impl HeaderMatch {
     /// What an allow sees of the header, `Ok` if it is what it must be. `_` beside `-` is the same header to
     /// CGI-like servers: seen beside the name, it is ambiguous.
     pub(crate) fn allows(&self, request: &Request<'_>) -> Result<(), &'static str> {
@@ -58,7 +61,7 @@ impl HeaderMatch {
             (Some(_), Some(_)) => Err("given more than once"),
             (Some(_), None) => match request.values(&self.name).next() {
                 None => Err("spelt with _"),
-                Some(value) if self.test_value(value) => Ok(()),
+                Some(value) if self.test.is_met_by(value) => Ok(()),
                 Some(_) if self.test == HeaderTest::Absent => Err("present"),
                 Some(_) => Err("different"),
             },
@@ -81,9 +84,9 @@ impl HeaderMatch {
             let text = String::from_utf8_lossy(reading);
             [reading, text.as_bytes()].into_iter().any(|reading| {
                 let items = reading.split(|b| *b == b',').map(<[u8]>::trim_ascii);
-                self.test_value(reading)
-                    || self.test_value(reading.trim_ascii())
-                    || items.flat_map(|item| [item, unquoted(item)]).any(|item| self.test_value(item))
+                self.test.is_met_by(reading)
+                    || self.test.is_met_by(reading.trim_ascii())
+                    || items.flat_map(|item| [item, unquoted(item)]).any(|item| self.test.is_met_by(item))
             })
         })
     }

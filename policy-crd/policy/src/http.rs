@@ -1,11 +1,14 @@
-//! Conditions on a request: HTTP and gRPC matches.
+//! Conditions on what is said: HTTP and gRPC requests, TLS server names.
 //!
 //! Each answers two questions that are not each other's opposite. For an allow everything must be known and
 //! unambiguous; for a deny one suspicious reading is enough. Knows nothing of sockets, of hyper or of who asks.
 
+use crate::grpc::GrpcMatch;
 use crate::header::HeaderMatch;
+use crate::host::{HostMatch, NameMatch};
 use crate::miss::Miss;
 use crate::path::{self, Path};
+use crate::query::QueryMatch;
 use crate::regex::Regex;
 use crate::request::Request;
 use std::fmt;
@@ -18,17 +21,59 @@ pub struct Conditions {
     pub http: Vec<HttpMatch>,
     /// `rules.grpc`.
     pub grpc: Vec<GrpcMatch>,
+    /// `rules.tls.serverNames`.
+    pub tls: Vec<NameMatch>,
 }
 
 /// One item of `rules.http`: its parts are `ANDed`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct HttpMatch {
     /// Any of these; none named means any but CONNECT.
-    pub methods: Vec<Arc<str>>,
+    pub methods: Vec<MethodMatch>,
     /// The path.
     pub path: Option<PathMatch>,
+    /// Any of these; none named means any.
+    pub hosts: Vec<HostMatch>,
     /// All of these.
     pub headers: Vec<HeaderMatch>,
+    /// All of these.
+    pub query: Vec<QueryMatch>,
+    /// The upgrades let through, in lower case; with none named an allow takes no request that asks for one, and a
+    /// deny takes requests whatever they ask for. With some named a deny takes those alone that ask for one of them.
+    pub upgrades: Vec<Arc<str>>,
+}
+
+/// A method condition. Methods are case-sensitive (RFC 9110 §9.1).
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum MethodMatch {
+    /// This method.
+    Exact(Arc<str>),
+    /// The whole method matches.
+    Regex(Regex),
+}
+
+impl MethodMatch {
+    fn matches(&self, method: &str) -> bool {
+        match self {
+            Self::Exact(named) => &**named == method,
+            Self::Regex(regex) => regex.is_match(method.as_bytes()),
+        }
+    }
+}
+
+impl From<&str> for MethodMatch {
+    fn from(method: &str) -> Self {
+        Self::Exact(method.into())
+    }
+}
+
+impl fmt::Display for MethodMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(method) => f.write_str(method),
+            Self::Regex(regex) => write!(f, "/{}/", regex.source()),
+        }
+    }
 }
 
 /// A path condition.
@@ -40,6 +85,8 @@ pub enum PathMatch {
     Prefix(Arc<str>),
     /// The whole path matches.
     Regex(Regex),
+    /// The path and, where there is one, `?` and the query match as a whole: Cilium's `path`.
+    Target(Regex),
 }
 
 impl PathMatch {
@@ -62,11 +109,28 @@ impl PathMatch {
             Self::Prefix(value) => {
                 path.strip_prefix(&**value).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
             }
-            Self::Regex(regex) => regex.is_match(path.as_bytes()),
+            Self::Regex(regex) | Self::Target(regex) => regex.is_match(path.as_bytes()),
         }
     }
 
-    fn matches_any_reading(&self, path: &Path<'_>) -> bool {
+    fn matches_strictly(&self, request: &Request<'_>) -> bool {
+        match (request.path.strict(), self, request.query) {
+            (None, _, _) => false,
+            (Some(strict), Self::Target(regex), Some(query)) => {
+                regex.is_match(format!("{strict}?{query}").as_bytes())
+            }
+            (Some(strict), _, _) => self.matches(strict),
+        }
+    }
+
+    fn matches_any_reading(&self, path: &Path<'_>, query: Option<&str>) -> bool {
+        if let (Self::Target(regex), Some(query)) = (self, query) {
+            // With and without the query: a reading may end before it.
+            let test = |reading: &str| {
+                regex.is_match(reading.as_bytes()) || regex.is_match(format!("{reading}?{query}").as_bytes())
+            };
+            return path.any_reading(test);
+        }
         // A deny that is written with escapes means what they stand for, too: servers decode them.
         let plain = match self {
             Self::Exact(value) if value.contains('%') => Some(Self::Exact(path::decode_once(value).into())),
@@ -86,98 +150,97 @@ impl fmt::Display for PathMatch {
             Self::Prefix(value) if value.is_empty() => write!(f, "PathPrefix /"),
             Self::Prefix(value) => write!(f, "PathPrefix {value}"),
             Self::Regex(regex) => write!(f, "RegularExpression {}", regex.source()),
+            Self::Target(regex) => write!(f, "RegularExpression {} with the query", regex.source()),
         }
     }
 }
 
 impl HttpMatch {
+    /// CONNECT is meant only where it is named, whatever a regular expression says.
     fn allows_method(&self, method: &str) -> bool {
-        self.methods.iter().any(|named| &**named == method)
-            || (self.methods.is_empty() && method != "CONNECT")
+        match method {
+            "CONNECT" => self.methods.iter().any(|m| matches!(m, MethodMatch::Exact(m) if &**m == "CONNECT")),
+            _ => self.methods.is_empty() || self.methods.iter().any(|named| named.matches(method)),
+        }
     }
 
-    fn allows_path(&self, path: &Path<'_>) -> bool {
-        self.path.as_ref().is_none_or(|wanted| path.strict().is_some_and(|strict| wanted.matches(strict)))
+    fn allows_path(&self, request: &Request<'_>) -> bool {
+        self.path.as_ref().is_none_or(|wanted| wanted.matches_strictly(request))
     }
 
-    fn allows(&self, request: &Request<'_>) -> bool {
-        self.allows_method(request.method)
-            && self.allows_path(&request.path)
+    fn allows_host(&self, request: &Request<'_>) -> bool {
+        self.hosts.is_empty()
+            || request.host.is_some_and(|sent| self.hosts.iter().any(|host| host.allows(sent)))
+    }
+
+    fn allows_upgrade(&self, request: &Request<'_>) -> bool {
+        request.upgrade.is_none_or(|token| self.names_upgrade(token))
+    }
+
+    fn names_upgrade(&self, token: &str) -> bool {
+        self.upgrades.iter().any(|named| named.eq_ignore_ascii_case(token))
+    }
+
+    pub(crate) fn allows(&self, request: &Request<'_>) -> bool {
+        self.allows_method(request.effective_method())
+            && self.allows_path(request)
+            && self.allows_host(request)
+            && self.allows_upgrade(request)
             && self.headers.iter().all(|header| header.allows(request).is_ok())
+            && self.query.iter().all(|query| query.allows(request).is_ok())
     }
 
-    /// What an item that does not allow failed on. The path first: on the right path a wrong method is nearer
-    /// than anything on the wrong one.
-    fn miss(&self, request: &Request<'_>) -> Option<Miss> {
-        if !self.allows_path(&request.path) {
+    /// What an item that does not allow failed on. The host and the path first: on the right path a wrong method is
+    /// nearer than anything on the wrong one.
+    pub(crate) fn miss(&self, request: &Request<'_>) -> Option<Miss> {
+        if !self.allows_host(request) {
+            let expected = self.hosts.iter().map(|host| host.to_string().into()).collect();
+            return Some(Miss::Host { got: request.host.map(Into::into), expected });
+        }
+        if !self.allows_path(request) {
             return Some(match (request.path.strict(), &self.path) {
                 (Some(strict), Some(path)) => Miss::Path { got: strict.into(), expected: path.to_string() },
                 _ => Miss::AmbiguousPath { got: request.path.raw().into() },
             });
         }
-        if !self.allows_method(request.method) {
-            return Some(Miss::Method { got: request.method.into(), expected: self.methods.clone() });
+        if !self.allows_method(request.effective_method()) {
+            let expected = self.methods.iter().map(|method| method.to_string().into()).collect();
+            return Some(Miss::Method { got: request.method.into(), expected });
         }
-        self.headers.iter().find_map(|header| {
+        if let Some(token) = request.upgrade.filter(|token| !self.names_upgrade(token)) {
+            return Some(Miss::Upgrade { got: token.into(), expected: self.upgrades.clone() });
+        }
+        let header = self.headers.iter().find_map(|header| {
             let found = header.allows(request).err()?;
             Some(Miss::Header { name: header.name.clone(), expected: header.test.to_string(), found })
+        });
+        header.or_else(|| {
+            self.query.iter().find_map(|query| {
+                let found = query.allows(request).err()?;
+                Some(Miss::Query { name: query.name.clone(), expected: query.test.to_string(), found })
+            })
         })
     }
 
-    fn denies(&self, request: &Request<'_>) -> bool {
-        (self.methods.is_empty() || self.methods.iter().any(|m| m.eq_ignore_ascii_case(request.method)))
-            && self.path.as_ref().is_none_or(|path| path.matches_any_reading(&request.path))
+    pub(crate) fn denies(&self, request: &Request<'_>) -> bool {
+        self.denies_method(request)
+            && self.path.as_ref().is_none_or(|path| path.matches_any_reading(&request.path, request.query))
+            && (self.hosts.is_empty() || self.hosts.iter().any(|host| host.denies(request.host)))
+            && (self.upgrades.is_empty() || request.upgrade.is_some_and(|token| self.names_upgrade(token)))
             && self.headers.iter().all(|header| header.denies(request))
-    }
-}
-
-/// One item of `rules.grpc`.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct GrpcMatch {
-    /// The fully qualified service, as `shop.v1.Cart`.
-    pub service: Arc<str>,
-    /// Any of these methods; none named means all of the service.
-    pub methods: Vec<Arc<str>>,
-}
-
-impl GrpcMatch {
-    /// Splits `/service/method`.
-    fn split(path: &str) -> Option<(&str, &str)> {
-        let (service, method) = path.strip_prefix('/')?.split_once('/')?;
-        (!service.is_empty() && !method.is_empty() && !method.contains('/')).then_some((service, method))
+            && self.query.iter().all(|query| query.denies(request))
     }
 
-    fn matches(&self, path: &str) -> bool {
-        Self::split(path).is_some_and(|(service, method)| {
-            service == &*self.service
-                && (self.methods.is_empty() || self.methods.iter().any(|m| &**m == method))
-        })
-    }
-
-    /// By the bytes themselves: a gRPC server routes by them and decodes nothing.
-    fn allows(&self, request: &Request<'_>) -> bool {
-        let raw = request.path.raw();
-        request.is_grpc() && request.path.strict() == Some(raw) && self.matches(raw)
-    }
-
-    fn miss(&self, request: &Request<'_>) -> Option<Miss> {
-        let path = request.path.raw();
-        match Self::split(path) {
-            _ if self.allows(request) => None,
-            _ if !request.is_grpc() => Some(Miss::NotGrpc),
-            None => Some(Miss::Path { got: path.into(), expected: "gRPC /service/method".into() }),
-            Some((service, _)) if service != &*self.service => {
-                Some(Miss::GrpcService { got: service.into(), expected: self.service.clone() })
-            }
-            Some((_, method)) => {
-                Some(Miss::GrpcMethod { got: method.into(), expected: self.methods.clone() })
-            }
-        }
-    }
-
-    /// A deny holds under any method, version and content type.
-    fn denies(&self, request: &Request<'_>) -> bool {
-        request.path.any_reading(|reading| self.matches(reading))
+    /// Whether a deny takes the method, in any spelling: some servers fold its case.
+    fn denies_method(&self, request: &Request<'_>) -> bool {
+        self.methods.is_empty()
+            || [request.method, request.effective_method()].into_iter().any(|method| {
+                let upper = method.to_ascii_uppercase();
+                self.methods.iter().any(|named| match named {
+                    MethodMatch::Exact(named) => named.eq_ignore_ascii_case(method),
+                    MethodMatch::Regex(_) => named.matches(method) || named.matches(&upper),
+                })
+            })
     }
 }
 
@@ -198,12 +261,35 @@ impl Conditions {
         let grpc = self.grpc.iter().filter_map(|item| item.miss(request));
         let nearest =
             http.chain(grpc).reduce(|best, miss| if miss.depth() > best.depth() { miss } else { best });
-        Some(nearest.unwrap_or(Miss::NoCondition))
+        let none = if self.tls.is_empty() { Miss::NoCondition } else { Miss::NotTls };
+        Some(nearest.unwrap_or(none))
+    }
+
+    /// What a TLS connection failed on; `None` if its server name is granted.
+    #[must_use]
+    pub fn nearest_miss_tls(&self, server_name: Option<&str>) -> Option<Miss> {
+        let expected = self.tls.iter().map(|name| name.to_string().into()).collect();
+        (!self.allows_tls(server_name))
+            .then(|| Miss::ServerName { got: server_name.map(Into::into), expected })
     }
 
     /// Whether a deny with these conditions takes the request.
     #[must_use]
     pub fn denies(&self, request: &Request<'_>) -> bool {
         self.http.iter().any(|item| item.denies(request)) || self.grpc.iter().any(|item| item.denies(request))
+    }
+
+    /// Whether an allow with these conditions grants a TLS connection to this server name.
+    #[must_use]
+    pub fn allows_tls(&self, server_name: Option<&str>) -> bool {
+        server_name.is_some_and(|name| self.tls.iter().any(|wanted| wanted.matches(name)))
+    }
+
+    /// Whether a deny with these conditions takes a TLS connection: requests inside it cannot be known.
+    #[must_use]
+    pub fn denies_tls(&self, server_name: Option<&str>) -> bool {
+        !self.http.is_empty()
+            || !self.grpc.is_empty()
+            || server_name.is_none_or(|name| self.tls.iter().any(|wanted| wanted.matches(name)))
     }
 }

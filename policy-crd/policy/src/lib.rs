@@ -6,7 +6,9 @@
 
 pub mod class;
 pub mod fold;
+pub mod grpc;
 pub mod header;
+pub mod host;
 pub mod http;
 pub mod miss;
 pub mod origin;
@@ -14,6 +16,7 @@ pub mod path;
 pub mod port;
 pub mod prefix;
 pub mod profile;
+pub mod query;
 pub mod regex;
 pub mod request;
 pub mod snapshot;
@@ -22,8 +25,10 @@ mod walk;
 
 pub use class::{ClassId, ClassSet};
 pub use fold::{PortPrefix, Row, RowAction, RowEntry};
+pub use grpc::{GrpcMatch, GrpcProtocol};
 pub use header::{HeaderMatch, HeaderTest};
-pub use http::{Conditions, GrpcMatch, HttpMatch, PathMatch};
+pub use host::{HostMatch, NameMatch};
+pub use http::{Conditions, HttpMatch, MethodMatch, PathMatch};
 pub use miss::Miss;
 pub use origin::{Kind, Mode, Origin, Policy, PolicyId, RuleName};
 pub use port::{PortRange, PortSet, Protocol};
@@ -32,6 +37,7 @@ pub use profile::{
     Direction, IsolatedPorts, Isolation, Layer, LayerKind, Profile, ProfileId, Rule, Scope, Side, TierAction,
     TierRule,
 };
+pub use query::QueryMatch;
 pub use regex::Regex;
 pub use request::{HttpVersion, Request};
 pub use snapshot::{Class, Endpoint, Endpoints, Identity, Snapshot, Workload};

@@ -2,6 +2,7 @@
 //!
 //! Built only once a refusal is certain: the hot path never pays for it.
 
+use crate::grpc::GrpcProtocol;
 use crate::port::Protocol;
 use std::fmt;
 use std::sync::Arc;
@@ -21,7 +22,42 @@ pub enum Miss {
     /// The bytes are no request that anybody could judge.
     Unreadable,
     /// Not a gRPC request by its version, method and content type.
-    NotGrpc,
+    NotGrpc {
+        /// The protocols that would have been.
+        expected: Vec<GrpcProtocol>,
+    },
+    /// Another host, or none.
+    Host {
+        /// The host sent.
+        got: Option<Arc<str>>,
+        /// The hosts allowed.
+        expected: Vec<Arc<str>>,
+    },
+    /// An upgrade that the rule does not name.
+    Upgrade {
+        /// What was asked for.
+        got: Arc<str>,
+        /// The upgrades allowed.
+        expected: Vec<Arc<str>>,
+    },
+    /// A query parameter.
+    Query {
+        /// Its name.
+        name: Arc<str>,
+        /// The condition.
+        expected: String,
+        /// What was found instead.
+        found: &'static str,
+    },
+    /// TLS to another server name, or to none that can be read.
+    ServerName {
+        /// The server name asked for.
+        got: Option<Arc<str>>,
+        /// The server names allowed; empty where the rule is about requests.
+        expected: Vec<Arc<str>>,
+    },
+    /// A request in clear where the rule is about TLS.
+    NotTls,
     /// Another gRPC service.
     GrpcService {
         /// The service called.
@@ -76,12 +112,14 @@ impl Miss {
             Self::Peer => 0,
             Self::Port { .. } => 1,
             Self::NoCondition => 2,
-            Self::Unreadable | Self::NotGrpc => 3,
-            Self::GrpcService { .. } => 4,
+            Self::Unreadable | Self::NotGrpc { .. } | Self::NotTls => 3,
+            Self::GrpcService { .. } | Self::Host { .. } | Self::ServerName { .. } => 4,
             Self::AmbiguousPath { .. } => 5,
             Self::Path { .. } => 6,
             Self::Method { .. } | Self::GrpcMethod { .. } => 7,
-            Self::Header { .. } => 8,
+            Self::Upgrade { .. } => 8,
+            Self::Header { .. } => 9,
+            Self::Query { .. } => 10,
         }
     }
 }
@@ -106,7 +144,43 @@ impl fmt::Display for Miss {
             }
             Self::Port { protocol, .. } => write!(f, "protocol {protocol} not named"),
             Self::Unreadable => f.write_str("not readable as HTTP"),
-            Self::NotGrpc => f.write_str("not a gRPC request (HTTP/2, POST, content-type application/grpc)"),
+            Self::NotGrpc { expected } if expected[..] == [GrpcProtocol::Grpc] => {
+                f.write_str("not a gRPC request (HTTP/2, POST, content-type application/grpc)")
+            }
+            Self::NotGrpc { expected } => {
+                f.write_str("not a request of ")?;
+                list(f, &expected.iter().map(|protocol| protocol.as_str().into()).collect::<Vec<_>>())
+            }
+            Self::Host { got: Some(got), expected } => {
+                write!(f, "host {got} not in ")?;
+                list(f, expected)
+            }
+            Self::Host { got: None, expected } => {
+                f.write_str("no host, expected ")?;
+                list(f, expected)
+            }
+            Self::Upgrade { got, expected } if expected.is_empty() => {
+                write!(f, "upgrade to {got}, which the rule does not name")
+            }
+            Self::Upgrade { got, expected } => {
+                write!(f, "upgrade to {got} not in ")?;
+                list(f, expected)
+            }
+            Self::Query { name, expected, found } => {
+                write!(f, "query parameter {name} is {found}, expected {expected}")
+            }
+            Self::ServerName { expected, .. } if expected.is_empty() => {
+                f.write_str("TLS, in which no request can be read")
+            }
+            Self::ServerName { got: Some(got), expected } => {
+                write!(f, "server name {got} not in ")?;
+                list(f, expected)
+            }
+            Self::ServerName { got: None, expected } => {
+                f.write_str("no readable server name, expected ")?;
+                list(f, expected)
+            }
+            Self::NotTls => f.write_str("not TLS"),
             Self::GrpcService { got, expected } => write!(f, "gRPC service {got} is not {expected}"),
             Self::GrpcMethod { got, expected } => {
                 write!(f, "gRPC method {got} not in ")?;

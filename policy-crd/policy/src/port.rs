@@ -46,6 +46,12 @@ impl Protocol {
     pub const fn has_ports(self) -> bool {
         matches!(self, Self::Tcp | Self::Udp | Self::Sctp)
     }
+
+    /// Whether a row tells its packets apart, by port or by ICMP type.
+    #[must_use]
+    pub const fn is_keyed(self) -> bool {
+        self.has_ports() || matches!(self, Self::Icmp)
+    }
 }
 
 impl fmt::Display for Protocol {
@@ -54,7 +60,17 @@ impl fmt::Display for Protocol {
     }
 }
 
-/// Ports `first..=last` of one protocol.
+/// The first [`PortRange`] number of `ICMPv6` types; those of ICMP begin at 0.
+const ICMPV6_TYPES: u16 = 256;
+
+/// The number that stands for an ICMP type where others have a port: rows, ranges and connections key on it. Types
+/// of the two families mean different things (8 and 128 are echo requests), so that they have different numbers.
+#[must_use]
+pub const fn icmp_port(v6: bool, kind: u8) -> u16 {
+    if v6 { ICMPV6_TYPES + kind as u16 } else { kind as u16 }
+}
+
+/// Ports `first..=last` of one protocol; ICMP types by [`icmp_port`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortRange {
     /// The protocol.

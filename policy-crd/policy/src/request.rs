@@ -22,8 +22,13 @@ pub struct Request<'a> {
     pub method: &'a str,
     /// The path, without the query.
     pub path: Path<'a>,
+    /// The query, without its question mark; `None` where the target has none.
+    pub query: Option<&'a str>,
     /// `Host` or `:authority`, as sent.
     pub host: Option<&'a str>,
+    /// What the request asks to be upgraded to, as sent: HTTP/1.1 `Upgrade` (RFC 9110 §7.8), HTTP/2 `:protocol`
+    /// (RFC 8441).
+    pub upgrade: Option<&'a str>,
     /// Every header field in order; names in lower case.
     pub headers: &'a [(&'a str, &'a [u8])],
 }
@@ -46,15 +51,20 @@ impl Request<'_> {
         self.headers.iter().filter(move |(n, _)| same(n)).map(|(_, value)| *value)
     }
 
-    /// Whether this is a gRPC request by all its marks: HTTP/2, POST, `application/grpc` or
-    /// `application/grpc+…`.
-    pub(crate) fn is_grpc(&self) -> bool {
+    /// The method that a rule names: over HTTP/2 an upgrade is asked for by CONNECT, where HTTP/1.1 has GET
+    /// (RFC 8441 §5).
+    pub(crate) fn effective_method(&self) -> &str {
+        match (self.version, self.upgrade) {
+            (HttpVersion::Http2, Some(_)) if self.method == "CONNECT" => "GET",
+            _ => self.method,
+        }
+    }
+
+    /// The media type without its parameters, if there is exactly one content type.
+    pub(crate) fn media_type(&self) -> Option<&str> {
         let mut types = self.values("content-type");
-        let grpc = types.next().is_some_and(|value| {
-            value
-                .strip_prefix(b"application/grpc")
-                .is_some_and(|rest| rest.is_empty() || rest[0] == b'+' || rest[0] == b';')
-        });
-        grpc && types.next().is_none() && self.version == HttpVersion::Http2 && self.method == "POST"
+        let (Some(value), None) = (types.next(), types.next()) else { return None };
+        let text = std::str::from_utf8(value).ok()?;
+        Some(text.split(';').next().unwrap_or_default())
     }
 }

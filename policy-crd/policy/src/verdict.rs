@@ -17,7 +17,7 @@ pub struct Connection {
     pub peer: ClassId,
     /// The protocol.
     pub protocol: Protocol,
-    /// The destination port.
+    /// The destination port; of ICMP its type, see [`icmp_port`](crate::port::icmp_port).
     pub port: u16,
 }
 
@@ -28,7 +28,10 @@ pub enum Facts<'a> {
     Connection,
     /// One request.
     Request(&'a Request<'a>),
-    /// Bytes that nobody here can read: TLS, an unknown protocol. Matches every deny condition and no allow's.
+    /// A TLS connection, by the server name that its client asks for (RFC 6066 §3), in lower case and without a
+    /// trailing dot; `None` where there is none, or only an encrypted one. What is said inside is not known.
+    Tls(Option<&'a str>),
+    /// Bytes that nobody here can read. Matches every deny condition and no allow's.
     Unknown,
 }
 

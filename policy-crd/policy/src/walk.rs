@@ -30,6 +30,16 @@ impl<'a> Walked<'a> {
         Self { decision, reason, policy: Some(&rule.policy), rule: Some(&rule.name), nearest_miss: None }
     }
 
+    fn not_isolated() -> Self {
+        Self {
+            decision: Decision::Allow,
+            reason: Reason::NotIsolated,
+            policy: None,
+            rule: None,
+            nearest_miss: None,
+        }
+    }
+
     fn finding(self) -> AuditFinding {
         AuditFinding {
             policy: self.policy.cloned(),
@@ -68,6 +78,7 @@ impl Rule {
                 // Only TCP can be read at all: elsewhere a condition cannot be known, and a deny takes it.
                 (Some(_), Facts::Connection) => connection.protocol != Protocol::Tcp,
                 (Some(conditions), Facts::Request(request)) => conditions.denies(request),
+                (Some(conditions), Facts::Tls(name)) => conditions.denies_tls(name),
             }
     }
 
@@ -78,6 +89,7 @@ impl Rule {
                 (None, _) | (Some(_), Facts::Connection) => true,
                 (Some(_), Facts::Unknown) => false,
                 (Some(conditions), Facts::Request(request)) => conditions.allows(request),
+                (Some(conditions), Facts::Tls(name)) => conditions.allows_tls(name),
             }
     }
 
@@ -92,6 +104,7 @@ impl Rule {
             (None, _) | (Some(_), Facts::Connection) => None,
             (Some(_), Facts::Unknown) => Some(Miss::Unreadable),
             (Some(conditions), Facts::Request(request)) => conditions.nearest_miss(request),
+            (Some(conditions), Facts::Tls(name)) => conditions.nearest_miss_tls(name),
         }
     }
 }
@@ -260,13 +273,7 @@ impl Side {
         match l.walk(connection, facts, taking) {
             // The later layer says more: what was said ranks above who connected.
             Some(walked) => walked,
-            None => allowed.unwrap_or(Walked {
-                decision: Decision::Allow,
-                reason: Reason::NotIsolated,
-                policy: None,
-                rule: None,
-                nearest_miss: None,
-            }),
+            None => allowed.unwrap_or_else(Walked::not_isolated),
         }
     }
 

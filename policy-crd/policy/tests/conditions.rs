@@ -8,12 +8,21 @@ use sluice_policy::{
 type Headers<'a> = &'a [(&'a str, &'a [u8])];
 
 fn request<'a>(method: &'a str, path: &'a str, headers: Headers<'a>) -> Request<'a> {
-    Request { version: HttpVersion::Http2, method, path: Path::new(path), host: None, headers }
+    Request {
+        version: HttpVersion::Http2,
+        method,
+        path: Path::new(path),
+        query: None,
+        host: None,
+        upgrade: None,
+        headers,
+    }
 }
 
 fn http(methods: &[&str], path: Option<PathMatch>, headers: Vec<HeaderMatch>) -> Conditions {
     let methods = methods.iter().map(|method| (*method).into()).collect();
-    Conditions { http: vec![HttpMatch { methods, path, headers }], grpc: vec![] }
+    let item = HttpMatch { methods, path, headers, ..HttpMatch::default() };
+    Conditions { http: vec![item], ..Conditions::default() }
 }
 
 fn header(name: &str, test: HeaderTest) -> HeaderMatch {
@@ -117,8 +126,8 @@ fn a_deny_considers_every_occurrence_and_decoded_forms() {
 }
 
 fn grpc(methods: &[&str]) -> Conditions {
-    let methods = methods.iter().map(|method| (*method).into()).collect();
-    Conditions { http: vec![], grpc: vec![GrpcMatch { service: "shop.v1.Cart".into(), methods }] }
+    let methods: Vec<std::sync::Arc<str>> = methods.iter().map(|method| (*method).into()).collect();
+    Conditions { grpc: vec![GrpcMatch::grpc("shop.v1.Cart", methods)], ..Conditions::default() }
 }
 
 const GRPC: Headers<'static> = &[("content-type", b"application/grpc+proto")];
@@ -212,6 +221,7 @@ fn the_nearest_miss_is_the_deepest() {
         methods: vec!["POST".into()],
         path: Some(PathMatch::exact("/checkout")),
         headers: vec![header("x-tenant", HeaderTest::Present)],
+        ..HttpMatch::default()
     });
     let miss =
         |method, path| conditions.nearest_miss(&request(method, path, &[])).expect("denied").to_string();

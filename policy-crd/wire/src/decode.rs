@@ -426,9 +426,74 @@ fn conditions(message: pb::Conditions, regexes: &mut Regexes) -> Decoded<core::C
             Ok(core::GrpcMatch {
                 service: filled("service", &grpc.service, limits::TEXT_BYTES)?,
                 methods: methods(grpc.methods)?,
+                protocols: grpc_protocols(&grpc.protocols)?,
             })
         })?,
+        tls: each("tls", message.tls, limits::MATCHES, |_, name| name_match(name))?,
     })
+}
+
+fn grpc_protocols(messages: &[i32]) -> Decoded<Vec<core::GrpcProtocol>> {
+    let known = |message: &i32| match pb::GrpcProtocol::try_from(*message) {
+        Ok(pb::GrpcProtocol::Grpc) => Ok(core::GrpcProtocol::Grpc),
+        Ok(pb::GrpcProtocol::GrpcWeb) => Ok(core::GrpcProtocol::GrpcWeb),
+        Ok(pb::GrpcProtocol::Connect) => Ok(core::GrpcProtocol::Connect),
+        Ok(pb::GrpcProtocol::Unspecified) | Err(_) => {
+            Err(DecodeError::new("protocols", format!("{message} is no gRPC protocol known here")))
+        }
+    };
+    if messages.is_empty() || messages.len() > limits::GRPC_PROTOCOLS {
+        let reason = format!("{} protocols, from 1 to {} are taken", messages.len(), limits::GRPC_PROTOCOLS);
+        return Err(DecodeError::new("protocols", reason));
+    }
+    messages.iter().map(known).collect()
+}
+
+/// In lower case, which names are compared in: another one would never be met by a deny.
+fn lower(field: &str, value: &str) -> Decoded<Arc<str>> {
+    let name = filled(field, value, limits::NAME_BYTES)?;
+    if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        return Err(DecodeError::new(field, format!("\"{name}\" is not in lower case")));
+    }
+    Ok(name)
+}
+
+fn name_match(message: pb::NameMatch) -> Decoded<core::NameMatch> {
+    use pb::name_match::Test;
+    Ok(match required("test", message.test)? {
+        Test::Exact(name) => core::NameMatch::Exact(lower("exact", &name)?),
+        Test::Under(suffix) => core::NameMatch::Under(lower("under", &suffix)?),
+        Test::Label(suffix) => core::NameMatch::Label(lower("label", &suffix)?),
+    })
+}
+
+fn method_match(message: pb::MethodMatch, regexes: &mut Regexes) -> Decoded<core::MethodMatch> {
+    use pb::method_match::Test;
+    Ok(match required("test", message.test)? {
+        Test::Exact(method) => core::MethodMatch::Exact(filled("exact", &method, limits::TEXT_BYTES)?),
+        Test::Regex(source) => core::MethodMatch::Regex(regexes.get("regex", source)?),
+    })
+}
+
+fn host_match(message: pb::HostMatch, regexes: &mut Regexes) -> Decoded<core::HostMatch> {
+    use pb::host_match::Test;
+    Ok(match required("test", message.test)? {
+        Test::Name(name) => core::HostMatch::Name(name_match(name)?),
+        Test::Regex(source) => core::HostMatch::Regex(regexes.get("regex", source)?),
+        Test::Authority(source) => core::HostMatch::Authority(regexes.get("authority", source)?),
+    })
+}
+
+fn query_match(message: pb::QueryMatch, regexes: &mut Regexes) -> Decoded<core::QueryMatch> {
+    use pb::query_match::Test;
+    let name = filled("name", &message.name, limits::TEXT_BYTES)?;
+    let test = match required("test", message.test)? {
+        Test::Exact(value) => core::HeaderTest::Exact(text("exact", &value, limits::TEXT_BYTES)?),
+        Test::Regex(source) => core::HeaderTest::Regex(regexes.get("regex", source)?),
+        Test::Present(_) => core::HeaderTest::Present,
+        Test::Absent(_) => core::HeaderTest::Absent,
+    };
+    Ok(core::QueryMatch { name, test })
 }
 
 fn methods(messages: Vec<String>) -> Decoded<Vec<Arc<str>>> {
@@ -441,9 +506,12 @@ fn http_match(message: pb::HttpMatch, regexes: &mut Regexes) -> Decoded<core::Ht
         Some(path) => Some(path_match(path, regexes).map_err(|error| error.within("path"))?),
     };
     Ok(core::HttpMatch {
-        methods: methods(message.methods)?,
+        methods: each("methods", message.methods, limits::METHODS, |_, m| method_match(m, regexes))?,
         path,
+        hosts: each("hosts", message.hosts, limits::MATCHES, |_, h| host_match(h, regexes))?,
         headers: each("headers", message.headers, limits::HEADERS, |_, h| header_match(h, regexes))?,
+        query: each("query", message.query, limits::HEADERS, |_, q| query_match(q, regexes))?,
+        upgrades: each("upgrades", message.upgrades, limits::METHODS, |_, token| lower("", &token))?,
     })
 }
 
@@ -457,6 +525,7 @@ fn path_match(message: pb::PathMatch, regexes: &mut Regexes) -> Decoded<core::Pa
         }
         Test::Prefix(value) => core::PathMatch::Prefix(text("prefix", &value, limits::TEXT_BYTES)?),
         Test::Regex(source) => core::PathMatch::Regex(regexes.get("regex", source)?),
+        Test::Target(source) => core::PathMatch::Target(regexes.get("target", source)?),
     })
 }
 

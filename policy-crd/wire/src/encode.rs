@@ -220,11 +220,15 @@ fn strings(strings: &[Arc<str>]) -> Vec<String> {
 }
 
 fn conditions_message(conditions: &core::Conditions) -> pb::Conditions {
-    let grpc =
-        |m: &core::GrpcMatch| pb::GrpcMatch { service: m.service.to_string(), methods: strings(&m.methods) };
+    let grpc = |m: &core::GrpcMatch| pb::GrpcMatch {
+        service: m.service.to_string(),
+        methods: strings(&m.methods),
+        protocols: m.protocols.iter().map(|protocol| grpc_protocol(*protocol).into()).collect(),
+    };
     pb::Conditions {
         http: conditions.http.iter().map(http_match).collect(),
         grpc: conditions.grpc.iter().map(grpc).collect(),
+        tls: conditions.tls.iter().map(name_match).collect(),
     }
 }
 
@@ -234,12 +238,64 @@ fn http_match(http: &core::HttpMatch) -> pb::HttpMatch {
         core::PathMatch::Exact(value) => Test::Exact(value.to_string()),
         core::PathMatch::Prefix(value) => Test::Prefix(value.to_string()),
         core::PathMatch::Regex(regex) => Test::Regex(regex.source().to_owned()),
+        core::PathMatch::Target(regex) => Test::Target(regex.source().to_owned()),
     });
     pb::HttpMatch {
-        methods: strings(&http.methods),
+        methods: http.methods.iter().map(method_match).collect(),
         path: path.map(|test| pb::PathMatch { test: Some(test) }),
+        hosts: http.hosts.iter().map(host_match).collect(),
         headers: http.headers.iter().map(header_match).collect(),
+        query: http.query.iter().map(query_match).collect(),
+        upgrades: strings(&http.upgrades),
     }
+}
+
+fn grpc_protocol(protocol: core::GrpcProtocol) -> pb::GrpcProtocol {
+    match protocol {
+        core::GrpcProtocol::Grpc => pb::GrpcProtocol::Grpc,
+        core::GrpcProtocol::GrpcWeb => pb::GrpcProtocol::GrpcWeb,
+        core::GrpcProtocol::Connect => pb::GrpcProtocol::Connect,
+    }
+}
+
+fn method_match(method: &core::MethodMatch) -> pb::MethodMatch {
+    use pb::method_match::Test;
+    let test = match method {
+        core::MethodMatch::Exact(method) => Test::Exact(method.to_string()),
+        core::MethodMatch::Regex(regex) => Test::Regex(regex.source().to_owned()),
+    };
+    pb::MethodMatch { test: Some(test) }
+}
+
+fn name_match(name: &core::NameMatch) -> pb::NameMatch {
+    use pb::name_match::Test;
+    let test = match name {
+        core::NameMatch::Exact(name) => Test::Exact(name.to_string()),
+        core::NameMatch::Under(suffix) => Test::Under(suffix.to_string()),
+        core::NameMatch::Label(suffix) => Test::Label(suffix.to_string()),
+    };
+    pb::NameMatch { test: Some(test) }
+}
+
+fn host_match(host: &core::HostMatch) -> pb::HostMatch {
+    use pb::host_match::Test;
+    let test = match host {
+        core::HostMatch::Name(name) => Test::Name(name_match(name)),
+        core::HostMatch::Regex(regex) => Test::Regex(regex.source().to_owned()),
+        core::HostMatch::Authority(regex) => Test::Authority(regex.source().to_owned()),
+    };
+    pb::HostMatch { test: Some(test) }
+}
+
+fn query_match(query: &core::QueryMatch) -> pb::QueryMatch {
+    use pb::query_match::Test;
+    let test = match &query.test {
+        core::HeaderTest::Exact(value) => Test::Exact(value.to_string()),
+        core::HeaderTest::Regex(regex) => Test::Regex(regex.source().to_owned()),
+        core::HeaderTest::Present => Test::Present(true),
+        core::HeaderTest::Absent => Test::Absent(true),
+    };
+    pb::QueryMatch { name: query.name.to_string(), test: Some(test) }
 }
 
 fn header_match(header: &core::HeaderMatch) -> pb::HeaderMatch {

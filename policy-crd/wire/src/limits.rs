@@ -35,7 +35,9 @@ pub const CONDITIONS: usize = 1 << 16;
 pub const MATCHES: usize = 1 << 12;
 /// Methods of one match.
 pub const METHODS: usize = 1 << 10;
-/// Headers of one match.
+/// Protocols of one gRPC match: there are three.
+pub const GRPC_PROTOCOLS: usize = 8;
+/// Headers or query parameters of one match.
 pub const HEADERS: usize = 1 << 8;
 /// Distinct regular expressions. Each may take `sluice_policy::regex::REGEX_SIZE_LIMIT` bytes and milliseconds.
 pub const REGEXES: usize = 1 << 14;

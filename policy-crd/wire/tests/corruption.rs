@@ -68,6 +68,32 @@ fn assert_in_range(snapshot: &Snapshot) {
     }
 }
 
+/// A condition of every kind.
+fn conditions() -> pb::Conditions {
+    let header = pb::HeaderMatch {
+        name: "x-tenant".into(),
+        test: Some(pb::header_match::Test::Regex("[a-z]+".into())),
+    };
+    let path = pb::PathMatch { test: Some(pb::path_match::Test::Prefix("/api".into())) };
+    let host = pb::HostMatch { test: Some(pb::host_match::Test::Name(server_name("cart.shop"))) };
+    let query = pb::QueryMatch { name: "v".into(), test: Some(pb::query_match::Test::Exact("2".into())) };
+    let method = pb::MethodMatch { test: Some(pb::method_match::Test::Exact("GET".into())) };
+    let http = pb::HttpMatch {
+        methods: vec![method],
+        path: Some(path),
+        headers: vec![header],
+        hosts: vec![host],
+        query: vec![query],
+        upgrades: vec!["websocket".into()],
+    };
+    let grpc = pb::GrpcMatch {
+        service: "shop.v1.Cart".into(),
+        methods: vec!["GetCart".into()],
+        protocols: vec![pb::GrpcProtocol::Grpc.into()],
+    };
+    pb::Conditions { http: vec![http], grpc: vec![grpc], tls: vec![server_name("api.example.com")] }
+}
+
 /// A small valid message with one of everything.
 fn sample() -> pb::Snapshot {
     let class = |identity| Class { identity, cidrs: vec!["10.0.0.0/8".into()] };
@@ -107,15 +133,7 @@ fn sample() -> pb::Snapshot {
         name: "cart".into(),
         mode: pb::Mode::Enforce.into(),
     }];
-    let header = pb::HeaderMatch {
-        name: "x-tenant".into(),
-        test: Some(pb::header_match::Test::Regex("[a-z]+".into())),
-    };
-    let path = pb::PathMatch { test: Some(pb::path_match::Test::Prefix("/api".into())) };
-    message.conditions = vec![pb::Conditions {
-        http: vec![pb::HttpMatch { methods: vec!["GET".into()], path: Some(path), headers: vec![header] }],
-        grpc: vec![pb::GrpcMatch { service: "shop.v1.Cart".into(), methods: vec!["GetCart".into()] }],
-    }];
+    message.conditions = vec![conditions()];
     let address = vec![10, 0, 0, 1];
     message.workloads = vec![pb::Workload {
         namespace: "shop".into(),
@@ -125,6 +143,10 @@ fn sample() -> pb::Snapshot {
     }];
     message.endpoints = vec![pb::Endpoint { workload: 0, addresses: vec![address], profile: 0 }];
     message
+}
+
+fn server_name(name: &str) -> pb::NameMatch {
+    pb::NameMatch { test: Some(pb::name_match::Test::Exact(name.into())) }
 }
 
 type Damage = fn(&mut pb::Snapshot);
@@ -197,7 +219,20 @@ const DAMAGES: &[(&str, Damage)] = &[
     ("conditions[0].http[0].path.exact", |m| path(m, pb::path_match::Test::Exact(String::new()))),
     ("conditions[0].http[0].path.regex", |m| path(m, pb::path_match::Test::Regex("(".into()))),
     ("conditions[0].http[0].path.regex", |m| path(m, pb::path_match::Test::Regex("(a{999}){999}".into()))),
-    ("conditions[0].http[0].methods[0]", |m| http(m).methods[0].clear()),
+    ("conditions[0].http[0].methods[0].test", |m| http(m).methods[0].test = None),
+    ("conditions[0].http[0].methods[0].exact", |m| {
+        http(m).methods[0].test = Some(pb::method_match::Test::Exact(String::new()));
+    }),
+    ("conditions[0].http[0].hosts[0].test", |m| http(m).hosts[0].test = None),
+    ("conditions[0].http[0].hosts[0].exact", |m| {
+        http(m).hosts[0].test = Some(pb::host_match::Test::Name(server_name("Cart")));
+    }),
+    ("conditions[0].http[0].query[0].name", |m| http(m).query[0].name.clear()),
+    ("conditions[0].http[0].query[0].test", |m| http(m).query[0].test = None),
+    ("conditions[0].http[0].upgrades[0]", |m| http(m).upgrades[0] = "WebSocket".into()),
+    ("conditions[0].tls[0].exact", |m| m.conditions[0].tls[0] = server_name("")),
+    ("conditions[0].grpc[0].protocols", |m| m.conditions[0].grpc[0].protocols.clear()),
+    ("conditions[0].grpc[0].protocols", |m| m.conditions[0].grpc[0].protocols = vec![9]),
     ("conditions[0].http[0].headers[0].name", |m| http(m).headers[0].name = "X-Tenant".into()),
     ("conditions[0].http[0].headers[0].test", |m| http(m).headers[0].test = None),
     ("conditions[0].grpc[0].service", |m| m.conditions[0].grpc[0].service.clear()),
@@ -224,7 +259,7 @@ fn too_many_expressions_are_refused_before_they_are_compiled() {
     };
     let conditions = |chunk: usize| pb::Conditions {
         http: (0..limits::MATCHES).map(|at| http(chunk * limits::MATCHES + at)).collect(),
-        grpc: Vec::new(),
+        ..pb::Conditions::default()
     };
     message.conditions = (0..=limits::REGEXES / limits::MATCHES).map(conditions).collect();
     let error = decode(message).expect_err("too many");

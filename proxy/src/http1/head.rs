@@ -324,6 +324,12 @@ impl RequestHead {
         std::str::from_utf8(&self.raw[self.path.clone()]).unwrap_or_default()
     }
 
+    /// The query, without its question mark.
+    pub fn query(&self) -> Option<&str> {
+        let rest = std::str::from_utf8(&self.raw[self.path.end..self.target.end]).ok()?;
+        rest.strip_prefix('?')
+    }
+
     /// The fields, to be judged. Each was checked when the head was parsed.
     pub fn headers(&self) -> impl Iterator<Item = judge::Field> {
         self.fields.iter().filter_map(|place| field(&self.raw, place))

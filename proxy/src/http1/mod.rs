@@ -341,6 +341,7 @@ fn said(head: &RequestHead) -> judge::Said {
         version: HttpVersion::Http1,
         method: head.method.clone(),
         path: head.path().to_owned(),
+        query: head.query().map(str::to_owned),
         host: head.host.clone(),
         headers: head.headers().filter(|(name, _)| !dropped(name.as_str())).collect(),
     }

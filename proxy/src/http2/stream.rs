@@ -92,6 +92,7 @@ fn said(parts: &Parts) -> judge::Said {
         version: HttpVersion::Http2,
         method: parts.method.as_str().to_owned(),
         path: parts.uri.path().to_owned(),
+        query: parts.uri.query().map(str::to_owned),
         host: parts.uri.authority().map(|authority| authority.as_str().to_owned()).or(host),
         headers,
     }

@@ -48,7 +48,7 @@ pub struct Rules {
 }
 
 pub fn http(methods: &[&str], path: Option<PathMatch>) -> HttpMatch {
-    HttpMatch { methods: methods.iter().map(|m| (*m).into()).collect(), path, headers: Vec::new() }
+    HttpMatch { methods: methods.iter().map(|m| (*m).into()).collect(), path, ..HttpMatch::default() }
 }
 
 /// GET below /api, POST /api/v1/checkout, and shop.v1.Cart/GetCart and WatchCart.
@@ -58,10 +58,7 @@ pub fn shop() -> Rules {
             http(&["GET", "HEAD"], Some(PathMatch::prefix("/api"))),
             http(&["POST"], Some(PathMatch::Exact("/api/v1/checkout".into()))),
         ],
-        grpc: vec![GrpcMatch {
-            service: "shop.v1.Cart".into(),
-            methods: vec!["GetCart".into(), "WatchCart".into()],
-        }],
+        grpc: vec![GrpcMatch::grpc("shop.v1.Cart", ["GetCart".into(), "WatchCart".into()])],
         plain: false,
         mode: Mode::Enforce,
     }
@@ -70,7 +67,8 @@ pub fn shop() -> Rules {
 pub fn snapshot(generation: u64, rules: &Rules) -> Arc<Snapshot> {
     let origin = Origin { kind: Kind::L7NetworkPolicy, namespace: "shop".into(), name: "cart".into() };
     let policy = Arc::new(Policy { id: PolicyId(0), origin, mode: rules.mode });
-    let conditions = Conditions { http: rules.http.clone(), grpc: rules.grpc.clone() };
+    let conditions =
+        Conditions { http: rules.http.clone(), grpc: rules.grpc.clone(), ..Conditions::default() };
     let rule = Rule {
         policy: policy.clone(),
         name: "frontend".into(),
@@ -113,7 +111,7 @@ pub fn snapshot(generation: u64, rules: &Rules) -> Arc<Snapshot> {
 pub fn denying(item: HttpMatch) -> Arc<Snapshot> {
     let mut snapshot = (*snapshot(1, &Rules { http: vec![http(&[], None)], ..shop() })).clone();
     let side = &mut snapshot.profiles[0].ingress;
-    let conditions = Conditions { http: vec![item], grpc: Vec::new() };
+    let conditions = Conditions { http: vec![item], ..Conditions::default() };
     let allow = side.layers[1].allow[0].clone();
     side.deny.push(Rule { name: "deny".into(), conditions: Some(Arc::new(conditions)), ..allow });
     Arc::new(snapshot)

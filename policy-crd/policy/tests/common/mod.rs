@@ -46,8 +46,8 @@ pub fn deny(
 }
 
 pub fn conditions(method: &str, path: PathMatch) -> Conditions {
-    let http = vec![HttpMatch { methods: vec![method.into()], path: Some(path), headers: vec![] }];
-    Conditions { http, grpc: vec![] }
+    let http = vec![HttpMatch { methods: vec![method.into()], path: Some(path), ..HttpMatch::default() }];
+    Conditions { http, ..Conditions::default() }
 }
 
 pub fn get(path: &str) -> Request<'_> {
@@ -55,7 +55,9 @@ pub fn get(path: &str) -> Request<'_> {
         version: HttpVersion::Http1,
         method: "GET",
         path: sluice_policy::path::Path::new(path),
+        query: None,
         host: None,
+        upgrade: None,
         headers: &[],
     }
 }

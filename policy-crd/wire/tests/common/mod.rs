@@ -3,10 +3,10 @@
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use sluice_policy::{
-    Class, ClassId, ClassSet, Conditions, Endpoint, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, Identity,
-    IsolatedPorts, Isolation, Kind, Layer, Mode, Origin, PathMatch, Policy, PolicyId, PortRange, PortSet,
-    Prefix, PrefixTable, Profile, ProfileId, Protocol, Regex, Rule, Scope, Side, Snapshot, TierAction,
-    TierRule, Workload,
+    Class, ClassId, ClassSet, Conditions, Endpoint, GrpcMatch, GrpcProtocol, HeaderMatch, HeaderTest,
+    HostMatch, HttpMatch, Identity, IsolatedPorts, Isolation, Kind, Layer, MethodMatch, Mode, NameMatch,
+    Origin, PathMatch, Policy, PolicyId, PortRange, PortSet, Prefix, PrefixTable, Profile, ProfileId,
+    Protocol, QueryMatch, Regex, Rule, Scope, Side, Snapshot, TierAction, TierRule, Workload,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -54,7 +54,8 @@ fn conditions() -> impl Strategy<Value = Arc<Conditions>> {
     let path = prop_oneof![
         "/[a-z/]{0,6}".prop_map(|p| PathMatch::Exact(p.into())),
         "/[a-z/]{0,6}".prop_map(|p| PathMatch::prefix(&p)),
-        regex().prop_map(PathMatch::Regex)
+        regex().prop_map(PathMatch::Regex),
+        regex().prop_map(PathMatch::Target)
     ];
     let test = prop_oneof![
         "[ -~]{0,6}".prop_map(|v| HeaderTest::Exact(v.into())),
@@ -62,11 +63,42 @@ fn conditions() -> impl Strategy<Value = Arc<Conditions>> {
         Just(HeaderTest::Present),
         Just(HeaderTest::Absent)
     ];
-    let header = (name(), test).prop_map(|(name, test)| HeaderMatch { name, test });
-    let http = (vec("[A-Z]{1,6}".prop_map(Arc::from), 0..3), proptest::option::of(path), vec(header, 0..3))
-        .prop_map(|(methods, path, headers)| HttpMatch { methods, path, headers });
-    let grpc = (name(), vec(name(), 0..3)).prop_map(|(service, methods)| GrpcMatch { service, methods });
-    (vec(http, 0..3), vec(grpc, 0..2)).prop_map(|(http, grpc)| Arc::new(Conditions { http, grpc }))
+    let header = (name(), test.clone()).prop_map(|(name, test)| HeaderMatch { name, test });
+    let query = (name(), test).prop_map(|(name, test)| QueryMatch { name, test });
+    let method = prop_oneof![
+        "[A-Z]{1,6}".prop_map(|method| MethodMatch::Exact(method.into())),
+        regex().prop_map(MethodMatch::Regex)
+    ];
+    let hosts = prop_oneof![
+        server_name().prop_map(HostMatch::Name),
+        regex().prop_map(HostMatch::Regex),
+        regex().prop_map(HostMatch::Authority)
+    ];
+    let said = (vec(method, 0..3), proptest::option::of(path), vec(header, 0..3));
+    let http = (said, vec(hosts, 0..3), vec(query, 0..3), vec("[a-z]{1,6}".prop_map(Arc::from), 0..2))
+        .prop_map(|((methods, path, headers), hosts, query, upgrades)| HttpMatch {
+            methods,
+            path,
+            hosts,
+            headers,
+            query,
+            upgrades,
+        });
+    let protocol =
+        prop_oneof![Just(GrpcProtocol::Grpc), Just(GrpcProtocol::GrpcWeb), Just(GrpcProtocol::Connect)];
+    let grpc = (name(), vec(name(), 0..3), vec(protocol, 1..4))
+        .prop_map(|(service, methods, protocols)| GrpcMatch { service, methods, protocols });
+    (vec(http, 0..3), vec(grpc, 0..2), vec(server_name(), 0..2))
+        .prop_map(|(http, grpc, tls)| Arc::new(Conditions { http, grpc, tls }))
+}
+
+fn server_name() -> impl Strategy<Value = NameMatch> {
+    let name = || "[a-z]{1,5}(\\.[a-z]{1,3})?".prop_map(Arc::<str>::from);
+    prop_oneof![
+        name().prop_map(NameMatch::Exact),
+        name().prop_map(NameMatch::Under),
+        name().prop_map(NameMatch::Label)
+    ]
 }
 
 fn span() -> impl Strategy<Value = (u16, u16)> {

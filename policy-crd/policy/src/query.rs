@@ -1,0 +1,94 @@
+//! Conditions on query parameters: exactly one occurrence for an allow, every suspicious one for a deny.
+//!
+//! A query is read as `application/x-www-form-urlencoded` (WHATWG URL §5.1), as most servers read it. Knows nothing
+//! of paths or headers.
+
+use crate::header::HeaderTest;
+use crate::path::decode_once;
+use crate::request::Request;
+use std::sync::Arc;
+
+/// A condition on a query parameter.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct QueryMatch {
+    /// The parameter's name, decoded; names are case-sensitive.
+    pub name: Arc<str>,
+    /// What of it.
+    pub test: HeaderTest,
+}
+
+impl QueryMatch {
+    /// What an allow sees of the parameter, `Ok` if it is what it must be.
+    pub(crate) fn allows(&self, request: &Request<'_>) -> Result<(), &'static str> {
+        let mut alike = pairs(request.query).filter(|(name, _)| self.is_alike(&decode_once(name)));
+        match (alike.next(), alike.next()) {
+            // Servers that split at `;` too, or decode twice, would see something else.
+            _ if is_ambiguous(request.query) => Err("ambiguous"),
+            (None, _) if self.test == HeaderTest::Absent => Ok(()),
+            (None, _) => Err("absent"),
+            (Some(_), Some(_)) => Err("given more than once"),
+            (Some(_), None) if self.test == HeaderTest::Absent => Err("present"),
+            (Some((name, _)), None) if name != &*self.name => Err("spelt in another way"),
+            // A blank to some, a plus to others.
+            (Some((_, value)), None) if value.contains('+') => Err("ambiguous"),
+            (Some((_, value)), None) => {
+                let value = decode_once(value);
+                // Bytes that are no UTF-8 have no one reading.
+                let readable = !value.contains(char::REPLACEMENT_CHARACTER);
+                if readable && self.test.is_met_by(value.as_bytes()) { Ok(()) } else { Err("different") }
+            }
+        }
+    }
+
+    /// Whether a deny takes the query in any reading of it.
+    pub(crate) fn denies(&self, request: &Request<'_>) -> bool {
+        let mut values = Vec::new();
+        let mut plainly = false;
+        for pair in request.query.unwrap_or_default().split(['&', ';']) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            plainly |= name == &*self.name;
+            if readings(name).iter().any(|reading| self.is_alike(reading)) {
+                values.extend(readings(value));
+            }
+        }
+        match self.test {
+            HeaderTest::Absent => !plainly,
+            HeaderTest::Present => !values.is_empty(),
+            _ => values.iter().any(|value| {
+                let members = value.split(',').map(str::trim);
+                members.chain([value.as_str()]).any(|member| self.test.is_met_by(member.as_bytes()))
+            }),
+        }
+    }
+
+    /// Whether some server takes this name for the parameter's: `_` beside `-`, in any case.
+    fn is_alike(&self, name: &str) -> bool {
+        let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
+        name.len() == self.name.len() && name.bytes().map(fold).eq(self.name.bytes().map(fold))
+    }
+}
+
+fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
+    let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
+    pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// Whether some servers would split or decode the query in another way.
+fn is_ambiguous(query: Option<&str>) -> bool {
+    const ESCAPES: [&str; 4] = ["%25", "%00", "%3b", "%26"];
+    query.is_some_and(|query| {
+        query.contains(';')
+            || (query.contains('%') && {
+                let lower = query.to_ascii_lowercase();
+                ESCAPES.iter().any(|escape| lower.contains(escape))
+            })
+    })
+}
+
+/// As sent, decoded once and decoded twice, with a plus for a plus and for a blank.
+fn readings(text: &str) -> [String; 5] {
+    let once = decode_once(text);
+    let blank = text.replace('+', " ");
+    let blank_once = decode_once(&blank);
+    [text.to_owned(), decode_once(&once), once, decode_once(&blank_once), blank_once]
+}
