@@ -138,9 +138,17 @@ impl Engine {
             HttpVersion::H1 => sluice_policy::HttpVersion::Http1,
             HttpVersion::H2 => sluice_policy::HttpVersion::Http2,
         };
-        let path = Path::new(ask.path.split('?').next().unwrap_or_default());
-        let facts =
-            sluice_policy::Request { version, method: &ask.method, path, host: None, headers: &headers };
+        let (path, query) =
+            ask.path.split_once('?').map_or((ask.path.as_str(), None), |(path, query)| (path, Some(query)));
+        let facts = sluice_policy::Request {
+            version,
+            method: &ask.method,
+            path: Path::new(path),
+            query,
+            host: ask.host.as_deref(),
+            upgrade: None,
+            headers: &headers,
+        };
         Judged::new(&judge(Facts::Request(&facts)), connects, proxied)
     }
 

@@ -150,6 +150,9 @@ pub struct Http {
     pub method: String,
     /// The path with its query.
     pub path: String,
+    /// The host; the destination's address and port unless given.
+    #[serde(default)]
+    pub host: Option<String>,
     /// The headers; a list is several fields of one name.
     #[serde(default)]
     pub headers: BTreeMap<String, OneOrMany>,
@@ -217,6 +220,7 @@ impl Request {
         for (name, values) in &http.headers {
             ask = values.values().iter().fold(ask, |ask, value| ask.header(name, value));
         }
+        ask.host.clone_from(&http.host);
         Some((ask, http.version))
     }
 }
@@ -224,7 +228,7 @@ impl Request {
 impl fmt::Display for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} -> {} {:?}/{}", self.from, self.to, self.protocol, self.port)?;
-        if let Some(Http { method, path, headers, version }) = &self.http {
+        if let Some(Http { method, path, headers, version, .. }) = &self.http {
             write!(f, " {version:?} {method} {path}")?;
             for (name, values) in headers {
                 write!(f, " {name}={}", values.values().join("|"))?;

@@ -46,7 +46,12 @@ fn many(count: usize, item: impl Fn(usize) -> Value) -> Value {
 #[test]
 fn too_much_in_a_rule_is_a_problem_and_no_snapshot_that_nodes_refuse() {
     let header = |at: usize| json!({"name": format!("x-{at}"), "type": "Present"});
-    let pattern = |at: usize| json!({"path": {"type": "RegularExpression", "value": format!("/a{at}")}});
+    let pattern = |at: usize| {
+        json!({
+            "path": {"type": "RegularExpression", "value": format!("/a{at}")},
+            "headers": [{"name": "x-a", "type": "RegularExpression", "value": format!("a{at}")}],
+        })
+    };
     let long = "x".repeat(100_000);
     let cases = [
         (
@@ -70,7 +75,7 @@ fn too_much_in_a_rule_is_a_problem_and_no_snapshot_that_nodes_refuse() {
         ),
         ("grpc[0].service", json!({"grpc": [{"service": long}]})),
         ("grpc[0].methods", json!({"grpc": [{"service": "s", "methods": [long]}]})),
-        ("http[128].path.value", json!({"http": many(200, pattern)})),
+        ("http[64].path.value", json!({"http": many(100, pattern)})),
     ];
     for (field, given) in cases {
         let problems = taken(&rules(&given), &json!({}));

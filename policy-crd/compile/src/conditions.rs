@@ -3,8 +3,9 @@
 //! Knows nothing of peers or ports. Says apart what is whole and what lost a limit, for a deny may lose one and
 //! an allow may not.
 
+use crate::hosts;
 use crate::report::Report;
-use sluice_crd::limits::{MAX_HEADERS, MAX_MATCHES, MAX_METHODS, MAX_REGEXES, MAX_VALUE};
+use sluice_crd::limits::{MAX_HEADERS, MAX_MATCHES, MAX_METHODS, MAX_PROTOCOLS, MAX_REGEXES, MAX_VALUE};
 use sluice_crd::{
     GrpcProtocol, GrpcRule, HeaderMatch as HeaderGiven, HeaderMatchType, HttpRule, Part, RuleObject,
     StringMatch, StringMatchType,
@@ -133,7 +134,7 @@ fn exceeds(len: usize, most: usize, path: &str, report: &mut Report<'_>) -> bool
 }
 
 /// Whether a text is too long; the problem is told.
-fn too_long(text: &str, path: &str, report: &mut Report<'_>) -> bool {
+pub(crate) fn too_long(text: &str, path: &str, report: &mut Report<'_>) -> bool {
     let len = text.len();
     if len > MAX_VALUE {
         report.error(path, format!("{len} bytes, at most {MAX_VALUE} are taken"), "write less");
@@ -142,15 +143,9 @@ fn too_long(text: &str, path: &str, report: &mut Report<'_>) -> bool {
 }
 
 fn http(item: &HttpRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>) -> HttpMatch {
-    for (field, given) in [
-        ("hosts", item.hosts.is_some()),
-        ("queryParams", item.query_params.is_some()),
-        ("upgrades", item.upgrades.is_some()),
-    ] {
-        if given {
-            report.not_built(&format!("{path}.{field}"));
-            doubt.widened = true;
-        }
+    if item.upgrades.is_some() {
+        report.not_built(&format!("{path}.upgrades"));
+        doubt.widened = true;
     }
     let methods = methods(item.methods.as_deref(), &format!("{path}.methods"), doubt, report);
     if methods.iter().any(|method| &**method == "CONNECT") {
@@ -162,17 +157,45 @@ fn http(item: &HttpRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>)
         doubt.widened |= lowered.is_none();
         lowered
     });
-    let mut headers = Vec::new();
-    let given = item.headers.as_deref().unwrap_or_default();
-    let all = !exceeds(given.len(), MAX_HEADERS, &format!("{path}.headers"), report);
-    doubt.widened |= !all;
-    for (index, given) in given.iter().enumerate().filter(|_| all) {
-        match header(given, &format!("{path}.headers[{index}]"), report) {
-            Some(header) => headers.push(header),
+    let hosts = item.hosts.as_deref().and_then(|given| {
+        let lowered = hosts::hosts(given, &format!("{path}.hosts"), report);
+        doubt.widened |= lowered.is_none();
+        lowered
+    });
+    let headers = all_of(item.headers.as_deref(), &format!("{path}.headers"), doubt, report, header);
+    let query =
+        all_of(item.query_params.as_deref(), &format!("{path}.queryParams"), doubt, report, hosts::param);
+    HttpMatch {
+        methods: methods.iter().map(|method| (&**method).into()).collect(),
+        path: path_match,
+        hosts: hosts.unwrap_or_default(),
+        headers,
+        query,
+        upgrades: Vec::new(),
+    }
+}
+
+/// Lowers conditions that must all hold: one in doubt is left out, which widens the alternative.
+fn all_of<T>(
+    given: Option<&[HeaderGiven]>,
+    path: &str,
+    doubt: &mut Doubt,
+    report: &mut Report<'_>,
+    mut lower: impl FnMut(&HeaderGiven, &str, &mut Report<'_>) -> Option<T>,
+) -> Vec<T> {
+    let given = given.unwrap_or_default();
+    if exceeds(given.len(), MAX_HEADERS, path, report) {
+        doubt.widened = true;
+        return Vec::new();
+    }
+    let mut out = Vec::with_capacity(given.len());
+    for (index, given) in given.iter().enumerate() {
+        match lower(given, &format!("{path}[{index}]"), report) {
+            Some(condition) => out.push(condition),
             None => doubt.widened = true,
         }
     }
-    HttpMatch { methods, path: path_match, headers }
+    out
 }
 
 /// A token by RFC 9110 §5.6.2.
@@ -245,7 +268,7 @@ fn path_condition(given: &StringMatch, path: &str, report: &mut Report<'_>) -> O
     })
 }
 
-fn regex(value: &str, path: &str, report: &mut Report<'_>) -> Option<Regex> {
+pub(crate) fn regex(value: &str, path: &str, report: &mut Report<'_>) -> Option<Regex> {
     report.regexes += 1;
     if report.regexes > MAX_REGEXES {
         let reason = format!("more than {MAX_REGEXES} regular expressions in one policy");
@@ -270,7 +293,7 @@ fn regex(value: &str, path: &str, report: &mut Report<'_>) -> Option<Regex> {
 /// and HTTP/2 in a pseudo-header, and a condition must mean the same in both.
 fn not_a_header(name: &str) -> Option<&'static str> {
     if name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority") {
-        return Some("write it under `hosts`, which is not built yet");
+        return Some("write it under `hosts`");
     }
     name.starts_with(':').then_some("write it under `methods` or `path`")
 }
@@ -336,13 +359,24 @@ fn grpc(item: &GrpcRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>)
             doubt.widened = true;
         }
     }
-    if item
-        .protocols
-        .as_ref()
-        .is_some_and(|given| given.iter().any(|p| *p != GrpcProtocol::GRPC) || given.is_empty())
-    {
-        report.not_built(&format!("{path}.protocols"));
-        doubt.widened = true;
+    let protocols = match &item.protocols {
+        None => vec![sluice_policy::GrpcProtocol::Grpc],
+        Some(given) if given.is_empty() || given.len() > MAX_PROTOCOLS => {
+            let reason = format!("{} protocols, from 1 to {MAX_PROTOCOLS} are taken", given.len());
+            report.error(&format!("{path}.protocols"), reason, "remove the list to mean GRPC");
+            // A deny holds whatever the protocol; an allow is not granted.
+            doubt.widened = true;
+            vec![sluice_policy::GrpcProtocol::Grpc]
+        }
+        Some(given) => given.iter().map(|protocol| grpc_protocol(*protocol)).collect(),
+    };
+    Some(GrpcMatch { service: item.service.as_str().into(), methods, protocols })
+}
+
+const fn grpc_protocol(given: GrpcProtocol) -> sluice_policy::GrpcProtocol {
+    match given {
+        GrpcProtocol::GRPC => sluice_policy::GrpcProtocol::Grpc,
+        GrpcProtocol::GRPCWeb => sluice_policy::GrpcProtocol::GrpcWeb,
+        GrpcProtocol::Connect => sluice_policy::GrpcProtocol::Connect,
     }
-    Some(GrpcMatch { service: item.service.as_str().into(), methods })
 }

@@ -8,6 +8,7 @@ mod cilium;
 mod classes;
 mod cluster_peers;
 mod conditions;
+mod hosts;
 mod index;
 mod lower;
 mod peers;

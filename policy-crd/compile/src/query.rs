@@ -142,14 +142,18 @@ impl Cluster {
         match &query.said {
             Said::Nothing => Ok(judge(Facts::Connection)),
             Said::Http { method, target, host, headers } => {
-                let path = target.split('?').next().unwrap_or_default();
+                let (path, query) = target
+                    .split_once('?')
+                    .map_or((target.as_str(), None), |(path, query)| (path, Some(query)));
                 let headers = lower_case(headers);
                 let headers = borrowed(&headers);
                 let request = Request {
                     version: HttpVersion::Http1,
                     method,
                     path: Path::new(path),
+                    query,
                     host: host.as_deref(),
+                    upgrade: upgrade(&headers),
                     headers: &headers,
                 };
                 Ok(judge(Facts::Request(&request)))
@@ -163,7 +167,9 @@ impl Cluster {
                     version: HttpVersion::Http2,
                     method: "POST",
                     path: Path::new(&path),
+                    query: None,
                     host: None,
+                    upgrade: None,
                     headers: &headers,
                 };
                 Ok(judge(Facts::Request(&request)))
@@ -271,6 +277,12 @@ fn lower_case(headers: &[(String, String)]) -> Vec<(String, String)> {
 
 fn borrowed(headers: &[(String, String)]) -> Vec<(&str, &[u8])> {
     headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
+}
+
+/// What an HTTP/1.1 request asks to be upgraded to (RFC 9110 §7.8).
+fn upgrade<'a>(headers: &[(&str, &'a [u8])]) -> Option<&'a str> {
+    let value = headers.iter().find(|(name, _)| *name == "upgrade").map(|(_, value)| *value)?;
+    std::str::from_utf8(value).ok()
 }
 
 /// Pods of manifests without status get addresses, so that they can be told apart.

@@ -208,6 +208,7 @@ impl Row {
             http: http.then(|| Http {
                 method: self.method.to_owned(),
                 path: self.path.to_owned(),
+                host: None,
                 headers: header.into_iter().collect(),
                 version: if h2 { HttpVersion::H2 } else { HttpVersion::H1 },
             }),

@@ -118,7 +118,7 @@ fn profile(pod: &str, peers: &[&Pod], lines: &[Line]) -> Profile {
             "world" => ClassId(1),
             name => ClassId(peers.iter().zip(2..).find(|(pod, _)| pod.name == name).expect("a known peer").1),
         };
-        let conditions = Conditions { http: vec![HttpMatch::default()], grpc: Vec::new() };
+        let conditions = Conditions { http: vec![HttpMatch::default()], ..Conditions::default() };
         layer.allow.push(Rule {
             policy,
             name: format!("rule-{id}").into(),

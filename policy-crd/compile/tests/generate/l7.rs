@@ -91,9 +91,9 @@ fn http() -> Made {
     let parts = (
         sometimes(2, methods),
         sometimes(2, path()),
-        later(sometimes(4, list(host(), 1..3))),
+        sometimes(4, list(host(), 1..3)),
         sometimes(4, list(header(), 1..3)),
-        later(sometimes(4, list(query(), 1..2))),
+        sometimes(4, list(query(), 1..2)),
         later(sometimes(8, Just(json!(["websocket"])))),
     );
     let item = parts.prop_map(|(methods, path, hosts, headers, query, upgrades)| {
@@ -156,7 +156,7 @@ fn query() -> Made {
 
 fn grpc() -> Made {
     let methods = sometimes(2, some_of(&["Get", "Watch"]));
-    let protocols = later(sometimes(3, some_of(&["GRPC", "GRPCWeb", "Connect"])));
+    let protocols = sometimes(3, some_of(&["GRPC", "GRPCWeb", "Connect"]));
     (word(&["shop.Cart", "a"]), methods, protocols)
         .prop_map(|(service, methods, protocols)| {
             object([("service", service), ("methods", methods), ("protocols", protocols)])

@@ -197,7 +197,10 @@ fn http_rule(rule: &Value, request: &Http) -> bool {
     });
     let path = !given(&rule["path"]) || target.is_some_and(|target| regex("path", &target));
     let host = !given(&rule["host"])
-        || request.host.as_deref().is_some_and(|host| regex("host", &headers::host(host)));
+        || request
+            .host
+            .as_deref()
+            .is_some_and(|host| headers::host(host).is_some_and(|name| regex("host", &name)));
     let header = |want: &Value| {
         let condition = match text(want).split_once([':', ' ']) {
             Some((name, value)) => json!({"name": name, "type": "Exact", "value": value.trim()}),

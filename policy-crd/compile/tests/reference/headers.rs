@@ -9,14 +9,27 @@ use super::verdict::Polarity;
 use serde_json::Value;
 
 /// "Host: lower case, without port and trailing dot."
-pub(crate) fn host(given: &str) -> String {
+/// `None`: what some read as one host and others as another, or as none.
+pub(crate) fn host(given: &str) -> Option<String> {
     let lower = given.to_ascii_lowercase();
     let bare = match lower.rsplit_once(':') {
         // `[::1]` has colons and no port.
         Some((bare, port)) if port.bytes().all(|c| c.is_ascii_digit()) => bare,
         _ => &lower,
     };
-    bare.strip_suffix('.').unwrap_or(bare).to_owned()
+    let name = bare.strip_suffix('.').unwrap_or(bare);
+    let address = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let readable = match address {
+        Some(address) => {
+            !address.is_empty() && address.chars().all(|c| c.is_ascii_hexdigit() || ".:".contains(c))
+        }
+        None => {
+            // RFC 9110 §7.2 and RFC 3986 §3.2.2, less what parsers disagree about.
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+            !name.is_empty() && name.chars().all(plain) && !name.starts_with('.') && !name.ends_with('.')
+        }
+    };
+    readable.then(|| name.to_owned())
 }
 
 /// One item of `headers` against the fields of a request.
@@ -35,9 +48,26 @@ pub(crate) fn query(condition: &Value, query: &str, polarity: Polarity) -> bool 
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         (name.to_owned(), value.to_owned())
     };
+    let folded = |name: &str| plain(name).replace('_', "-").to_ascii_lowercase();
+    let alike = |given: &str| folded(given) == folded(name);
+    if polarity == Polarity::Deny {
+        // `;` parts parameters too, to some.
+        let pairs: Vec<(String, String)> =
+            query.split(['&', ';']).filter(|part| !part.is_empty()).map(pair).collect();
+        return occurrences(condition, &pairs, |given| given == name, alike, polarity);
+    }
+    // "Ambiguity fails the allow": parted or decoded by some and not by others.
+    let lower = query.to_ascii_lowercase();
+    if [";", "%25", "%00", "%3b", "%26"].iter().any(|odd| lower.contains(odd)) {
+        return false;
+    }
+    // A value is written as every client must write it: escaped. A plus is a blank to some.
     let pairs: Vec<(String, String)> = query.split('&').filter(|part| !part.is_empty()).map(pair).collect();
-    let folded = |name: &str| plain(name).replace('_', "-");
-    occurrences(condition, &pairs, |given| given == name, |given| folded(given) == folded(name), polarity)
+    let plus = pairs.iter().any(|(given, value)| given == name && value.contains('+'));
+    let pairs: Vec<(String, String)> =
+        pairs.into_iter().map(|(name, value)| (name, decoded(&value))).collect();
+    (!plus || condition["type"] == "Absent")
+        && occurrences(condition, &pairs, |given| given == name, alike, polarity)
 }
 
 /// A value of a query as a form reads it: `+` is a space, escapes are decoded.

@@ -213,7 +213,8 @@ fn path(condition: &Value, request: &Http, polarity: Polarity) -> bool {
 /// A request without a host may be anybody's to a server: an unknown fact.
 fn host(condition: &Value, request: &Http, polarity: Polarity) -> bool {
     let Some(given) = request.host.as_deref() else { return polarity == Polarity::Deny };
-    let name = headers::host(given);
+    // "Ambiguity fails the allow and matches the deny."
+    let Some(name) = headers::host(given) else { return polarity == Polarity::Deny };
     match text(&condition["type"]) {
         "Exact" => condition["value"] == name.as_str(),
         "RegularExpression" => paths::full_match(text(&condition["value"]), &name),

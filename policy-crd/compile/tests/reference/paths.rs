@@ -71,7 +71,7 @@ pub(crate) fn readings(path: &str, far: bool) -> BTreeSet<String> {
     /// More than any path of the generators has.
     const MOST: usize = 4_000;
     let near_steps: [fn(&str) -> String; 5] = [decoded, no_dots, merged, slashed, without_parameters];
-    let far_steps: [fn(&str) -> String; 5] = [lenient_utf8, cut, lower, no_trailing_slash, normal];
+    let far_steps: [fn(&str) -> String; 6] = [lenient_utf8, cut, trimmed, lower, no_trailing_slash, normal];
     let steps: Vec<_> = near_steps.into_iter().chain(far_steps.into_iter().filter(|_| far)).collect();
     let mut found = BTreeSet::from([path.to_owned()]);
     let mut new = vec![path.to_owned()];
@@ -130,6 +130,10 @@ fn without_parameters(path: &str) -> String {
 /// Two-byte forms of `.`, `/` and `\` that no encoder may write and old decoders read.
 fn lenient_utf8(path: &str) -> String {
     path.replace("\u{c0}\u{ae}", ".").replace("\u{c0}\u{af}", "/").replace("\u{c1}\u{9c}", "\\")
+}
+
+fn trimmed(path: &str) -> String {
+    path.trim_end_matches(|c: char| c.is_ascii_whitespace() || c.is_control()).to_owned()
 }
 
 fn cut(path: &str) -> String {
