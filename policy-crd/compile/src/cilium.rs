@@ -1,4 +1,4 @@
-//! `CiliumNetworkPolicy` into rules, with Cilium's own meaning and a problem for what cannot be said.
+//! `CiliumNetworkPolicy` and `CiliumClusterwideNetworkPolicy` into rules, with Cilium's own meaning and a problem for what cannot be said.
 //!
 //! As everywhere in lowering: an allow with anything doubtful in it is not granted, a deny loses the doubtful limit,
 //! a policy whose selector is doubtful closes what it could select. Knows nothing of pods or addresses.
@@ -26,19 +26,30 @@ use std::sync::Arc;
 const NO_GRANT: &str = "the rule grants nothing";
 const DENIES_MORE: &str = "the rule denies as if this did not limit it";
 const CLOSES: &str = "the policy closes its whole namespace and grants nothing";
+const CLOSES_ALL: &str = "the policy closes every pod of the cluster and grants nothing";
 
-/// Lowers a policy: one for `spec` and each of `specs`, for each selects other pods. Never fails. The clusterwide
-/// kind is not lowered yet; the loader says so.
+/// The namespace that a policy's selectors mean where they name none; `None`: every one.
+fn home(object: &CiliumPolicyObject) -> Option<&str> {
+    match object.kind {
+        CiliumKind::Namespaced => Some(&object.namespace),
+        CiliumKind::Clusterwide => None,
+    }
+}
+
+/// What a selector in doubt costs.
+fn closes(object: &CiliumPolicyObject) -> &'static str {
+    if home(object).is_some() { CLOSES } else { CLOSES_ALL }
+}
+
+/// Lowers a policy: one for `spec` and each of `specs`, for each selects other pods. Never fails.
 pub(crate) fn policy(
     object: &CiliumPolicyObject,
     groups: &Groups,
     problems: &mut Vec<Problem>,
 ) -> Vec<PolicyIr> {
-    if object.kind == CiliumKind::Clusterwide {
-        return Vec::new();
-    }
     let (before, groups) = (problems.len(), View::new(groups));
-    let mut report = Report { source: &object.source, problems, effect: CLOSES, errors: 0, regexes: 0 };
+    let mut report =
+        Report { source: &object.source, problems, effect: closes(object), errors: 0, regexes: 0 };
     let mut out: Vec<PolicyIr> =
         object.specs.iter().map(|spec| lower_spec(object, &groups, spec, &mut report)).collect();
     let errors = problems[before..].iter().any(|problem| problem.severity == Severity::Error);
@@ -68,7 +79,7 @@ fn lower_spec(
     spec: &CiliumSpec,
     report: &mut Report<'_>,
 ) -> PolicyIr {
-    report.effect = CLOSES;
+    report.effect = closes(object);
     let mut sound = object.sound && spec.sound;
     let selector = subject(object, spec, &mut sound, report);
     let isolates = isolates(spec, sound, report);
@@ -80,14 +91,15 @@ fn lower_spec(
         };
     let ingress = side(Direction::Ingress, &spec.ingress, &spec.ingress_deny);
     let egress = side(Direction::Egress, &spec.egress, &spec.egress_deny);
+    let (kind, wide) = match object.kind {
+        CiliumKind::Namespaced => (Kind::CiliumNetworkPolicy, None),
+        CiliumKind::Clusterwide => (Kind::CiliumClusterwideNetworkPolicy, Some(BTreeSet::new())),
+    };
     PolicyIr {
-        origin: Origin {
-            kind: Kind::CiliumNetworkPolicy,
-            namespace: object.namespace.clone(),
-            name: object.name.clone(),
-        },
+        origin: Origin { kind, namespace: object.namespace.clone(), name: object.name.clone() },
         layer: LayerKind::K,
         tiered: None,
+        wide,
         mode: Mode::Enforce,
         selector,
         ingress,
@@ -96,7 +108,7 @@ fn lower_spec(
     }
 }
 
-/// The pods of the namespace that the spec is about; all of them where that is in doubt.
+/// The pods that the spec is about, of its namespace or of all; all of these where that is in doubt.
 fn subject(
     object: &CiliumPolicyObject,
     spec: &CiliumSpec,
@@ -106,7 +118,7 @@ fn subject(
     let path = format!("{}.endpointSelector", spec.path);
     match (&spec.endpoint_selector, spec.node_selector.is_absent()) {
         (Part::Whole(given), true) => {
-            if let Some(selector) = selector::subject(given, &object.namespace, &path, report) {
+            if let Some(selector) = selector::subject(given, home(object), &path, report) {
                 return selector;
             }
         }

@@ -137,8 +137,8 @@ fn selections(index: &Index, policies: &[PolicyIr]) -> Vec<Vec<usize>> {
     let mut out = vec![Vec::new(); index.pods.len()];
     for (number, policy) in policies.iter().enumerate() {
         let own = || index.pods_of(&policy.origin.namespace).collect();
-        let pods: Vec<usize> = policy.tiered.as_ref().map_or_else(own, |tiered| {
-            tiered.members.iter().flat_map(|namespace| index.pods_of(namespace)).collect()
+        let pods: Vec<usize> = policy.members().map_or_else(own, |members| {
+            members.iter().flat_map(|namespace| index.pods_of(namespace)).collect()
         });
         for pod in pods {
             if policy.selector.matches(&index.pods[pod].labels) {

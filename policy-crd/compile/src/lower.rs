@@ -12,7 +12,7 @@ use crate::tiers::Tiered;
 use sluice_crd::limits::MAX_RULE_NAME;
 use sluice_crd::{Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection, Severity};
 use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin, RuleName};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 /// A policy, lowered.
@@ -22,6 +22,9 @@ pub(crate) struct PolicyIr {
     pub(crate) layer: LayerKind,
     /// Of a policy of a tier: its place there. Its rules stand in order in `deny`, whatever they do.
     pub(crate) tiered: Option<Tiered>,
+    /// Of a policy of every namespace and of no tier: the namespaces whose pods this copy of it is for, by name: see
+    /// [`crate::tiers::by_mode`].
+    pub(crate) wide: Option<BTreeSet<Arc<str>>>,
     /// `spec.mode`.
     pub(crate) mode: Mode,
     pub(crate) selector: Selector,
@@ -45,6 +48,11 @@ impl PolicyIr {
             PeerItem::Nodes(_) | PeerItem::Block { .. } | PeerItem::Outside { .. } => None,
         });
         std::iter::once(&self.selector).chain(pods).flat_map(Selector::keys).cloned().collect()
+    }
+
+    /// The namespaces whose pods it is for; `None`: its own.
+    pub(crate) fn members(&self) -> Option<&BTreeSet<Arc<str>>> {
+        self.tiered.as_ref().map(|tiered| &tiered.members).or(self.wide.as_ref())
     }
 
     pub(crate) fn side(&self, direction: Direction) -> &SideIr {
@@ -134,6 +142,7 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
         origin: Origin { kind, namespace: object.namespace.clone(), name: object.name.clone() },
         layer,
         tiered: None,
+        wide: None,
         mode: match object.mode {
             sluice_crd::Mode::Enforce => Mode::Enforce,
             sluice_crd::Mode::Audit => Mode::Audit,

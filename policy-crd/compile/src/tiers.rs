@@ -14,7 +14,7 @@
 
 use crate::cluster_peers;
 use crate::conditions::{self, Lowered};
-use crate::index::Index;
+use crate::index::{Index, NamespaceEntry};
 use crate::lower::{PolicyIr, RuleIr, SideIr, warn_of_udp};
 use crate::peers::{self, PeerItem, Peers, Ports};
 use crate::report::Report;
@@ -65,25 +65,26 @@ pub(crate) fn order(a: &PolicyIr, b: &PolicyIr) -> Ordering {
     (place(a), name(a), &a.origin).cmp(&(place(b), name(b), &b.origin))
 }
 
-/// Finds the namespaces of every policy of a tier, and its mode. The label of a namespace has a say over Baseline, so
-/// that such a policy has one copy for each mode that it has somewhere; the Admin tier does not ask it.
+/// Finds the namespaces of every policy of several, and its mode. The label of a namespace has a say over all but the
+/// Admin tier, so that such a policy has one copy for each mode that it has somewhere.
 pub(crate) fn by_mode(
     policies: Vec<PolicyIr>,
     index: &Index,
     rollout: Rollout,
 ) -> Vec<(PolicyIr, Option<Mode>)> {
     let mut out = Vec::with_capacity(policies.len());
-    for mut policy in policies {
-        let Some(tiered) = &mut policy.tiered else {
+    for policy in policies {
+        if policy.members().is_none() {
             let mode = rollout.mode(index.namespaces.get(&policy.origin.namespace), policy.mode);
             out.push((policy, mode));
             continue;
-        };
-        let selected = index.namespaces.iter().filter(|(_, entry)| tiered.namespaces.matches(&entry.labels));
+        }
+        let asked = policy.tiered.as_ref().is_none_or(|tiered| tiered.tier == Tier::Baseline);
         let mut modes: Vec<(Option<Mode>, BTreeSet<Arc<str>>)> = Vec::new();
-        for (name, entry) in selected {
-            let labelled = (tiered.tier == Tier::Baseline).then_some(entry);
-            let mode = rollout.mode(labelled, policy.mode);
+        for (name, entry) in
+            index.namespaces.iter().filter(|(name, entry)| has_subject(&policy, index, name, entry))
+        {
+            let mode = rollout.mode(asked.then_some(entry), policy.mode);
             match modes.iter_mut().find(|(known, _)| *known == mode) {
                 Some((_, members)) => {
                     members.insert(name.clone());
@@ -94,15 +95,25 @@ pub(crate) fn by_mode(
         if modes.is_empty() {
             modes.push((rollout.mode(None, policy.mode), BTreeSet::new()));
         }
-        for (mode, members) in modes {
+        for (mode, found) in modes {
             let mut copy = policy.clone();
-            if let Some(tiered) = &mut copy.tiered {
-                tiered.members = members;
+            match &mut copy.tiered {
+                Some(tiered) => tiered.members = found,
+                None => copy.wide = Some(found),
             }
             out.push((copy, mode));
         }
     }
     out
+}
+
+/// Whether a policy of several namespaces is about this one: a tier's by the labels of the namespace, any other by its
+/// pods, for its selector reads both at once.
+fn has_subject(policy: &PolicyIr, index: &Index, name: &str, entry: &NamespaceEntry) -> bool {
+    match &policy.tiered {
+        Some(tiered) => tiered.namespaces.matches(&entry.labels),
+        None => index.pods_of(name).any(|pod| policy.selector.matches(&index.pods[pod].labels)),
+    }
 }
 
 /// What a rule names, lowered; `None` where something in it is in doubt.
@@ -240,6 +251,7 @@ fn policy<R: Rule>(object: &TieredObject<R>, problems: &mut Vec<Problem>) -> Pol
         // Of a tier, and of no layer.
         layer: LayerKind::K,
         tiered: Some(Tiered { tier, priority, namespaces, members: BTreeSet::new(), actions }),
+        wide: None,
         mode: match object.mode {
             sluice_crd::Mode::Enforce => Mode::Enforce,
             sluice_crd::Mode::Audit => Mode::Audit,

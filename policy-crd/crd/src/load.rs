@@ -372,9 +372,6 @@ impl Loader {
         self.loaded.problems.extend(reader.into_problems());
         let Some(mut policy) = policy else { return };
         let source = policy.source.clone();
-        if kind == CiliumKind::Clusterwide {
-            self.not_lowered(&source);
-        }
         policy.sound &= self.is_first(&source, "this one isolates and denies, and grants nothing");
         if broken {
             policy.close();
@@ -399,13 +396,6 @@ impl Loader {
             group.labels = None;
         }
         groups.push(group);
-    }
-
-    /// A kind that is read, and nothing judges by it yet: said, so that nobody relies on it.
-    fn not_lowered(&mut self, source: &Source) {
-        let reason = "the kind is read and not judged by yet: not in force";
-        let remedy = "say it with L7NetworkPolicy or NetworkPolicy until it is";
-        self.loaded.problems.push(source.problem(Severity::Error, "kind", reason, remedy));
     }
 
     fn tiered<R>(

@@ -49,7 +49,7 @@ pub(super) fn lower(
         doubt = true;
     }
     let by_endpoints = each(endpoints, &at("Endpoints"), |given, path| {
-        let pods = selector::peer(given, &object.namespace, path, report)?;
+        let pods = selector::peer(given, super::home(object), path, report)?;
         Some(vec![PeerItem::Elsewhere { namespaces: Selector::default(), pods }])
     });
     let by_cidr = each(cidr, &at("CIDR"), |given, path| {

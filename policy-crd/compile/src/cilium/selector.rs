@@ -66,17 +66,18 @@ fn requirement(key: &str, operator: &str, values: Vec<String>) -> Option<Selecto
     Selector::new(&LabelSelector { match_labels: None, match_expressions: Some(vec![one]) }).ok()
 }
 
-/// Whom a policy of a namespace is about. `None`: in doubt, and told.
+/// Whom a policy of a namespace, or of none, is about. `None`: in doubt, and told.
 pub(crate) fn subject(
     given: &LabelSelector,
-    namespace: &str,
+    namespace: Option<&str>,
     path: &str,
     report: &mut Report<'_>,
 ) -> Option<Selector> {
     let own = format!("{PREFIX}{NAMESPACE}");
     let mut given = given.clone();
     // So Cilium does: the policy's own namespace takes the place of one that is named with its source.
-    if let Some(named) = given.match_labels.as_mut().and_then(|labels| labels.remove(&own))
+    if let Some(namespace) = namespace
+        && let Some(named) = given.match_labels.as_mut().and_then(|labels| labels.remove(&own))
         && named != namespace
     {
         let reason = format!("the policy applies to its own namespace {namespace}, whatever is named here");
@@ -99,10 +100,10 @@ enum Translated {
 }
 
 /// Whom one item of `fromEndpoints` or `toEndpoints` of a policy of this namespace means: its own pods unless it
-/// names a namespace or asks for a namespace's labels. `None`: in doubt, and told.
+/// names a namespace or asks for a namespace's labels; of a policy of no namespace, all pods. `None`: in doubt, and told.
 pub(crate) fn peer(
     given: &LabelSelector,
-    namespace: &str,
+    namespace: Option<&str>,
     path: &str,
     report: &mut Report<'_>,
 ) -> Option<Selector> {
@@ -110,7 +111,8 @@ pub(crate) fn peer(
     let names = keys(given).any(
         |given| matches!(key(given), Key::Pod(key) if key == NAMESPACE || key.starts_with(NAMESPACE_LABELS)),
     );
-    if !names {
+    // Without one, every pod of the cluster; the selector is asked of nothing else.
+    if let (false, Some(namespace)) = (names, namespace) {
         let own = LabelSelectorRequirement {
             key: format!("{PREFIX}{NAMESPACE}"),
             operator: "In".into(),
