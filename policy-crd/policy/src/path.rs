@@ -158,8 +158,8 @@ fn normalise_escapes(raw: &str) -> Option<String> {
         if byte == b'%' {
             let value = escape(bytes, at)?;
             match value {
-                // A slash, a backslash, a NUL, another control byte or a second escape in disguise.
-                b'/' | b'\\' | b'%' | b';' | 0..=0x1f | 0x7f => return None,
+                // A slash, a backslash, a NUL or another control byte in disguise.
+                b'/' | b'\\' | b';' | 0..=0x1f | 0x7f => return None,
                 _ if is_unreserved(value) => out.push(char::from(value)),
                 _ => out.push_str(&format!("%{value:02X}")),
             }
@@ -171,7 +171,13 @@ fn normalise_escapes(raw: &str) -> Option<String> {
             return None;
         }
     }
-    Some(out)
+    // `/100%25` is a percent sign to everybody, `/%252e` an escape to whoever decodes twice.
+    let twice = out.match_indices("%25").any(|(at, found)| {
+        let mut rest = out.bytes().skip(at + found.len());
+        let mut hex = || rest.next().is_some_and(|byte| byte.is_ascii_hexdigit());
+        hex() && hex()
+    });
+    (!twice).then_some(out)
 }
 
 /// RFC 3986 §5.2.4, but `..` at the root has nowhere to go and is refused.
@@ -297,6 +303,8 @@ mod tests {
             ("/caf%c3%a9", "/caf%C3%A9"),
             ("/.well-known/x", "/.well-known/x"),
             ("/a%20b", "/a%20b"),
+            ("/100%25", "/100%25"),
+            ("/a%25%7eb", "/a%25~b"),
         ] {
             assert_eq!(Path::new(raw).strict(), Some(strict), "{raw}");
         }
@@ -323,6 +331,8 @@ mod tests {
             "/%4",
             "/%zz",
             "/a%252fb",
+            "/a%25%32f",
+            "/%252e%252e/b",
             "/.../a",
             "/a%3bx",
             "/a b",

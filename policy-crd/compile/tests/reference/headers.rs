@@ -105,7 +105,9 @@ fn occurrences(
         Polarity::Deny => possible.iter().any(|value| {
             // One field with commas is several to some (RFC 9110 §5.3).
             let members = value.split(',').map(str::trim).chain([*value]);
-            members.into_iter().any(|value| satisfies(value) || satisfies(&plain(value)))
+            members
+                .into_iter()
+                .any(|value| satisfies(value) || satisfies(&plain(value)) || satisfies(plain(value).trim()))
         }),
     }
 }

@@ -24,6 +24,11 @@ pub(crate) fn strict(path: &str) -> Option<String> {
             rest = &rest[c.len_utf8()..];
         }
     }
+    // "Dot segments that survive": an escape that is there once the path is decoded is one to who decodes twice.
+    let hex = |at: usize| normal.as_bytes().get(at).is_some_and(u8::is_ascii_hexdigit);
+    if normal.match_indices("%25").any(|(at, _)| hex(at + 3) && hex(at + 4)) {
+        return None;
+    }
     // Looked for before dot segments go: `/a//../b` is `/a/b` to one server and `/b` to another.
     let odd = normal.contains(['\\', '\0', ';']) || normal.contains("//") || !normal.starts_with('/');
     (!odd && !climbs(&normal)).then(|| without_dots(&normal))
