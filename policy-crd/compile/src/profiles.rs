@@ -166,9 +166,15 @@ impl<'a> Builder<'a> {
             return scopes.clone();
         }
         let ir = &self.policies[number];
-        let rules = ir.egress.allow.iter().chain(&ir.egress.deny);
-        let scopes: Arc<[Vec<Scope>]> =
-            rules.map(|rule| self.egress_rule(&ir.origin.namespace, rule)).collect();
+        let namespace = &ir.origin.namespace;
+        let mut scopes: Vec<Vec<Scope>> =
+            ir.egress.allow.iter().map(|rule| self.egress_rule(namespace, rule)).collect();
+        for rule in &ir.egress.deny {
+            let mut deny = self.egress_rule(namespace, rule);
+            deny.extend(unknown_ports(&rule.ports));
+            scopes.push(deny);
+        }
+        let scopes: Arc<[Vec<Scope>]> = scopes.into();
         self.egress.insert(number, scopes.clone());
         scopes
     }
@@ -207,6 +213,20 @@ impl<'a> Builder<'a> {
         self.memo.insert(key, classes.clone());
         classes
     }
+}
+
+/// The ports that a deny has at a peer nobody knows: what its named ports are there cannot be known, so they are any
+/// of their protocol. No class is in the scope; the unknown peer is in every deny.
+fn unknown_ports(ports: &Ports) -> Option<Scope> {
+    let Ports::Some(items) = ports else { return None };
+    let named = items.iter().filter_map(|item| match item {
+        PortItem::Named { protocol, .. } => Some(PortRange::all(*protocol)),
+        PortItem::Range(_) => None,
+    });
+    let mut ranges: Vec<PortRange> = named.collect();
+    ranges.sort_unstable();
+    ranges.dedup();
+    (!ranges.is_empty()).then(|| Scope { peers: set(Some(&[])), ports: PortSet::Ranges(ranges) })
 }
 
 const fn single(protocol: Protocol, number: u16) -> PortRange {

@@ -151,18 +151,7 @@ fn agree(
     let Some((far_egress, far_ingress)) = judge(reference, &far) else { return Ok(()) };
     let sides =
         [("egress", &got.egress, egress, far_egress), ("ingress", &got.ingress, ingress, far_ingress)];
-    // Open: a deny of a named port towards an address that is nobody's. The names of its ports cannot be known, so that
-    // every number should match (DESIGN §5.6); the engine takes the numbers that pods of the cluster give the name.
-    let named = ["\"port\":\"web\"", "\"port\":\"db\"", "destinationNamedPort"];
-    let open = |name: &str| {
-        name == "egress"
-            && matches!(reference.who(asked.to), Who::Missing)
-            && objects.iter().map(Value::to_string).any(|object| {
-                (object.contains("egressDeny") || object.contains("\"Deny\""))
-                    && named.iter().any(|port| object.contains(port))
-            })
-    };
-    for (name, engine, reference, far) in sides.into_iter().filter(|side| !open(side.0)) {
+    for (name, engine, reference, far) in sides {
         let (engine, reference) = (told(engine), expected(reference));
         // A deny may consider more readings of a path than it must.
         prop_assert!(

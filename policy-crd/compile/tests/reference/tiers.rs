@@ -6,7 +6,7 @@
 use super::cluster::{Pod, Who};
 use super::l7;
 use super::selectors::{contains, given, items, matches, text};
-use super::verdict::{Polarity, Truth, View};
+use super::verdict::{Direction, Polarity, Truth, View};
 use serde_json::Value;
 
 /// What a rule does with what it matches.
@@ -85,7 +85,9 @@ fn peer(item: &Value, view: &View<'_>) -> bool {
 /// "Exactly one field must be set": a protocol, with its port if given, or the name of a port.
 fn protocol(item: &Value, view: &View<'_>) -> bool {
     if let Some(name) = item["destinationNamedPort"].as_str() {
-        return view.has_port(name);
+        // The names at an address that is nobody's cannot be known: "no allow matches it, every peer deny does".
+        let unknown = view.direction == Direction::Egress && matches!(view.peer, Who::Missing);
+        return view.has_port(name) || (unknown && ["TCP", "UDP", "SCTP"].contains(&view.protocol));
     }
     let specific = &item[view.protocol.to_ascii_lowercase()];
     if !given(specific) {
