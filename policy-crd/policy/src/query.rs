@@ -54,9 +54,11 @@ impl QueryMatch {
         match self.test {
             HeaderTest::Absent => !plainly,
             HeaderTest::Present => !values.is_empty(),
-            _ => values.iter().any(|value| {
+            _ => values.iter().map(String::as_str).any(|value| {
+                // A fragment is no part of the query, and a NUL ends a text to some.
+                let cut = value.split(['#', '\0']).next().unwrap_or_default();
                 let members = value.split(',').map(str::trim);
-                members.chain([value.as_str()]).any(|member| self.test.is_met_by(member.as_bytes()))
+                members.chain([value, cut]).any(|member| self.test.is_met_by(member.as_bytes()))
             }),
         }
     }
@@ -77,7 +79,7 @@ fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
 fn is_ambiguous(query: Option<&str>) -> bool {
     const ESCAPES: [&str; 4] = ["%25", "%00", "%3b", "%26"];
     query.is_some_and(|query| {
-        query.contains(';')
+        query.contains([';', '#'])
             || (query.contains('%') && {
                 let lower = query.to_ascii_lowercase();
                 ESCAPES.iter().any(|escape| lower.contains(escape))

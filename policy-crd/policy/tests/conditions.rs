@@ -233,3 +233,22 @@ fn the_nearest_miss_is_the_deepest() {
         Some(Miss::AmbiguousPath { .. })
     ));
 }
+
+#[test]
+fn a_deny_of_a_parameter_sees_through_fragments_and_nul() {
+    let query = sluice_policy::QueryMatch { name: "raw".into(), test: HeaderTest::Exact("on".into()) };
+    let item = HttpMatch { query: vec![query], ..HttpMatch::default() };
+    let conditions = Conditions { http: vec![item], ..Conditions::default() };
+    for (query, allowed, denied) in [
+        ("raw=on", true, true),
+        ("raw=on#x", false, true),
+        ("raw=on%00", false, true),
+        ("raw=on%2500", false, true),
+        ("raw=off#raw=on", false, false),
+        ("raw=off", false, false),
+    ] {
+        let request = sluice_policy::Request { query: Some(query), ..request("GET", "/", &[]) };
+        assert_eq!(conditions.allows(&request), allowed, "{query}");
+        assert_eq!(conditions.denies(&request), denied, "{query}");
+    }
+}
