@@ -16,9 +16,7 @@ use crate::report::Report;
 use crate::selector::Selector;
 use groups::{Groups, View};
 use peers::Who;
-use sluice_crd::{
-    CiliumKind, CiliumPolicyObject, CiliumPortRule, CiliumRule, CiliumSpec, Part, Problem, Severity,
-};
+use sluice_crd::{CiliumKind, CiliumPolicyObject, CiliumPortRule, CiliumRule, CiliumSpec, Part, Problem};
 use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -47,14 +45,13 @@ pub(crate) fn policy(
     groups: &Groups,
     problems: &mut Vec<Problem>,
 ) -> Vec<PolicyIr> {
-    let (before, groups) = (problems.len(), View::new(groups));
-    let mut report =
-        Report { source: &object.source, problems, effect: closes(object), errors: 0, regexes: 0 };
+    let groups = View::new(groups);
+    let mut report = Report::new(&object.source, closes(object));
     let mut out: Vec<PolicyIr> =
         object.specs.iter().map(|spec| lower_spec(object, &groups, spec, &mut report)).collect();
-    let errors = problems[before..].iter().any(|problem| problem.severity == Severity::Error);
+    let clean = report.finish(problems);
     for ir in &mut out {
-        ir.accepted = object.clean && !errors;
+        ir.accepted = object.clean && clean;
     }
     out
 }

@@ -10,7 +10,7 @@ use crate::report::Report;
 use crate::selector::Selector;
 use crate::tiers::Tiered;
 use sluice_crd::limits::MAX_RULE_NAME;
-use sluice_crd::{Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection, Severity};
+use sluice_crd::{Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection};
 use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin, RuleName};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -82,14 +82,7 @@ pub(crate) struct RuleIr {
 
 /// Lowers a policy. Never fails: what could not be said is in `problems`.
 pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> PolicyIr {
-    let before = problems.len();
-    let mut report = Report {
-        source: &object.source,
-        problems,
-        effect: "the policy selects its whole namespace and grants nothing",
-        errors: 0,
-        regexes: 0,
-    };
+    let mut report = Report::new(&object.source, "the policy selects its whole namespace and grants nothing");
     let mut sound = object.sound;
     let selector = match &object.pod_selector {
         Part::Absent => Selector::default(),
@@ -132,8 +125,7 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
     };
     let ingress = side(Direction::Ingress, &object.ingress, &object.ingress_deny);
     let egress = side(Direction::Egress, &object.egress, &object.egress_deny);
-    let accepted =
-        sound && object.clean && problems[before..].iter().all(|problem| problem.severity != Severity::Error);
+    let accepted = report.finish(problems) && sound && object.clean;
     let (kind, layer) = match object.kind {
         PolicyKind::NetworkPolicy => (Kind::NetworkPolicy, LayerKind::K),
         PolicyKind::L7NetworkPolicy => (Kind::L7NetworkPolicy, LayerKind::L),

@@ -2,12 +2,12 @@
 //!
 //! Knows nothing of what is lowered; counts errors, so that an object that has one is not accepted.
 
-use sluice_crd::{Problem, Severity, Source};
+use sluice_crd::{Problem, Problems, Severity, Source};
 
 /// Where problems of one object go.
 pub(crate) struct Report<'a> {
     pub(crate) source: &'a Source,
-    pub(crate) problems: &'a mut Vec<Problem>,
+    problems: Problems,
     /// What an error costs, for the reason.
     pub(crate) effect: &'static str,
     pub(crate) errors: usize,
@@ -15,11 +15,22 @@ pub(crate) struct Report<'a> {
     pub(crate) regexes: usize,
 }
 
-impl Report<'_> {
+impl<'a> Report<'a> {
+    pub(crate) fn new(source: &'a Source, effect: &'static str) -> Self {
+        Self { source, problems: Problems::default(), effect, errors: 0, regexes: 0 }
+    }
+
+    /// Hands over what was found; says whether nothing was an error.
+    pub(crate) fn finish(self, problems: &mut Vec<Problem>) -> bool {
+        let clean = self.errors == 0;
+        problems.extend(self.problems.into_list(self.source));
+        clean
+    }
+
     pub(crate) fn error(&mut self, path: &str, reason: impl AsRef<str>, remedy: impl Into<String>) {
         self.errors += 1;
         let reason = format!("{}; {}", reason.as_ref(), self.effect);
-        self.problems.push(self.source.problem(Severity::Error, path, reason, remedy));
+        self.problems.add(self.source.problem(Severity::Error, path, reason, remedy));
     }
 
     pub(crate) fn not_built(&mut self, path: &str) {
@@ -27,6 +38,6 @@ impl Report<'_> {
     }
 
     pub(crate) fn warn(&mut self, path: &str, reason: impl Into<String>, remedy: impl Into<String>) {
-        self.problems.push(self.source.problem(Severity::Warning, path, reason, remedy));
+        self.problems.add(self.source.problem(Severity::Warning, path, reason, remedy));
     }
 }

@@ -24,7 +24,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use sluice_crd::limits::{MAX_PRIORITY, MAX_RULE_NAME};
 use sluice_crd::{
     Action, ClusterL7Object, ClusterNetworkObject, ClusterRuleObject, Objects, Part, Problem, RuleObject,
-    Severity, Subject, Tier, TieredObject, TieredRule,
+    Subject, Tier, TieredObject, TieredRule,
 };
 use sluice_policy::{Kind, LayerKind, Mode, Origin, RuleName};
 use std::cmp::Ordering;
@@ -221,9 +221,7 @@ fn cluster_l7(object: &ClusterL7Object, problems: &mut Vec<Problem>) -> PolicyIr
 }
 
 fn policy<R: Rule>(object: &TieredObject<R>, problems: &mut Vec<Problem>) -> PolicyIr {
-    let before = problems.len();
-    let mut report =
-        Report { source: &object.source, problems, effect: OBJECT_CLOSED, errors: 0, regexes: 0 };
+    let mut report = Report::new(&object.source, OBJECT_CLOSED);
     let subject = subject(&object.subject, &mut report);
     let priority = priority(&object.priority, &mut report);
     let tier = match &object.tier {
@@ -236,8 +234,7 @@ fn policy<R: Rule>(object: &TieredObject<R>, problems: &mut Vec<Problem>) -> Pol
         section(rules, direction, sound, &mut names, &mut report)
     };
     let sides = [side(&object.ingress, "ingress"), side(&object.egress, "egress")];
-    let accepted =
-        sound && object.clean && problems[before..].iter().all(|problem| problem.severity != Severity::Error);
+    let accepted = report.finish(problems) && sound && object.clean;
     let (namespaces, pods) = subject.unwrap_or_default();
     let actions = sides.each_ref().map(|rules| rules.iter().map(|rule| rule.action).collect());
     let [ingress, egress] = sides.map(|rules| SideIr {

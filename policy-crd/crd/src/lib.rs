@@ -42,7 +42,7 @@ pub use l7::{
 pub use load::{Loaded, load_dir, load_files, load_str, load_value, manifests};
 pub use object::{Objects, Source, Sourced};
 pub use policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
-pub use problem::{Problem, Severity};
+pub use problem::{Problem, Problems, Severity};
 pub use status::{EffectiveMode, NodeCounts, PolicyStatus};
 pub use tiered::{ClusterL7Object, ClusterNetworkObject, ClusterRuleObject, TieredObject, TieredRule};
 

@@ -3,6 +3,7 @@
 //! Knows nothing of who reports it. Reading and lowering make problems; the CLI prints them, control puts them
 //! into status.
 
+use crate::object::Source;
 use std::fmt::{self, Write as _};
 use std::sync::Arc;
 
@@ -73,6 +74,53 @@ impl fmt::Display for Problem {
     }
 }
 
+/// Most problems told of one object: enough to correct it by, and no flood.
+const MAX_PROBLEMS: usize = 64;
+
+/// The problems of one object as they are found. Bounded, and no error is ever hidden by what is less than one.
+#[derive(Debug, Default)]
+pub struct Problems {
+    kept: Vec<Problem>,
+    errors: usize,
+    hidden: usize,
+}
+
+impl Problems {
+    /// Adds one. Beyond the bound an error takes the place of what is less, and anything else is counted.
+    pub fn add(&mut self, problem: Problem) {
+        let error = problem.severity == Severity::Error;
+        self.errors += usize::from(error);
+        if self.kept.len() < MAX_PROBLEMS {
+            self.kept.push(problem);
+            return;
+        }
+        self.hidden += 1;
+        let less = self.kept.iter().rposition(|kept| kept.severity != Severity::Error);
+        if let (true, Some(less)) = (error, less) {
+            self.kept.remove(less);
+            self.kept.push(problem);
+        }
+    }
+
+    /// How many errors were added, kept or not.
+    #[must_use]
+    pub const fn errors(&self) -> usize {
+        self.errors
+    }
+
+    /// What was found, and how much more there is.
+    #[must_use]
+    pub fn into_list(mut self, source: &Source) -> Vec<Problem> {
+        if self.hidden > 0 {
+            let error = self.kept.iter().all(|kept| kept.severity == Severity::Error);
+            let severity = if error { Severity::Error } else { Severity::Warning };
+            let reason = format!("{} more problems are not shown", self.hidden);
+            self.kept.push(source.problem(severity, "", reason, "correct these first"));
+        }
+        self.kept
+    }
+}
+
 /// Text of a manifest, without what would steer a terminal or begin a line of a log.
 struct Plain<'a>(&'a str);
 
@@ -88,6 +136,40 @@ impl fmt::Display for Plain<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_flood_of_warnings_hides_no_error() {
+        let source = Source::of_object("Pod/a/b");
+        let mut problems = Problems::default();
+        for number in 0..2 * MAX_PROBLEMS {
+            problems.add(source.problem(Severity::Warning, "", format!("w{number}"), ""));
+        }
+        for number in 0..3 {
+            problems.add(source.problem(Severity::Error, "", format!("e{number}"), ""));
+        }
+        assert_eq!(problems.errors(), 3);
+        let list = problems.into_list(&source);
+        let errors = list.iter().filter(|problem| problem.severity == Severity::Error).count();
+        assert_eq!((list.len(), errors), (MAX_PROBLEMS + 1, 3));
+        assert_eq!(list[MAX_PROBLEMS].reason, format!("{} more problems are not shown", MAX_PROBLEMS + 3));
+    }
+
+    #[test]
+    fn a_flood_of_errors_is_counted() {
+        let source = Source::of_object("Pod/a/b");
+        let mut problems = Problems::default();
+        for number in 0..=MAX_PROBLEMS {
+            problems.add(source.problem(Severity::Error, "", format!("e{number}"), ""));
+        }
+        problems.add(source.problem(Severity::Warning, "", "w", ""));
+        assert_eq!(problems.errors(), MAX_PROBLEMS + 1);
+        let list = problems.into_list(&source);
+        assert_eq!(
+            (list.len(), &*list[MAX_PROBLEMS].reason),
+            (MAX_PROBLEMS + 1, "2 more problems are not shown")
+        );
+        assert_eq!(list[MAX_PROBLEMS].severity, Severity::Error);
+    }
 
     #[test]
     fn a_manifest_steers_no_terminal() {

@@ -8,16 +8,13 @@ use crate::fields::{self, Words};
 use crate::l7::{DenyAction, DenyDetail, IpBlock, IsolationScope, Mode, Peer, Port};
 use crate::object::Source;
 use crate::policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
-use crate::problem::{Problem, Severity};
+use crate::problem::{Problem, Problems, Severity};
 use crate::yaml::Flaw;
 use k8s_openapi::api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::sync::Arc;
-
-/// Most problems that one object reports: enough to correct it by, and no flood.
-const MAX_PROBLEMS: usize = 64;
 
 const NO_GRANT: &str = "the rule grants nothing";
 pub(crate) const DENIES_MORE: &str = "the rule denies as if this did not limit it";
@@ -28,12 +25,12 @@ pub(crate) struct Reader<'a> {
     source: &'a Source,
     flaws: &'a [Flaw],
     pub(crate) words: Words,
-    problems: Vec<Problem>,
+    problems: Problems,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(source: &'a Source, flaws: &'a [Flaw]) -> Self {
-        Self { source, flaws, words: Words::NetworkPolicy, problems: Vec::new() }
+        Self { source, flaws, words: Words::NetworkPolicy, problems: Problems::default() }
     }
 
     /// Whether peers, ports and what must be said are written in `L7NetworkPolicy`'s words.
@@ -53,12 +50,12 @@ impl<'a> Reader<'a> {
 
     /// Whether anything was an error so far.
     pub(crate) fn has_error(&self) -> bool {
-        self.problems.iter().any(|problem| problem.severity == Severity::Error)
+        self.problems.errors() > 0
     }
 
     /// The problems found.
     pub(crate) fn into_problems(self) -> Vec<Problem> {
-        self.problems
+        self.problems.into_list(self.source)
     }
 
     pub(crate) fn report(
@@ -68,9 +65,7 @@ impl<'a> Reader<'a> {
         reason: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        if self.problems.len() < MAX_PROBLEMS {
-            self.problems.push(self.source.problem(severity, path, reason, remedy));
-        }
+        self.problems.add(self.source.problem(severity, path, reason, remedy));
     }
 
     /// Whether the text itself was odd in, at or around this place.

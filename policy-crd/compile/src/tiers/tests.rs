@@ -4,6 +4,7 @@
 
 use super::*;
 use serde_json::{Value, json};
+use sluice_crd::Severity;
 
 fn upstream(rule: &Value) -> Value {
     json!({
