@@ -102,16 +102,31 @@ impl GrpcMatch {
 
     pub(crate) fn miss(&self, request: &Request<'_>) -> Option<Miss> {
         let path = request.path.raw();
+        if self.allows(request) {
+            None
+        } else if !self.is_carried(request) {
+            Some(Miss::NotGrpc { expected: self.protocols.clone() })
+        } else if request.path.strict() != Some(path) {
+            Some(Miss::AmbiguousPath { got: path.into() })
+        } else {
+            Some(self.path_miss(path))
+        }
+    }
+
+    /// What spared the request: another service, another method of it, or no call by its path.
+    pub(crate) fn deny_miss(&self, request: &Request<'_>) -> Option<Miss> {
+        let path = request.path.strict().unwrap_or(request.path.raw());
+        (!self.denies(request)).then(|| self.path_miss(path))
+    }
+
+    /// What a path fails on.
+    fn path_miss(&self, path: &str) -> Miss {
         match Self::split(path) {
-            _ if self.allows(request) => None,
-            _ if !self.is_carried(request) => Some(Miss::NotGrpc { expected: self.protocols.clone() }),
-            None => Some(Miss::Path { got: path.into(), expected: "gRPC /service/method".into() }),
+            None => Miss::Path { got: path.into(), expected: "gRPC /service/method".into() },
             Some((service, _)) if service != &*self.service => {
-                Some(Miss::GrpcService { got: service.into(), expected: self.service.clone() })
+                Miss::GrpcService { got: service.into(), expected: self.service.clone() }
             }
-            Some((_, method)) => {
-                Some(Miss::GrpcMethod { got: method.into(), expected: self.methods.clone() })
-            }
+            Some((_, method)) => Miss::GrpcMethod { got: method.into(), expected: self.methods.clone() },
         }
     }
 

@@ -7,7 +7,7 @@ use crate::grpc::GrpcMatch;
 use crate::header::HeaderMatch;
 use crate::host::{HostMatch, NameMatch};
 use crate::miss::Miss;
-use crate::path::{self, Path};
+use crate::path;
 use crate::query::QueryMatch;
 use crate::regex::Regex;
 use crate::request::Request;
@@ -123,8 +123,9 @@ impl PathMatch {
         }
     }
 
-    fn matches_any_reading(&self, path: &Path<'_>, query: Option<&str>) -> bool {
-        if let (Self::Target(regex), Some(query)) = (self, query) {
+    fn denies(&self, request: &Request<'_>) -> bool {
+        let Request { path, query, .. } = request;
+        if let (Self::Target(regex), Some(query)) = (self, *query) {
             // With and without the query: a reading may end before it.
             let test = |reading: &str| {
                 regex.is_match(reading.as_bytes()) || regex.is_match(format!("{reading}?{query}").as_bytes())
@@ -224,11 +225,49 @@ impl HttpMatch {
 
     pub(crate) fn denies(&self, request: &Request<'_>) -> bool {
         self.denies_method(request)
-            && self.path.as_ref().is_none_or(|path| path.matches_any_reading(&request.path, request.query))
-            && (self.hosts.is_empty() || self.hosts.iter().any(|host| host.denies(request.host)))
-            && (self.upgrades.is_empty() || request.upgrade.is_some_and(|token| self.names_upgrade(token)))
+            && self.path.as_ref().is_none_or(|path| path.denies(request))
+            && self.denies_host(request)
+            && self.denies_upgrade(request)
             && self.headers.iter().all(|header| header.denies(request))
             && self.query.iter().all(|query| query.denies(request))
+    }
+
+    /// What an item that does not deny was spared by: on the right path a method is nearer than anything else.
+    pub(crate) fn deny_miss(&self, request: &Request<'_>) -> Option<Miss> {
+        let hosts = || self.hosts.iter().map(|host| host.to_string().into()).collect();
+        if !self.denies_host(request) {
+            return Some(Miss::Host { got: request.host.map(Into::into), expected: hosts() });
+        }
+        if let Some(path) = self.path.as_ref().filter(|path| !path.denies(request)) {
+            let got = request.path.strict().unwrap_or(request.path.raw());
+            return Some(Miss::Path { got: got.into(), expected: path.to_string() });
+        }
+        if !self.denies_method(request) {
+            let expected = self.methods.iter().map(|method| method.to_string().into()).collect();
+            return Some(Miss::Method { got: request.method.into(), expected });
+        }
+        if !self.denies_upgrade(request) {
+            let got = request.upgrade.unwrap_or("nothing").into();
+            return Some(Miss::Upgrade { got, expected: self.upgrades.clone() });
+        }
+        let header = self.headers.iter().find(|header| !header.denies(request)).map(|header| {
+            let found = header.allows(request).err().unwrap_or("different");
+            Miss::Header { name: header.name.clone(), expected: header.test.to_string(), found }
+        });
+        header.or_else(|| {
+            self.query.iter().find(|query| !query.denies(request)).map(|query| {
+                let found = query.allows(request).err().unwrap_or("different");
+                Miss::Query { name: query.name.clone(), expected: query.test.to_string(), found }
+            })
+        })
+    }
+
+    fn denies_host(&self, request: &Request<'_>) -> bool {
+        self.hosts.is_empty() || self.hosts.iter().any(|host| host.denies(request.host))
+    }
+
+    fn denies_upgrade(&self, request: &Request<'_>) -> bool {
+        self.upgrades.is_empty() || request.upgrade.is_some_and(|token| self.names_upgrade(token))
     }
 
     /// Whether a deny takes the method, in any spelling: some servers fold its case.
@@ -242,6 +281,11 @@ impl HttpMatch {
                 })
             })
     }
+}
+
+/// The miss that came furthest, the first of equals.
+fn nearest(misses: impl Iterator<Item = Miss>) -> Option<Miss> {
+    misses.reduce(|best, miss| if miss.depth() > best.depth() { miss } else { best })
 }
 
 impl Conditions {
@@ -259,24 +303,46 @@ impl Conditions {
         }
         let http = self.http.iter().filter_map(|item| item.miss(request));
         let grpc = self.grpc.iter().filter_map(|item| item.miss(request));
-        let nearest =
-            http.chain(grpc).reduce(|best, miss| if miss.depth() > best.depth() { miss } else { best });
-        let none = if self.tls.is_empty() { Miss::NoCondition } else { Miss::NotTls };
-        Some(nearest.unwrap_or(none))
+        Some(nearest(http.chain(grpc)).unwrap_or_else(|| self.no_request()))
     }
 
     /// What a TLS connection failed on; `None` if its server name is granted.
     #[must_use]
     pub fn nearest_miss_tls(&self, server_name: Option<&str>) -> Option<Miss> {
-        let expected = self.tls.iter().map(|name| name.to_string().into()).collect();
-        (!self.allows_tls(server_name))
-            .then(|| Miss::ServerName { got: server_name.map(Into::into), expected })
+        (!self.allows_tls(server_name)).then(|| self.server_name_miss(server_name))
     }
 
     /// Whether a deny with these conditions takes the request.
     #[must_use]
     pub fn denies(&self, request: &Request<'_>) -> bool {
         self.http.iter().any(|item| item.denies(request)) || self.grpc.iter().any(|item| item.denies(request))
+    }
+
+    /// What the item that came nearest to denying was spared by; `None` if one of them takes the request.
+    #[must_use]
+    pub fn deny_miss(&self, request: &Request<'_>) -> Option<Miss> {
+        if self.denies(request) {
+            return None;
+        }
+        let http = self.http.iter().filter_map(|item| item.deny_miss(request));
+        let grpc = self.grpc.iter().filter_map(|item| item.deny_miss(request));
+        Some(nearest(http.chain(grpc)).unwrap_or_else(|| self.no_request()))
+    }
+
+    /// What a deny that spares a TLS connection was spared by.
+    #[must_use]
+    pub fn deny_miss_tls(&self, server_name: Option<&str>) -> Option<Miss> {
+        (!self.denies_tls(server_name)).then(|| self.server_name_miss(server_name))
+    }
+
+    /// Why conditions without one on requests are not met by any.
+    fn no_request(&self) -> Miss {
+        if self.tls.is_empty() { Miss::NoCondition } else { Miss::NotTls }
+    }
+
+    fn server_name_miss(&self, server_name: Option<&str>) -> Miss {
+        let expected = self.tls.iter().map(|name| name.to_string().into()).collect();
+        Miss::ServerName { got: server_name.map(Into::into), expected }
     }
 
     /// Whether an allow with these conditions grants a TLS connection to this server name.

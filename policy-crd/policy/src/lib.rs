@@ -4,6 +4,7 @@
 //! it needs travels in its arguments; everything that it decides travels in its results. Control compiles
 //! into these types, the proxy and the loader read them, and `explain` walks the same walk.
 
+mod asked;
 pub mod class;
 pub mod fold;
 pub mod grpc;
@@ -11,6 +12,7 @@ pub mod header;
 pub mod host;
 pub mod http;
 pub mod miss;
+mod observe;
 pub mod origin;
 pub mod path;
 pub mod port;
@@ -20,9 +22,11 @@ pub mod query;
 pub mod regex;
 pub mod request;
 pub mod snapshot;
+pub mod trace;
 pub mod verdict;
 mod walk;
 
+pub use asked::Effect;
 pub use class::{ClassId, ClassSet};
 pub use fold::{PortPrefix, Row, RowAction, RowEntry};
 pub use grpc::{GrpcMatch, GrpcProtocol};
@@ -30,6 +34,7 @@ pub use header::{HeaderMatch, HeaderTest};
 pub use host::{HostMatch, NameMatch};
 pub use http::{Conditions, HttpMatch, MethodMatch, PathMatch};
 pub use miss::Miss;
+pub use observe::StageKind;
 pub use origin::{Kind, Mode, Origin, Policy, PolicyId, RuleName};
 pub use port::{PortRange, PortSet, Protocol};
 pub use prefix::{Prefix, PrefixTable};
@@ -41,6 +46,7 @@ pub use query::QueryMatch;
 pub use regex::Regex;
 pub use request::{HttpVersion, Request};
 pub use snapshot::{Class, Endpoint, Endpoints, Identity, Snapshot, Workload};
+pub use trace::Trace;
 pub use verdict::{
     Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Outcome, Reason, SideVerdict, Verdict,
 };

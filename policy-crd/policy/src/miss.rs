@@ -12,6 +12,13 @@ use std::sync::Arc;
 pub enum Miss {
     /// The rule does not name this peer.
     Peer,
+    /// Nobody knows who the peer is, and no allow takes it.
+    UnknownPeer,
+    /// The rule is about requests, which this protocol cannot carry.
+    Protocol {
+        /// The protocol of the connection.
+        protocol: Protocol,
+    },
     /// The rule names the peer, on other ports.
     Port {
         /// The protocol of the connection.
@@ -19,6 +26,8 @@ pub enum Miss {
         /// Its port.
         port: u16,
     },
+    /// Nothing has been said yet: each request will be asked.
+    NoRequest,
     /// The bytes are no request that anybody could judge.
     Unreadable,
     /// Not a gRPC request by its version, method and content type.
@@ -109,9 +118,9 @@ impl Miss {
     #[must_use]
     pub const fn depth(&self) -> u8 {
         match self {
-            Self::Peer => 0,
-            Self::Port { .. } => 1,
-            Self::NoCondition => 2,
+            Self::Peer | Self::UnknownPeer => 0,
+            Self::Port { .. } | Self::Protocol { .. } => 1,
+            Self::NoCondition | Self::NoRequest => 2,
             Self::Unreadable | Self::NotGrpc { .. } | Self::NotTls => 3,
             Self::GrpcService { .. } | Self::Host { .. } | Self::ServerName { .. } => 4,
             Self::AmbiguousPath { .. } => 5,
@@ -139,6 +148,9 @@ impl fmt::Display for Miss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Peer => f.write_str("peer not selected"),
+            Self::UnknownPeer => f.write_str("nobody knows who the peer is"),
+            Self::Protocol { protocol } => write!(f, "no request can be read over {protocol}"),
+            Self::NoRequest => f.write_str("decided by each request"),
             Self::Port { protocol, port } if protocol.has_ports() => {
                 write!(f, "port {port}/{protocol} not named")
             }

@@ -3,12 +3,14 @@
 //! The Admin tier, then denies, then every allow layer that isolates must agree; the Baseline tier speaks where
 //! layer K is silent. Knows nothing of who asks.
 
+use crate::asked::{Asked, Effect, Taking};
 use crate::class::ClassId;
 use crate::fold::{Row, RowAction};
 use crate::miss::Miss;
+use crate::observe::{Nobody, Observe, StageKind, Step, Visit};
 use crate::origin::{Mode, Policy, RuleName};
 use crate::port::Protocol;
-use crate::profile::{Direction, Layer, Rule, Side, TierAction, TierRule};
+use crate::profile::{Direction, Layer, LayerKind, Rule, Side, TierAction, TierRule};
 use crate::snapshot::Snapshot;
 use crate::verdict::{
     Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Reason, SideVerdict, Verdict,
@@ -40,6 +42,38 @@ impl<'a> Walked<'a> {
         }
     }
 
+    /// A layer isolates, and nothing in it grants.
+    fn refused(
+        isolating: &'a Arc<Policy>,
+        nearest: Option<(&'a Rule, Miss)>,
+        connection: &Connection,
+    ) -> Self {
+        let reason = match &nearest {
+            _ if connection.peer == ClassId::MISSING => Reason::IdentityMissing,
+            Some((_, Miss::Unreadable)) => Reason::ParseError,
+            Some((_, miss)) if miss.depth() > (Miss::Port { protocol: Protocol::Tcp, port: 0 }).depth() => {
+                Reason::NoRuleMatched
+            }
+            _ => Reason::DefaultDeny,
+        };
+        let policy = match &nearest {
+            Some((rule, _)) if matches!(reason, Reason::NoRuleMatched | Reason::ParseError) => &rule.policy,
+            _ => isolating,
+        };
+        let named = |(rule, miss): (&Rule, Miss)| NearestMiss {
+            policy: rule.policy.clone(),
+            rule: rule.name.clone(),
+            miss,
+        };
+        Self {
+            decision: Decision::Deny,
+            reason,
+            policy: Some(policy),
+            rule: None,
+            nearest_miss: nearest.map(named),
+        }
+    }
+
     fn finding(self) -> AuditFinding {
         AuditFinding {
             policy: self.policy.cloned(),
@@ -50,63 +84,37 @@ impl<'a> Walked<'a> {
     }
 }
 
-/// Which policies take part in a walk.
-#[derive(Clone, Copy)]
-enum Taking<'p> {
-    Enforcing,
-    EnforcingAnd(&'p Policy),
-    All,
-}
-
-impl Taking<'_> {
-    fn takes(self, policy: &Policy) -> bool {
-        policy.mode == Mode::Enforce
-            || match self {
-                Self::Enforcing => false,
-                Self::EnforcingAnd(audited) => audited.id == policy.id,
-                Self::All => true,
+/// The first rule that matches, with its place. The one loop over rules of every stage.
+fn first<'a, O: Observe>(
+    rules: impl Iterator<Item = (&'a Rule, Effect)>,
+    asked: Asked<'_>,
+    observer: &mut O,
+) -> Option<(usize, &'a Rule)> {
+    let mut found = None;
+    for (place, (rule, effect)) in rules.enumerate() {
+        let taken = asked.taking.takes(&rule.policy);
+        let matched = (taken || O::EVERY_RULE) && rule.matches(effect, asked);
+        observer.rule(&Visit { rule, effect, taken, matched, asked });
+        if taken && matched && found.is_none() {
+            found = Some((place, rule));
+            if !O::EVERY_RULE {
+                break;
             }
-    }
-}
-
-impl Rule {
-    /// Whether this deny takes the facts. A condition can only be met by a request, so a connection passes it.
-    fn denies(&self, connection: &Connection, facts: Facts<'_>) -> bool {
-        self.denies_reach(connection.peer, connection.protocol, connection.port)
-            && match (&self.conditions, facts) {
-                (None, _) | (Some(_), Facts::Unknown) => true,
-                // Only TCP can be read at all: elsewhere a condition cannot be known, and a deny takes it.
-                (Some(_), Facts::Connection) => connection.protocol != Protocol::Tcp,
-                (Some(conditions), Facts::Request(request)) => conditions.denies(request),
-                (Some(conditions), Facts::Tls(name)) => conditions.denies_tls(name),
-            }
-    }
-
-    /// Whether this allow grants the facts.
-    fn allows(&self, connection: &Connection, facts: Facts<'_>) -> bool {
-        self.allows_reach(connection.peer, connection.protocol, connection.port)
-            && match (&self.conditions, facts) {
-                (None, _) | (Some(_), Facts::Connection) => true,
-                (Some(_), Facts::Unknown) => false,
-                (Some(conditions), Facts::Request(request)) => conditions.allows(request),
-                (Some(conditions), Facts::Tls(name)) => conditions.allows_tls(name),
-            }
-    }
-
-    /// What an allow that does not grant failed on.
-    fn miss(&self, connection: &Connection, facts: Facts<'_>) -> Option<Miss> {
-        let Connection { peer, protocol, port } = *connection;
-        if !self.allows_reach(peer, protocol, port) {
-            let other_port = peer != ClassId::MISSING && self.scopes.iter().any(|s| s.peers.contains(peer));
-            return Some(if other_port { Miss::Port { protocol, port } } else { Miss::Peer });
-        }
-        match (&self.conditions, facts) {
-            (None, _) | (Some(_), Facts::Connection) => None,
-            (Some(_), Facts::Unknown) => Some(Miss::Unreadable),
-            (Some(conditions), Facts::Request(request)) => conditions.nearest_miss(request),
-            (Some(conditions), Facts::Tls(name)) => conditions.nearest_miss_tls(name),
         }
     }
+    found
+}
+
+/// The first rule of a tier that matches, from a place on.
+fn first_in_tier<'a, O: Observe>(
+    tier: &'a [TierRule],
+    from: usize,
+    asked: Asked<'_>,
+    observer: &mut O,
+) -> Option<(usize, &'a TierRule)> {
+    let rules = tier.iter().skip(from).map(|tiered| (&tiered.rule, Effect::Tier(tiered.action)));
+    let (place, _) = first(rules, asked, observer)?;
+    Some((from + place, tier.get(from + place)?))
 }
 
 impl Layer {
@@ -118,54 +126,40 @@ impl Layer {
             .map(|isolation| &isolation.policy)
     }
 
-    /// Asks the layer's allows. `Err` when it isolates and none of them grants.
-    fn walk(&self, connection: &Connection, facts: Facts<'_>, taking: Taking<'_>) -> Option<Walked<'_>> {
-        let isolating = self.isolated_by(connection, taking)?;
-        let mut allows = self.allow.iter().filter(|rule| taking.takes(&rule.policy));
-        if let Some(rule) = allows.find(|rule| rule.allows(connection, facts)) {
+    /// The first allow that grants.
+    fn first_allow<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Option<&Rule> {
+        let rules = self.allow.iter().map(|rule| (rule, Effect::Allow));
+        first(rules, asked, observer).map(|(_, rule)| rule)
+    }
+
+    /// The allow that came nearest, and what it failed on. Only a refusal pays for its explanation.
+    fn nearest(&self, asked: Asked<'_>) -> Option<(&Rule, Miss)> {
+        let allows = self.allow.iter().filter(|rule| asked.taking.takes(&rule.policy));
+        allows
+            .filter_map(|rule| Some((rule, rule.miss(Effect::Allow, asked)?)))
+            .reduce(|best, next| if next.1.depth() > best.1.depth() { next } else { best })
+    }
+
+    /// Asks the layer's allows; `None` where nothing isolates.
+    fn walk<O: Observe>(&self, kind: LayerKind, asked: Asked<'_>, observer: &mut O) -> Option<Walked<'_>> {
+        observer.stage(StageKind::Layer(kind));
+        let isolating = self.isolated_by(asked.connection, asked.taking);
+        observer.isolation(isolating);
+        let Some(isolating) = isolating else {
+            observer.step(Step::Next);
+            return None;
+        };
+        if let Some(rule) = self.first_allow(asked, observer) {
+            observer.step(Step::By(rule));
             return Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule));
         }
-        // Only a refusal pays for its explanation.
-        let allows = self.allow.iter().filter(|rule| taking.takes(&rule.policy));
-        let nearest = allows
-            .filter_map(|rule| Some((rule, rule.miss(connection, facts)?)))
-            .reduce(|best, next| if next.1.depth() > best.1.depth() { next } else { best });
-        let reason = match &nearest {
-            _ if connection.peer == ClassId::MISSING => Reason::IdentityMissing,
-            Some((_, Miss::Unreadable)) => Reason::ParseError,
-            Some((_, miss)) if miss.depth() > (Miss::Port { protocol: Protocol::Tcp, port: 0 }).depth() => {
-                Reason::NoRuleMatched
-            }
-            _ => Reason::DefaultDeny,
-        };
-        Some(Walked {
-            decision: Decision::Deny,
-            reason,
-            policy: Some(match &nearest {
-                Some((rule, _)) if matches!(reason, Reason::NoRuleMatched | Reason::ParseError) => {
-                    &rule.policy
-                }
-                _ => isolating,
-            }),
-            rule: None,
-            nearest_miss: nearest.map(|(rule, miss)| NearestMiss {
-                policy: rule.policy.clone(),
-                rule: rule.name.clone(),
-                miss,
-            }),
-        })
+        let nearest = self.nearest(asked);
+        observer.step(Step::Refused(nearest.as_ref().map(|(rule, _)| *rule)));
+        Some(Walked::refused(isolating, nearest, asked.connection))
     }
 }
 
 impl TierRule {
-    /// Whether the rule matches: a Deny as a deny, Accept and Pass as an allow.
-    fn matches(&self, connection: &Connection, facts: Facts<'_>) -> bool {
-        match self.action {
-            TierAction::Deny => self.rule.denies(connection, facts),
-            TierAction::Accept | TierAction::Pass => self.rule.allows(connection, facts),
-        }
-    }
-
     /// Whether only a request can say if the rule matches.
     fn awaits_request(&self, facts: Facts<'_>) -> bool {
         self.rule.conditions.is_some() && matches!(facts, Facts::Connection)
@@ -179,16 +173,6 @@ impl TierRule {
             TierAction::Accept | TierAction::Pass => self.rule.allows_reach(peer, protocol, port),
         }
     }
-}
-
-/// The rules of a tier that match, in order.
-fn matching<'a>(
-    tier: &'a [TierRule],
-    connection: &Connection,
-    facts: Facts<'_>,
-    taking: Taking<'_>,
-) -> impl Iterator<Item = &'a TierRule> {
-    tier.iter().filter(move |tiered| taking.takes(&tiered.rule.policy) && tiered.matches(connection, facts))
 }
 
 /// What a tier comes to before a request is known.
@@ -216,7 +200,17 @@ impl Side {
     /// Baseline tier in place of a silent layer K.
     #[must_use]
     pub fn judge(&self, connection: &Connection, facts: Facts<'_>) -> SideVerdict {
-        let walked = self.walk(connection, facts, Taking::Enforcing);
+        self.judge_watched(connection, facts, &mut Nobody)
+    }
+
+    /// The same, watched. Of the audited policies only their findings are told.
+    pub(crate) fn judge_watched<O: Observe>(
+        &self,
+        connection: &Connection,
+        facts: Facts<'_>,
+        observer: &mut O,
+    ) -> SideVerdict {
+        let walked = self.walk(Asked { connection, facts, taking: Taking::Enforcing }, observer);
         let audit = self.audit(connection, facts, walked.decision);
         SideVerdict {
             decision: walked.decision,
@@ -228,53 +222,95 @@ impl Side {
         }
     }
 
-    fn walk(&self, connection: &Connection, facts: Facts<'_>, taking: Taking<'_>) -> Walked<'_> {
-        for tiered in matching(&self.admin, connection, facts, taking) {
-            match tiered.action {
-                TierAction::Deny => return Walked::by_rule(Decision::Deny, Reason::DenyRule, &tiered.rule),
-                TierAction::Accept => {
-                    return Walked::by_rule(Decision::Allow, Reason::RuleMatched, &tiered.rule);
-                }
-                TierAction::Pass => {
-                    let passed = self.walk_namespaced(connection, facts, taking);
-                    // Before a request is known a conditional Pass may or may not hold; a connection is let
-                    // through where either way could let a request through.
-                    if !tiered.awaits_request(facts) || passed.decision == Decision::Allow {
-                        return passed;
-                    }
-                }
-            }
+    /// The walk.
+    fn walk<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Walked<'_> {
+        if self.admin.is_empty() {
+            return self.walk_namespaced(asked, observer);
         }
-        self.walk_namespaced(connection, facts, taking)
+        observer.stage(StageKind::Admin);
+        let mut from = 0;
+        while let Some((place, tiered)) = first_in_tier(&self.admin, from, asked, observer) {
+            let by = |decision, reason| Walked::by_rule(decision, reason, &tiered.rule);
+            // Before a request is known a conditional Pass may or may not hold; a connection is let through where
+            // either way could let a request through.
+            let supposed = tiered.action == TierAction::Pass && tiered.awaits_request(asked.facts);
+            observer.step(if supposed { Step::Supposing(&tiered.rule) } else { Step::By(&tiered.rule) });
+            match tiered.action {
+                TierAction::Deny => return by(Decision::Deny, Reason::DenyRule),
+                TierAction::Accept => return by(Decision::Allow, Reason::RuleMatched),
+                TierAction::Pass => {}
+            }
+            let passed = self.walk_namespaced(asked, observer);
+            if !supposed || passed.decision == Decision::Allow {
+                return passed;
+            }
+            from = place + 1;
+            observer.stage(StageKind::Admin);
+        }
+        observer.step(Step::Next);
+        self.walk_namespaced(asked, observer)
     }
 
     /// Everything after the Admin tier.
-    fn walk_namespaced(&self, connection: &Connection, facts: Facts<'_>, taking: Taking<'_>) -> Walked<'_> {
-        let mut denies = self.deny.iter().filter(|rule| taking.takes(&rule.policy));
-        if let Some(rule) = denies.find(|rule| rule.denies(connection, facts)) {
+    fn walk_namespaced<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Walked<'_> {
+        if let Some(rule) = self.first_deny(asked, observer) {
             return Walked::by_rule(Decision::Deny, Reason::DenyRule, rule);
         }
         let [k, l] = &self.layers;
         // The Baseline tier speaks in the place of a silent layer K.
-        let connected = k.walk(connection, facts, taking).or_else(|| {
-            let decided = matching(&self.baseline, connection, facts, taking).next()?;
-            match decided.action {
-                TierAction::Deny => Some(Walked::by_rule(Decision::Deny, Reason::DenyRule, &decided.rule)),
-                TierAction::Accept => {
-                    Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, &decided.rule))
-                }
-                TierAction::Pass => None,
-            }
-        });
+        let connected = k.walk(LayerKind::K, asked, observer).or_else(|| self.walk_baseline(asked, observer));
         let allowed = match connected {
             Some(walked) if walked.decision == Decision::Deny => return walked,
             other => other,
         };
-        match l.walk(connection, facts, taking) {
+        match l.walk(LayerKind::L, asked, observer) {
             // The later layer says more: what was said ranks above who connected.
             Some(walked) => walked,
             None => allowed.unwrap_or_else(Walked::not_isolated),
         }
+    }
+
+    /// The first deny that takes the facts.
+    fn first_deny<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Option<&Rule> {
+        if self.deny.is_empty() {
+            return None;
+        }
+        observer.stage(StageKind::Deny);
+        let rules = self.deny.iter().map(|rule| (rule, Effect::Deny));
+        let found = first(rules, asked, observer).map(|(_, rule)| rule);
+        observer.step(found.map_or(Step::Next, Step::By));
+        found
+    }
+
+    /// What the Baseline tier says, if one of its rules matches and does not pass.
+    fn walk_baseline<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Option<Walked<'_>> {
+        if self.baseline.is_empty() {
+            return None;
+        }
+        observer.stage(StageKind::Baseline);
+        let found = first_in_tier(&self.baseline, 0, asked, observer);
+        observer.step(found.map_or(Step::Next, |(_, tiered)| Step::By(&tiered.rule)));
+        let (_, TierRule { action, rule }) = found?;
+        match action {
+            TierAction::Deny => Some(Walked::by_rule(Decision::Deny, Reason::DenyRule, rule)),
+            TierAction::Accept => Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule)),
+            TierAction::Pass => None,
+        }
+    }
+
+    /// The stages that have any rule, in order.
+    pub(crate) fn stages_with_rules(&self) -> Vec<StageKind> {
+        let [k, l] = &self.layers;
+        [
+            (StageKind::Admin, !self.admin.is_empty()),
+            (StageKind::Deny, !self.deny.is_empty()),
+            (StageKind::Layer(LayerKind::K), !k.allow.is_empty() || !k.isolation.is_empty()),
+            (StageKind::Baseline, !self.baseline.is_empty()),
+            (StageKind::Layer(LayerKind::L), !l.allow.is_empty() || !l.isolation.is_empty()),
+        ]
+        .into_iter()
+        .filter_map(|(kind, any)| any.then_some(kind))
+        .collect()
     }
 
     /// What audited policies would have done, each promoted alone and all together.
@@ -284,7 +320,8 @@ impl Side {
         if audited.is_empty() {
             return audit;
         }
-        let together = self.walk(connection, facts, Taking::All);
+        let walk = |taking| self.walk(Asked { connection, facts, taking }, &mut Nobody);
+        let together = walk(Taking::All);
         match (enforced, together.decision) {
             (Decision::Deny, Decision::Allow) => audit.would_allow = true,
             (Decision::Allow, Decision::Deny) => audit.together_deny = Some(together.finding()),
@@ -293,7 +330,7 @@ impl Side {
         if enforced == Decision::Allow {
             audit.would_deny = audited
                 .into_iter()
-                .map(|policy| self.walk(connection, facts, Taking::EnforcingAnd(policy)))
+                .map(|policy| walk(Taking::EnforcingAnd(policy)))
                 .filter(|walked| walked.decision == Decision::Deny)
                 .map(Walked::finding)
                 .collect();
@@ -317,7 +354,10 @@ impl Side {
     /// What the kernel does with this connection: the same walk, with the request not yet known.
     #[must_use]
     pub fn row(&self, connection: &Connection) -> Row {
-        let passes = |taking| self.walk(connection, Facts::Connection, taking).decision == Decision::Allow;
+        let passes = |taking| {
+            let asked = Asked { connection, facts: Facts::Connection, taking };
+            self.walk(asked, &mut Nobody).decision == Decision::Allow
+        };
         let row = |action| Row { action, fail_open: false, audit: false };
         if !passes(Taking::Enforcing) {
             return row(RowAction::Deny);
