@@ -7,8 +7,8 @@ use crate::hosts;
 use crate::report::Report;
 use sluice_crd::limits::{MAX_HEADERS, MAX_MATCHES, MAX_METHODS, MAX_PROTOCOLS, MAX_REGEXES, MAX_VALUE};
 use sluice_crd::{
-    GrpcProtocol, GrpcRule, HeaderMatch as HeaderGiven, HeaderMatchType, HttpRule, Part, RuleObject,
-    StringMatch, StringMatchType,
+    Category, GrpcProtocol, GrpcRule, HeaderMatch as HeaderGiven, HeaderMatchType, HttpRule, Part,
+    RuleObject, StringMatch, StringMatchType,
 };
 use sluice_policy::{Conditions, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, PathMatch, Regex};
 use std::sync::Arc;
@@ -223,7 +223,8 @@ fn methods(
             sound = false;
         } else if method.chars().any(|c| c.is_ascii_lowercase()) {
             let remedy = format!("did you mean `{}`?", method.to_ascii_uppercase());
-            report.warn(&path, "methods are case-sensitive, and those in use are upper-case", remedy);
+            let reason = "methods are case-sensitive, and those in use are upper-case";
+            report.warn_of(Category::MethodCase, &path, reason, remedy);
         }
     }
     doubt.widened |= !sound;

@@ -5,7 +5,7 @@
 
 use crate::selector::{Labels, Selector};
 use k8s_openapi::api::core::v1::{Container, Pod};
-use sluice_crd::{Objects, Problem, Severity, Source, Sourced};
+use sluice_crd::{Category, Objects, Problem, Severity, Source, Sourced};
 use sluice_policy::{Prefix, Protocol, Workload};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
@@ -74,6 +74,7 @@ impl PodEntry {
 
 impl Index {
     pub(crate) fn new(objects: &Objects, problems: &mut Vec<Problem>) -> Self {
+        let before = problems.len();
         let mut index = Self {
             namespaces: namespaces(objects),
             pods: objects.pods.iter().map(|pod| pod_entry(pod, problems)).collect(),
@@ -88,6 +89,9 @@ impl Index {
         index.add_missing_namespaces(objects, problems);
         index.add_nodes(objects, problems);
         index.find_contested(problems);
+        for problem in problems[before..].iter_mut().filter(|problem| problem.severity != Severity::Info) {
+            problem.category = Category::Cluster;
+        }
         index
     }
 

@@ -10,7 +10,7 @@ use crate::report::Report;
 use crate::selector::Selector;
 use crate::tiers::Tiered;
 use sluice_crd::limits::MAX_RULE_NAME;
-use sluice_crd::{Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection};
+use sluice_crd::{Category, Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection};
 use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin, RuleName};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -269,6 +269,6 @@ pub(crate) fn warn_of_udp(rule: &RuleObject, ports: &Option<Ports>, report: &mut
     if let (Some(index), false) = (other, rule.rules.is_absent()) {
         let path = format!("{}.ports[{index}].protocol", rule.path);
         let reason = "a rule with `rules` allows TCP alone: this port does nothing";
-        report.warn(&path, reason, "name it in a rule without `rules`");
+        report.warn_of(Category::NotTcp, &path, reason, "name it in a rule without `rules`");
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of what is lowered; counts errors, so that an object that has one is not accepted.
 
-use sluice_crd::{Problem, Problems, Severity, Source};
+use sluice_crd::{Category, Problem, Problems, Severity, Source};
 
 /// Where problems of one object go.
 pub(crate) struct Report<'a> {
@@ -28,16 +28,38 @@ impl<'a> Report<'a> {
     }
 
     pub(crate) fn error(&mut self, path: &str, reason: impl AsRef<str>, remedy: impl Into<String>) {
+        self.error_of(Category::Value, path, reason, remedy);
+    }
+
+    /// An error that is of another category than most.
+    pub(crate) fn error_of(
+        &mut self,
+        category: Category,
+        path: &str,
+        reason: impl AsRef<str>,
+        remedy: impl Into<String>,
+    ) {
         self.errors += 1;
         let reason = format!("{}; {}", reason.as_ref(), self.effect);
-        self.problems.add(self.source.problem(Severity::Error, path, reason, remedy));
+        self.problems.add(self.source.problem(Severity::Error, path, reason, remedy).of(category));
     }
 
     pub(crate) fn not_built(&mut self, path: &str) {
-        self.error(path, "not built yet", "say it without, or wait for it");
+        self.error_of(Category::Unsupported, path, "not built yet", "say it without, or wait for it");
     }
 
     pub(crate) fn warn(&mut self, path: &str, reason: impl Into<String>, remedy: impl Into<String>) {
-        self.problems.add(self.source.problem(Severity::Warning, path, reason, remedy));
+        self.warn_of(Category::Surprise, path, reason, remedy);
+    }
+
+    /// A warning that is of another category than most.
+    pub(crate) fn warn_of(
+        &mut self,
+        category: Category,
+        path: &str,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.problems.add(self.source.problem(Severity::Warning, path, reason, remedy).of(category));
     }
 }

@@ -123,7 +123,8 @@ pub(crate) fn remedy(parent: &str, field: &str, words: Words) -> String {
 }
 
 /// The known word nearest to this one, if it is near enough to have been meant.
-pub(crate) fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
+#[must_use]
+pub fn nearest<'a>(word: &str, known: &[&'a str]) -> Option<&'a str> {
     /// Words longer than this are nobody's typing error.
     const MAX_WORD: usize = 64;
     if word.len() > MAX_WORD {

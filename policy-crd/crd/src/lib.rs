@@ -34,15 +34,18 @@ pub use cilium::{
 pub use cluster_l7::{Action, ClusterL7NetworkPolicySpec, ClusterL7Rule, NamespacedPods, Subject, Tier};
 pub use cluster_network::{ClusterPeer, ClusterProtocol, DestinationPort, DestinationRange, TransportMatch};
 pub use definitions::custom_resource_definitions;
+pub use fields::nearest;
 pub use l7::{
     DenyAction, DenyDetail, Entity, GrpcProtocol, GrpcRule, HeaderMatch, HeaderMatchType, HostMatch,
     HostMatchType, HttpRule, IpBlock, IsolationScope, L7NetworkPolicySpec, L7Rule, L7Rules, Mode, Peer, Port,
     ServiceAccountRef, StringMatch, StringMatchType, TlsRules,
 };
-pub use load::{Loaded, load_dir, load_files, load_str, load_value, manifests};
+pub use load::{
+    Loaded, MAX_FILE_BYTES, load_dir, load_files, load_str, load_texts, load_value, manifests, read_manifest,
+};
 pub use object::{Objects, Source, Sourced};
 pub use policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
-pub use problem::{Problem, Problems, Severity};
+pub use problem::{Category, Place, Plain, Problem, Problems, Severity};
 pub use status::{EffectiveMode, NodeCounts, PolicyStatus};
 pub use tiered::{ClusterL7Object, ClusterNetworkObject, ClusterRuleObject, TieredObject, TieredRule};
 

@@ -7,7 +7,7 @@ use crate::cilium::CiliumKind;
 use crate::decode::broken_namespace;
 use crate::kinds::{Form, policy_form, unread};
 use crate::object::{Objects, Source, Sourced};
-use crate::problem::{Problem, Severity};
+use crate::problem::{Category, Problem, Severity};
 use crate::read::Reader;
 use crate::tiered::TieredObject;
 use crate::yaml::{self, Broken, Flaw};
@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Largest file: the dump of a big cluster's pods has some tens of megabytes.
-const MAX_FILE_BYTES: u64 = 64 << 20;
+pub const MAX_FILE_BYTES: u64 = 64 << 20;
 /// Most files of one directory.
 const MAX_FILES: usize = 10_000;
 
@@ -49,12 +49,20 @@ pub fn load_files(files: &[PathBuf]) -> Loaded {
     let mut loader = Loader::default();
     for path in files {
         let name: Arc<str> = path.display().to_string().into();
-        match read(path) {
+        match read_manifest(path) {
             Ok(text) => loader.text(&name, &text),
-            Err(reason) => {
-                loader.file_problem(&name, (0, 0), reason, "nothing in it is in force: correct it");
-            }
+            Err(problem) => loader.loaded.problems.push(*problem),
         }
+    }
+    loader.loaded
+}
+
+/// Reads texts as if each were a file of this name, in this order, as one cluster.
+#[must_use]
+pub fn load_texts<'t>(texts: impl IntoIterator<Item = (&'t str, &'t str)>) -> Loaded {
+    let mut loader = Loader::default();
+    for (name, text) in texts {
+        loader.text(&name.into(), text);
     }
     loader.loaded
 }
@@ -88,6 +96,8 @@ fn bare_problem(file: &Arc<str>, at: (u32, u32), reason: String, remedy: &str) -
         path: String::new(),
         reason,
         remedy: remedy.to_owned(),
+        end_column: 0,
+        category: Category::Unreadable,
     }
 }
 
@@ -121,6 +131,17 @@ pub fn manifests(path: &Path) -> Result<Vec<PathBuf>, Box<Problem>> {
     }
     files.sort();
     Ok(files)
+}
+
+/// The text of one file.
+///
+/// # Errors
+/// It cannot be read, is larger than [`MAX_FILE_BYTES`], or is not UTF-8.
+pub fn read_manifest(path: &Path) -> Result<String, Box<Problem>> {
+    read(path).map_err(|reason| {
+        let name: Arc<str> = path.display().to_string().into();
+        Box::new(bare_problem(&name, (0, 0), reason, "nothing in it is in force: correct it"))
+    })
 }
 
 fn read(path: &Path) -> Result<String, String> {
@@ -204,7 +225,7 @@ impl Loader {
             let reason = "a Kubernetes object is expected here; this is not in force";
             let problem =
                 source.problem(Severity::Error, "", reason, "write apiVersion, kind, metadata and spec");
-            self.loaded.problems.push(problem);
+            self.loaded.problems.push(problem.of(Category::Shape));
             return;
         };
         let text = |field: &str| fields.get(field).and_then(Value::as_str).unwrap_or_default();
@@ -227,8 +248,11 @@ impl Loader {
         for flaw in flaws.iter().filter(|_| source.prefix.is_empty()) {
             let path = flaw.path.strip_suffix(yaml::BREAK).unwrap_or(&flaw.path);
             let mut problem = source.problem(Severity::Error, path, &flaw.reason, &flaw.remedy);
-            (problem.line, problem.column) = flaw.at;
-            self.loaded.problems.push(problem);
+            if flaw.at != (problem.line, problem.column) {
+                (problem.line, problem.column) = flaw.at;
+                problem.end_column = 0;
+            }
+            self.loaded.problems.push(problem.of(Category::Unreadable));
         }
     }
 
@@ -267,7 +291,7 @@ impl Loader {
             }
             _ => match policy_form(api, kind) {
                 Some(form) => self.policy(fields, form, source, flaws, false),
-                None => self.loaded.problems.push(unread(api, kind, source)),
+                None => self.loaded.problems.push(unread(api, kind, source).of(Category::NotRead)),
             },
         }
     }
@@ -288,7 +312,7 @@ impl Loader {
         };
         let reason = format!("the object is given twice, first at {first}; {effect}");
         let problem = source.problem(Severity::Error, "", reason, "remove one, or give it another name");
-        self.loaded.problems.push(problem);
+        self.loaded.problems.push(problem.of(Category::Twice));
         false
     }
 
@@ -307,7 +331,8 @@ impl Loader {
                 let reason = format!("the object has no {field}; it is left out");
                 let path = format!("metadata.{field}");
                 let remedy = format!("write metadata.{field}");
-                self.loaded.problems.push(source.problem(Severity::Error, &path, reason, remedy));
+                let problem = source.problem(Severity::Error, &path, reason, remedy);
+                self.loaded.problems.push(problem.of(Category::Shape));
                 return;
             }
         }

@@ -4,7 +4,7 @@
 
 use crate::cilium::{CiliumCidrGroupObject, CiliumPolicyObject};
 use crate::policy::PolicyObject;
-use crate::problem::{Problem, Severity};
+use crate::problem::{Category, Place, Problem, Severity};
 use crate::tiered::{ClusterL7Object, ClusterNetworkObject};
 use crate::yaml::Spans;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
@@ -83,10 +83,9 @@ impl Source {
         reason: impl Into<String>,
         remedy: impl Into<String>,
     ) -> Problem {
-        let full = format!("{}{path}", self.prefix);
-        let (line, column) = self.spans.find(full.trim_end_matches('.')).unwrap_or_default();
+        let Place { file, line, column, end_column } = self.place(path);
         Problem {
-            file: self.file.clone(),
+            file,
             line,
             column,
             severity,
@@ -94,7 +93,18 @@ impl Source {
             path: path.to_owned(),
             reason: reason.into(),
             remedy: remedy.into(),
+            end_column,
+            category: Category::usual(severity),
         }
+    }
+
+    /// Where a path of this object stands.
+    #[must_use]
+    pub fn place(&self, path: &str) -> Place {
+        let full = format!("{}{path}", self.prefix);
+        let extent = self.spans.find(full.trim_end_matches('.')).unwrap_or_default();
+        let (line, column) = extent.at;
+        Place { file: self.file.clone(), line, column, end_column: extent.end }
     }
 
     /// The same place without the positions of its fields: for kinds that come in great numbers.

@@ -30,6 +30,60 @@ impl Severity {
     }
 }
 
+/// What kind of thing is wrong; `sluice analyze` has a code for each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Category {
+    /// A file or a document that cannot be read.
+    Unreadable,
+    /// A field that does not exist at its place.
+    UnknownField,
+    /// A field that is missing, or of another type than it has.
+    Shape,
+    /// A value that has the right type and cannot be taken.
+    Value,
+    /// A field that exists, and that is not honoured here.
+    Unsupported,
+    /// An object of a kind or version that is not read.
+    NotRead,
+    /// Two objects with one name.
+    Twice,
+    /// Pods, namespaces and nodes that contradict each other, or that nobody can know.
+    Cluster,
+    /// A rule about requests on a port that is not TCP.
+    NotTcp,
+    /// A method that is not in upper case.
+    MethodCase,
+    /// It does less, or more, than it seems to.
+    Surprise,
+    /// Worth knowing.
+    Note,
+}
+
+impl Category {
+    /// What a problem of this severity is, unless it is said.
+    #[must_use]
+    pub const fn usual(severity: Severity) -> Self {
+        match severity {
+            Severity::Error => Self::Value,
+            Severity::Warning => Self::Surprise,
+            Severity::Info => Self::Note,
+        }
+    }
+}
+
+/// A part of one line of a file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Place {
+    /// The file, or what stands for it; empty if the object came from elsewhere.
+    pub file: Arc<str>,
+    /// The line, from 1; 0 if unknown.
+    pub line: u32,
+    /// The first column, in characters from 1; 0 if unknown.
+    pub column: u32,
+    /// The column after the last; 0: the rest of the line.
+    pub end_column: u32,
+}
+
 /// One finding. Displays as `file:line:column: path: reason: remedy`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Problem {
@@ -49,6 +103,24 @@ pub struct Problem {
     pub reason: String,
     /// What to do.
     pub remedy: String,
+    /// The column after the last of what is wrong on its line; 0: the rest of the line.
+    pub end_column: u32,
+    /// What kind of thing is wrong.
+    pub category: Category,
+}
+
+impl Problem {
+    /// The same problem, of this category.
+    #[must_use]
+    pub fn of(self, category: Category) -> Self {
+        Self { category, ..self }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place { file: self.file.clone(), line: self.line, column: self.column, end_column: self.end_column }
+    }
 }
 
 impl fmt::Display for Problem {
@@ -122,7 +194,7 @@ impl Problems {
 }
 
 /// Text of a manifest, without what would steer a terminal or begin a line of a log.
-struct Plain<'a>(&'a str);
+pub struct Plain<'a>(pub &'a str);
 
 impl fmt::Display for Plain<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -182,6 +254,8 @@ mod tests {
             path: "spec.\n\r".into(),
             reason: "é".into(),
             remedy: String::new(),
+            end_column: 0,
+            category: Category::Value,
         };
         assert_eq!(problem.to_string(), "a.yaml:1:2: spec.\\n\\r: é (Pod/a/\\u{1b}[2J)");
     }

@@ -8,7 +8,7 @@ use crate::fields::{self, Words};
 use crate::l7::{DenyAction, DenyDetail, IpBlock, IsolationScope, Mode, Peer, Port};
 use crate::object::Source;
 use crate::policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
-use crate::problem::{Problem, Problems, Severity};
+use crate::problem::{Category, Problem, Problems, Severity};
 use crate::yaml::Flaw;
 use k8s_openapi::api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -65,7 +65,18 @@ impl<'a> Reader<'a> {
         reason: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.problems.add(self.source.problem(severity, path, reason, remedy));
+        self.report_of(Category::Shape, severity, path, reason, remedy);
+    }
+
+    fn report_of(
+        &mut self,
+        category: Category,
+        severity: Severity,
+        path: &str,
+        reason: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        self.problems.add(self.source.problem(severity, path, reason, remedy).of(category));
     }
 
     /// Whether the text itself was odd in, at or around this place.
@@ -80,7 +91,7 @@ impl<'a> Reader<'a> {
     pub(crate) fn unknown(&mut self, severity: Severity, parent: &str, field: &str, effect: &str) {
         let remedy = fields::remedy(parent, field, self.words);
         let reason = format!("unknown field `{field}`; {effect}");
-        self.report(severity, &joined(parent, field), reason, remedy);
+        self.report_of(Category::UnknownField, severity, &joined(parent, field), reason, remedy);
     }
 
     /// One part as a whole.
@@ -311,7 +322,8 @@ impl<'a> Reader<'a> {
     }
 
     pub(crate) fn not_built(&mut self, path: &str, effect: &str, remedy: &str) {
-        self.report(Severity::Error, path, format!("this value is not built yet; {effect}"), remedy);
+        let reason = format!("this value is not built yet; {effect}");
+        self.report_of(Category::Unsupported, Severity::Error, path, reason, remedy);
     }
 
     fn rules(&mut self, value: Option<&Value>, path: &str, peers: &str, deny: bool) -> RuleSection {

@@ -25,17 +25,26 @@ pub(crate) const BREAK: &str = ".?";
 /// Line and column, from 1.
 pub(crate) type Position = (u32, u32);
 
+/// What a field takes up of the line that it begins on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extent {
+    /// Where its key begins, or, of an item of a list, the item.
+    pub(crate) at: Position,
+    /// The column after its value if that ends on the same line, else after its key; 0: the rest of the line.
+    pub(crate) end: u32,
+}
+
 /// Where the fields of one document stood.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Spans(HashMap<String, Position>);
+pub(crate) struct Spans(HashMap<String, Extent>);
 
 impl Spans {
-    /// The position of the field, or of the nearest part around it that has one.
-    pub(crate) fn find(&self, path: &str) -> Option<Position> {
+    /// The place of the field, or of the nearest part around it that has one.
+    pub(crate) fn find(&self, path: &str) -> Option<Extent> {
         let mut path = path;
         loop {
-            if let Some(at) = self.0.get(path) {
-                return Some(*at);
+            if let Some(extent) = self.0.get(path) {
+                return Some(*extent);
             }
             match path.rfind(['.', '[']) {
                 Some(cut) => path = &path[..cut],
@@ -44,9 +53,15 @@ impl Spans {
         }
     }
 
-    /// One position for everything.
-    pub(crate) fn at(position: Option<Position>) -> Self {
-        Self(position.map(|at| (String::new(), at)).into_iter().collect())
+    /// One place for everything.
+    pub(crate) fn at(extent: Option<Extent>) -> Self {
+        Self(extent.map(|extent| (String::new(), extent)).into_iter().collect())
+    }
+
+    fn set_end(&mut self, path: &str, end: u32) {
+        if let Some(extent) = self.0.get_mut(path) {
+            extent.end = end;
+        }
     }
 }
 
@@ -123,6 +138,7 @@ fn read_chunk(chunk: &str, first_line: usize, out: &mut Vec<Document>) {
         first_line,
         anchors: HashMap::new(),
         nodes: 0,
+        end: Marker::new(0, 0, 0),
         spans: Spans::default(),
         flaws: Vec::new(),
         broken: None,
@@ -143,6 +159,8 @@ struct Reader<'t> {
     first_line: usize,
     anchors: HashMap<usize, (Value, usize)>,
     nodes: usize,
+    /// Where the value read last ends.
+    end: Marker,
     spans: Spans,
     flaws: Vec<Flaw>,
     /// Once set, nothing more is read: what is open is closed as it is.
@@ -153,6 +171,17 @@ impl<'t> Reader<'t> {
     fn position(&self, marker: Marker) -> Position {
         let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         (number(marker.line() + self.first_line), number(marker.col() + 1))
+    }
+
+    fn begin(&mut self, path: &str, at: Marker, end: u32) {
+        let extent = Extent { at: self.position(at), end };
+        self.spans.0.insert(path.to_owned(), extent);
+    }
+
+    /// The column after the value read last, if it ends on this line.
+    fn end_on(&self, line: u32) -> Option<u32> {
+        let (last, column) = self.position(self.end);
+        (last == line).then_some(column)
     }
 
     fn stop(&mut self, at: Marker, path: &str, reason: String) {
@@ -182,7 +211,7 @@ impl<'t> Reader<'t> {
                     self.nodes = 0;
                 }
                 Event::Scalar(..) | Event::SequenceStart(..) | Event::MappingStart(..) | Event::Alias(_) => {
-                    self.spans.0.insert(String::new(), self.position(span.start));
+                    self.begin("", span.start, 0);
                     let value = self.node(event, span, &mut String::new(), 0);
                     return Some(self.finish(value));
                 }
@@ -221,6 +250,7 @@ impl<'t> Reader<'t> {
         let before = self.nodes;
         let (anchor, value) = match event {
             Event::Scalar(text, style, anchor, tag) => {
+                self.end = span.end;
                 (anchor, self.scalar(&text, style, tag.as_deref(), span, path))
             }
             Event::SequenceStart(_, anchor, tag) => {
@@ -232,6 +262,7 @@ impl<'t> Reader<'t> {
                 (anchor, self.mapping(path, depth))
             }
             Event::Alias(id) => {
+                self.end = span.end;
                 let size = self.anchors.get(&id).map_or(0, |(_, size)| *size);
                 if !self.count(size, span, path) {
                     return Value::Null;
@@ -253,12 +284,17 @@ impl<'t> Reader<'t> {
         let mut items = Vec::new();
         while let Some((event, span)) = self.next(path) {
             if event == Event::SequenceEnd {
+                self.end = span.end;
                 break;
             }
             let len = path.len();
             path.push_str(&format!("[{}]", items.len()));
-            self.spans.0.insert(path.clone(), self.position(span.start));
+            self.begin(path, span.start, 0);
             items.push(self.node(event, span, path, depth + 1));
+            let (line, _) = self.position(span.start);
+            if let Some(end) = self.end_on(line) {
+                self.spans.set_end(path, end);
+            }
             path.truncate(len);
         }
         Value::Array(items)
@@ -269,7 +305,10 @@ impl<'t> Reader<'t> {
         let mut merged = Vec::new();
         while let Some((event, span)) = self.next(path) {
             let key = match event {
-                Event::MappingEnd => break,
+                Event::MappingEnd => {
+                    self.end = span.end;
+                    break;
+                }
                 Event::Scalar(text, ..) => text,
                 other => {
                     self.node(other, span, path, depth + 1);
@@ -284,16 +323,21 @@ impl<'t> Reader<'t> {
             path.push_str(&key);
             let twice = fields.contains_key(&*key);
             if twice {
-                let first = self.spans.0.get(&*path).map_or(0, |at| at.0);
+                let first = self.spans.0.get(&*path).map_or(0, |extent| extent.at.0);
                 let reason = format!("the key `{key}` is given twice, first on line {first}");
                 self.flaw(path, span, &reason, "keep one of them".to_owned());
             } else {
-                self.spans.0.insert(path.clone(), self.position(span.start));
+                let (_, end) = self.position(span.end);
+                self.begin(path, span.start, end);
             }
             let value = match self.next(path) {
                 Some((event, span)) => self.node(event, span, path, depth + 1),
                 None => Value::Null,
             };
+            let (line, _) = self.position(span.start);
+            if let (false, Some(end)) = (twice, self.end_on(line)) {
+                self.spans.set_end(path, end);
+            }
             path.truncate(len);
             if key == MERGE && (value.is_object() || value.is_array()) {
                 merged.push(value);
@@ -401,14 +445,39 @@ mod tests {
         all.remove(0)
     }
 
+    fn at(document: &Document, path: &str) -> Option<Position> {
+        document.spans.find(path).map(|extent| extent.at)
+    }
+
+    #[test]
+    fn places_have_an_end_on_their_line() {
+        let text = "a: 1 # one\nb:\n- x: [yes, \"é\"]\n  y: {z: 2, w: [3]}\n- 'v'\nc: |\n  long\nd: *x\n";
+        let doc = one(&format!("k: &x 1\n{text}"));
+        let end = |path: &str| doc.spans.find(path).map(|extent| extent.end);
+        for (path, column) in [
+            ("a", 5),
+            ("b", 2),
+            ("b[0]", 0),
+            ("b[0].x", 16),
+            ("b[0].x[1]", 15),
+            ("b[0].y", 20),
+            ("b[0].y.w", 19),
+            ("b[1]", 6),
+            ("c", 2),
+            ("d", 6),
+        ] {
+            assert_eq!(end(path), Some(column), "{path}");
+        }
+    }
+
     #[test]
     fn values_and_places() {
         let doc = one("a: 1\nb:\n- x: [yes, \"yes\", 1.5, null]\n- !!str 5\n");
         assert_eq!(doc.value, json!({"a": 1, "b": [{"x": [true, "yes", 1.5, null]}, "5"]}));
-        assert_eq!(doc.spans.find("a"), Some((1, 1)));
-        assert_eq!(doc.spans.find("b[0].x"), Some((3, 3)));
-        assert_eq!(doc.spans.find("b[0].x[1]"), Some((3, 12)));
-        assert_eq!(doc.spans.find("b[0].missing.deeper"), Some((3, 3)));
+        assert_eq!(at(&doc, "a"), Some((1, 1)));
+        assert_eq!(at(&doc, "b[0].x"), Some((3, 3)));
+        assert_eq!(at(&doc, "b[0].x[1]"), Some((3, 12)));
+        assert_eq!(at(&doc, "b[0].missing.deeper"), Some((3, 3)));
         assert!(doc.flaws.is_empty());
     }
 
@@ -416,7 +485,7 @@ mod tests {
     fn json_is_yaml() {
         let doc = one("{\n\t\"a\": {\"b\": [1, true, \"\\u00e9\"]}\n}\n");
         assert_eq!(doc.value, json!({"a": {"b": [1, true, "é"]}}));
-        assert_eq!(doc.spans.find("a.b"), Some((2, 8)));
+        assert_eq!(at(&doc, "a.b"), Some((2, 8)));
     }
 
     #[test]
@@ -426,7 +495,7 @@ mod tests {
         assert_eq!(whole, [true, false, true, true]);
         let broken = all[1].broken.as_ref().unwrap();
         assert!(broken.at.0 >= 3 && broken.at.0 <= 4, "{broken:?}");
-        assert_eq!(all[2].spans.find("c.d"), Some((5, 5)));
+        assert_eq!(at(&all[2], "c.d"), Some((5, 5)));
     }
 
     #[test]
