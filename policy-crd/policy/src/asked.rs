@@ -6,7 +6,7 @@ use crate::class::ClassId;
 use crate::miss::Miss;
 use crate::origin::{Mode, Policy};
 use crate::port::Protocol;
-use crate::profile::{Rule, TierAction};
+use crate::profile::{Rule, Scope, TierAction};
 use crate::verdict::{Connection, Facts};
 
 /// Which policies take part in a walk.
@@ -132,15 +132,17 @@ impl Rule {
         }
     }
 
-    /// Why a rule does not reach this peer and port.
+    /// Why a rule does not reach this peer and port. Asked of an allow only with a known peer.
     fn reach_miss(&self, peer: ClassId, protocol: Protocol, port: u16) -> Miss {
-        let mut scopes = self.scopes.iter();
-        match (peer, scopes.any(|scope| peer == ClassId::MISSING || scope.peers.contains(peer))) {
-            (_, false) => Miss::Peer,
-            (_, true) if self.conditions.is_some() && protocol != Protocol::Tcp => {
-                Miss::Protocol { protocol }
-            }
-            (_, true) => Miss::Port { protocol, port },
+        let selects = |scope: &&Scope| peer == ClassId::MISSING || scope.peers.contains(peer);
+        let mut selecting = self.scopes.iter().filter(selects).peekable();
+        if selecting.peek().is_none() {
+            Miss::Peer
+        } else if selecting.any(|scope| scope.ports.contains(protocol, port)) {
+            // It names the port, so that what it says cannot be carried.
+            Miss::Protocol { protocol }
+        } else {
+            Miss::Port { protocol, port }
         }
     }
 }

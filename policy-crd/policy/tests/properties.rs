@@ -2,93 +2,13 @@
 
 mod common;
 
-use common::{allow, conditions, connection, get, isolate, policy};
+use common::shares::{CLASSES, share};
+use common::{connection, get};
 use proptest::prelude::*;
 use sluice_policy::{
-    Class, ClassId, Connection, Decision, Direction, Facts, Identity, IsolatedPorts, Kind, Mode, PathMatch,
-    PortPrefix, PortRange, PortSet, Profile, Protocol, Row, RowEntry, Rule, Side, Snapshot, TierAction,
-    TierRule,
+    Class, ClassId, Connection, Decision, Direction, Facts, Identity, Mode, PortPrefix, Profile, Protocol,
+    Row, RowEntry, Side, Snapshot,
 };
-use std::sync::Arc;
-
-const CLASSES: u32 = 4;
-
-fn range() -> impl Strategy<Value = PortRange> {
-    let port = prop_oneof![
-        Just(0u16),
-        Just(1),
-        Just(79),
-        Just(80),
-        Just(443),
-        Just(65534),
-        Just(65535),
-        any::<u16>()
-    ];
-    let protocol = prop_oneof![Just(Protocol::Tcp), Just(Protocol::Udp), Just(Protocol::Sctp)];
-    (protocol, port.clone(), port).prop_map(|(protocol, a, b)| PortRange {
-        protocol,
-        first: a.min(b),
-        last: a.max(b),
-    })
-}
-
-fn rule(id: u32, mode: Mode) -> impl Strategy<Value = Rule> {
-    let ports = prop_oneof![
-        1 => Just(PortSet::All),
-        3 => prop::collection::vec(range(), 0..3).prop_map(PortSet::Ranges)
-    ];
-    (prop::collection::vec(1..CLASSES, 0..3), ports, prop::option::of(prop_oneof![Just("/a"), Just("/b")]))
-        .prop_map(move |(peers, ports, path)| {
-            let conditions = path.map(|path| conditions("GET", PathMatch::prefix(path)));
-            let policy = policy(id, Kind::L7NetworkPolicy, mode);
-            let mut rule = allow(&policy, peers.into_iter().map(ClassId), &[], conditions);
-            rule.scopes[0].ports = ports;
-            rule
-        })
-}
-
-/// One policy's share of a side: denies, isolation and allows in either layer.
-fn share(id: u32) -> impl Strategy<Value = Share> {
-    let listed = prop::collection::vec((any::<u16>(), any::<u16>()), 1..2)
-        .prop_map(|v| IsolatedPorts::Listed(v.into_iter().map(|(a, b)| (a.min(b), a.max(b))).collect()));
-    let ports = prop_oneof![2 => Just(IsolatedPorts::All), 1 => listed];
-    let rules = |n| prop::collection::vec(rule(id, Mode::Enforce), 0..n);
-    let tier = || {
-        let action = prop::sample::select(vec![TierAction::Accept, TierAction::Deny, TierAction::Pass]);
-        prop::collection::vec(
-            (action, rule(id, Mode::Enforce)).prop_map(|(action, rule)| TierRule { action, rule }),
-            0..3,
-        )
-    };
-    (rules(2), rules(3), prop::option::of(ports), 0..2usize, [tier(), tier()]).prop_map(
-        move |(denies, allows, ports, layer, tiers)| {
-            Share(Arc::new((id, denies, allows, ports, layer, tiers)))
-        },
-    )
-}
-
-type Parts = (u32, Vec<Rule>, Vec<Rule>, Option<IsolatedPorts>, usize, [Vec<TierRule>; 2]);
-
-#[derive(Clone, Debug)]
-struct Share(Arc<Parts>);
-
-impl Share {
-    fn add(&self, side: &mut Side, mode: Mode) {
-        let (id, denies, allows, ports, layer, tiers) = &*self.0;
-        let policy = policy(*id, Kind::L7NetworkPolicy, mode);
-        let owned = |rule: &Rule| Rule { policy: policy.clone(), ..rule.clone() };
-        let tiered = |tiered: &TierRule| TierRule { action: tiered.action, rule: owned(&tiered.rule) };
-        side.admin.extend(tiers[0].iter().map(tiered));
-        side.baseline.extend(tiers[1].iter().map(tiered));
-        side.deny.extend(denies.iter().map(owned));
-        side.layers[*layer].allow.extend(allows.iter().map(owned));
-        if let Some(ports) = ports {
-            let mut isolation = isolate(&policy);
-            isolation.ports = ports.clone();
-            side.layers[*layer].isolation.push(isolation);
-        }
-    }
-}
 
 fn snapshot(side: Side) -> Snapshot {
     let class = |_| Class { identity: Identity::World, cidrs: vec![] };

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test binary uses its own part")]
 #![allow(unreachable_pub, reason = "shared by test binaries")]
 
+pub mod shares;
+
 use sluice_policy::{
     ClassId, ClassSet, Conditions, Connection, HttpMatch, HttpVersion, IsolatedPorts, Isolation, Kind, Mode,
     Origin, PathMatch, Policy, PolicyId, PortRange, PortSet, Protocol, Request, Rule, Scope, Side,
