@@ -6,11 +6,14 @@
 
 mod common;
 
-use common::{Size, manifests, objects};
+use common::{Size, manifests, objects, services};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use sluice_compile::{NodeScope, Options, Rollout, compile};
 use std::hint::black_box;
 use std::time::Duration;
+
+/// Services, each with a policy.
+const SERVICES: usize = 10_000;
 
 fn options(node: NodeScope) -> Options {
     Options { node, rollout: Rollout::AsIfEnforced, generation: 1 }
@@ -19,21 +22,25 @@ fn options(node: NodeScope) -> Options {
 fn scratch(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("compile");
     group.sample_size(10).measurement_time(Duration::from_secs(20));
-    for size in [Size::SMALL, Size::LARGE] {
-        let cluster = objects(&manifests(&size));
-        let policies = size.all_policies();
+    let shapes = [
+        ("teams", Size::SMALL.all_policies(), manifests(&Size::SMALL)),
+        ("teams", Size::LARGE.all_policies(), manifests(&Size::LARGE)),
+        ("services", SERVICES, services::manifests(SERVICES)),
+    ];
+    for (shape, policies, manifests) in shapes {
+        let cluster = objects(&manifests);
         for (name, node) in [("one node", NodeScope::Named("node-7".into())), ("all nodes", NodeScope::All)] {
             let options = options(node);
             let snapshot = compile(&cluster, &options).snapshot;
             println!(
-                "{policies} policies, {} pods, {name}: {} policies in force, {} classes, {} endpoints, {} profiles",
+                "{shape}: {policies} policies, {} pods, {name}: {} policies in force, {} classes, {} endpoints, {} profiles",
                 cluster.pods.len(),
                 snapshot.policies.len(),
                 snapshot.classes.len(),
                 snapshot.endpoints.len(),
                 snapshot.profiles.len()
             );
-            group.bench_function(BenchmarkId::new(name, policies), |bencher| {
+            group.bench_function(BenchmarkId::new(format!("{shape}, {name}"), policies), |bencher| {
                 bencher.iter(|| compile(black_box(&cluster), black_box(&options)));
             });
         }

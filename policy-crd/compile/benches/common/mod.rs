@@ -7,7 +7,9 @@
 #![allow(dead_code, reason = "every binary uses its part")]
 
 pub(crate) mod policies;
+pub(crate) mod services;
 
+use policies::network;
 use serde_json::{Value, json};
 use sluice_crd::Objects;
 
