@@ -86,7 +86,7 @@ impl CiliumPolicyObject {
 }
 
 /// `spec`, or one of `specs`: what Cilium calls a rule.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CiliumSpec {
     /// Its place: `spec` or `specs[0]`.
     pub path: String,

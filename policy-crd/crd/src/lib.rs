@@ -19,6 +19,7 @@ mod policy;
 mod problem;
 mod read;
 mod read_tiers;
+mod same;
 mod schema;
 mod status;
 mod tiered;
@@ -46,6 +47,7 @@ pub use load::{
 pub use object::{Objects, Source, Sourced};
 pub use policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
 pub use problem::{Category, Place, Plain, Problem, Problems, Severity};
+pub use same::Placed;
 pub use status::{EffectiveMode, NodeCounts, PolicyStatus};
 pub use tiered::{ClusterL7Object, ClusterNetworkObject, ClusterRuleObject, TieredObject, TieredRule};
 

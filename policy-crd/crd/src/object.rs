@@ -74,6 +74,13 @@ impl Source {
         &self.file
     }
 
+    /// Whether problems of the other one stand at the same places.
+    #[must_use]
+    pub fn is_at_the_same_place(&self, other: &Self) -> bool {
+        (&self.file, &self.prefix, &self.object) == (&other.file, &other.prefix, &other.object)
+            && (Arc::ptr_eq(&self.spans, &other.spans) || self.spans == other.spans)
+    }
+
     /// A problem at a path of this object.
     #[must_use]
     pub fn problem(

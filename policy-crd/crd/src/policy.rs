@@ -128,7 +128,7 @@ impl PolicyObject {
 pub type RuleSection = Part<Vec<RuleObject>>;
 
 /// One rule.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct RuleObject {
     /// Its place, as `spec.ingress[0]`.
     pub path: String,

@@ -41,7 +41,7 @@ pub struct TieredObject<R> {
 }
 
 /// One rule and what it does.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct TieredRule<R> {
     /// `action`; never absent: a rule without one is bad.
     pub action: Part<Action>,
@@ -50,7 +50,7 @@ pub struct TieredRule<R> {
 }
 
 /// What a rule of a `ClusterNetworkPolicy` names.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct ClusterRuleObject {
     /// Its place, as `spec.ingress[0]`.
     pub path: String,

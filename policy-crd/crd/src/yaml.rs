@@ -35,7 +35,7 @@ pub(crate) struct Extent {
 }
 
 /// Where the fields of one document stood.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Spans(HashMap<String, Extent>);
 
 impl Spans {

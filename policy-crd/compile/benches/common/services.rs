@@ -3,7 +3,7 @@
 //!
 //! What walks all pods, or all classes, for each policy shows here. Knows nothing of the compiler.
 
-use super::{pod, namespace_manifest, network, node};
+use super::{namespace_manifest, network, node, pod};
 use serde_json::{Value, json};
 
 /// Namespaces.

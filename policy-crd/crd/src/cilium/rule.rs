@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 /// One item of a section.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CiliumRule {
     /// Its place, as `spec.ingress[0]`.
     pub path: String,
@@ -30,7 +30,7 @@ type Items<T> = Part<Vec<Part<T>>>;
 
 /// Who a rule names: of `ingress` by `from…`, of `egress` by `to…`. Cilium takes one of these fields in a rule, or
 /// none for everybody.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct CiliumPeers {
     /// `fromEndpoints`, `toEndpoints`.
     pub endpoints: Items<LabelSelector>,
@@ -53,7 +53,7 @@ pub struct CiliumPeers {
 }
 
 /// One item of `toPorts`.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct CiliumPortRule {
     /// Its place, as `spec.ingress[0].toPorts[0]`.
     pub path: String,
@@ -74,7 +74,7 @@ pub struct CiliumPortRule {
 }
 
 /// `rules` of an item of `toPorts`.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct CiliumL7Rules {
     /// `http`.
     pub http: Items<CiliumHttpRule>,
