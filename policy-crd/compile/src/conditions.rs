@@ -3,14 +3,13 @@
 //! Knows nothing of peers or ports. Says apart what is whole and what lost a limit, for a deny may lose one and
 //! an allow may not.
 
-use crate::hosts;
 use crate::report::Report;
-use sluice_crd::limits::{MAX_HEADERS, MAX_MATCHES, MAX_METHODS, MAX_PROTOCOLS, MAX_REGEXES, MAX_VALUE};
+use crate::{hosts, methods, values};
 use sluice_crd::{
-    Category, GrpcProtocol, GrpcRule, HeaderMatch as HeaderGiven, HeaderMatchType, HttpRule, Part,
-    RuleObject, StringMatch, StringMatchType,
+    GrpcProtocol, GrpcRule, HeaderMatch as HeaderGiven, HttpRule, Part, RuleObject, StringMatch,
+    StringMatchType,
 };
-use sluice_policy::{Conditions, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, PathMatch, Regex};
+use sluice_policy::{Conditions, GrpcMatch, HeaderMatch, HttpMatch, PathMatch};
 use std::sync::Arc;
 
 /// Conditions, lowered.
@@ -53,8 +52,8 @@ struct Doubt {
     bad: bool,
 }
 
-/// Lowers `rules`.
-pub(crate) fn lower(rule: &RuleObject, report: &mut Report<'_>) -> Lowered {
+/// Lowers `rules`. `grants`: of an allow or an Accept.
+pub(crate) fn lower(rule: &RuleObject, grants: bool, report: &mut Report<'_>) -> Lowered {
     let path = format!("{}.rules", rule.path);
     let mut doubt = Doubt { widened: false, bad: false };
     let rules = match &rule.rules {
@@ -67,21 +66,28 @@ pub(crate) fn lower(rule: &RuleObject, report: &mut Report<'_>) -> Lowered {
         }
         Part::Whole(rules) => rules,
     };
-    if !rules.tls.is_absent() {
-        report.not_built(&format!("{path}.tls"));
-        doubt.bad = true;
-    }
     if rules.http.is_absent() && rules.grpc.is_absent() && rules.tls.is_absent() && !doubt.bad {
-        report.error(&path, "rules without http or grpc", "remove `rules`, or write what must be said");
+        let reason = "rules without http, grpc or tls";
+        report.error(&path, reason, "remove `rules`, or write what must be said");
         return Lowered::Bad;
     }
     let mut conditions = Conditions::default();
     each(&rules.http, &format!("{path}.http"), &mut doubt, report, |item, path, doubt, report| {
-        conditions.http.push(http(item, path, doubt, report));
+        conditions.http.push(http(item, grants, path, doubt, report));
     });
     each(&rules.grpc, &format!("{path}.grpc"), &mut doubt, report, |item, path, doubt, report| {
         conditions.grpc.extend(grpc(item, path, doubt, report));
     });
+    match &rules.tls {
+        Part::Absent => {}
+        Part::Bad | Part::Flawed(_) => doubt.bad = true,
+        Part::Whole(tls) => {
+            match hosts::server_names(&tls.server_names, &format!("{path}.tls.serverNames"), report) {
+                Some(names) => conditions.tls = names,
+                None => doubt.bad = true,
+            }
+        }
+    }
     match doubt {
         Doubt { bad: true, .. } => Lowered::Bad,
         Doubt { widened: true, .. } => Lowered::Widened(Arc::new(conditions)),
@@ -108,10 +114,6 @@ fn each<T>(
         report.error(path, "an empty list matches nothing", "remove it, or write what must be said");
         doubt.bad = true;
     }
-    if exceeds(items.len(), MAX_MATCHES, path, report) {
-        doubt.bad = true;
-        return;
-    }
     for (index, item) in items.iter().enumerate() {
         let path = format!("{path}[{index}]");
         match item {
@@ -125,53 +127,35 @@ fn each<T>(
     }
 }
 
-/// Whether a list is too long; the problem is told.
-fn exceeds(len: usize, most: usize, path: &str, report: &mut Report<'_>) -> bool {
-    if len > most {
-        report.error(path, format!("{len} items, at most {most} are taken"), "write several rules");
-    }
-    len > most
-}
-
-/// Whether a text is too long; the problem is told.
-pub(crate) fn too_long(text: &str, path: &str, report: &mut Report<'_>) -> bool {
-    let len = text.len();
-    if len > MAX_VALUE {
-        report.error(path, format!("{len} bytes, at most {MAX_VALUE} are taken"), "write less");
-    }
-    len > MAX_VALUE
-}
-
-fn http(item: &HttpRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>) -> HttpMatch {
-    if item.upgrades.is_some() {
-        report.not_built(&format!("{path}.upgrades"));
-        doubt.widened = true;
-    }
-    let methods = methods(item.methods.as_deref(), &format!("{path}.methods"), doubt, report);
-    if methods.iter().any(|method| &**method == "CONNECT") {
-        report.not_built(&format!("{path}.methods"));
-        doubt.widened = true;
-    }
-    let path_match = item.path.as_ref().and_then(|given| {
-        let lowered = path_condition(given, &format!("{path}.path"), report);
-        doubt.widened |= lowered.is_none();
-        lowered
-    });
-    let hosts = item.hosts.as_deref().and_then(|given| {
-        let lowered = hosts::hosts(given, &format!("{path}.hosts"), report);
-        doubt.widened |= lowered.is_none();
-        lowered
-    });
-    let headers = all_of(item.headers.as_deref(), &format!("{path}.headers"), doubt, report, header);
-    let query =
-        all_of(item.query_params.as_deref(), &format!("{path}.queryParams"), doubt, report, hosts::param);
+fn http(item: &HttpRule, grants: bool, path: &str, doubt: &mut Doubt, report: &mut Report<'_>) -> HttpMatch {
+    let at = |field: &str| format!("{path}.{field}");
+    let connect = methods::is_plain_connect(item, grants, path, report);
+    let methods = match item.methods.as_deref() {
+        Some(given) => methods::methods(given, &at("methods"), report),
+        None => Some(Vec::new()),
+    };
+    let wanted = match &item.path {
+        Some(given) => path_condition(given, &at("path"), report).map(Some),
+        None => Some(None),
+    };
+    let hosts = match item.hosts.as_deref() {
+        Some(given) => hosts::hosts(given, &at("hosts"), report),
+        None => Some(Vec::new()),
+    };
+    let upgrades = methods::upgrades(item, grants, path, report);
+    doubt.widened |=
+        !connect || methods.is_none() || wanted.is_none() || hosts.is_none() || upgrades.is_none();
+    let headers = all_of(item.headers.as_deref(), &at("headers"), doubt, report, header);
+    let query = all_of(item.query_params.as_deref(), &at("queryParams"), doubt, report, hosts::param);
+    let named = methods.unwrap_or_default();
     HttpMatch {
-        methods: methods.iter().map(|method| (&**method).into()).collect(),
-        path: path_match,
+        methods: named.iter().map(|method| (&**method).into()).collect(),
+        // Of a deny that names CONNECT beside these nobody knows what they were to limit.
+        path: wanted.flatten().filter(|_| connect),
+        query: if connect { query } else { Vec::new() },
+        upgrades: upgrades.filter(|_| connect).unwrap_or_default(),
         hosts: hosts.unwrap_or_default(),
         headers,
-        query,
-        upgrades: Vec::new(),
     }
 }
 
@@ -184,10 +168,6 @@ fn all_of<T>(
     mut lower: impl FnMut(&HeaderGiven, &str, &mut Report<'_>) -> Option<T>,
 ) -> Vec<T> {
     let given = given.unwrap_or_default();
-    if exceeds(given.len(), MAX_HEADERS, path, report) {
-        doubt.widened = true;
-        return Vec::new();
-    }
     let mut out = Vec::with_capacity(given.len());
     for (index, given) in given.iter().enumerate() {
         match lower(given, &format!("{path}[{index}]"), report) {
@@ -198,48 +178,11 @@ fn all_of<T>(
     out
 }
 
-/// A token by RFC 9110 §5.6.2.
-fn is_token(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
-}
-
-fn methods(
-    given: Option<&[String]>,
-    path: &str,
-    doubt: &mut Doubt,
-    report: &mut Report<'_>,
-) -> Vec<Arc<str>> {
-    let Some(given) = given else { return Vec::new() };
-    let mut sound = !given.is_empty() && !exceeds(given.len(), MAX_METHODS, path, report);
-    if given.is_empty() {
-        report.error(path, "an empty list names no method", "remove it to mean every method");
-    }
-    for (index, method) in given.iter().take(MAX_METHODS).enumerate() {
-        let path = format!("{path}[{index}]");
-        if too_long(method, &path, report) {
-            sound = false;
-        } else if !is_token(method) {
-            report.error(&path, format!("\"{}\" is no method", method.escape_debug()), "write one, as GET");
-            sound = false;
-        } else if method.chars().any(|c| c.is_ascii_lowercase()) {
-            let remedy = format!("did you mean `{}`?", method.to_ascii_uppercase());
-            let reason = "methods are case-sensitive, and those in use are upper-case";
-            report.warn_of(Category::MethodCase, &path, reason, remedy);
-        }
-    }
-    doubt.widened |= !sound;
-    // In doubt every method is meant: only a deny is left to read it.
-    if sound { given.iter().map(|method| method.as_str().into()).collect() } else { Vec::new() }
-}
-
 fn path_condition(given: &StringMatch, path: &str, report: &mut Report<'_>) -> Option<PathMatch> {
     let at = format!("{path}.value");
     let value = given.value.as_str();
     if given.kind == StringMatchType::RegularExpression {
-        return regex(value, &at, report).map(PathMatch::Regex);
-    }
-    if too_long(value, &at, report) {
-        return None;
+        return values::regex(value, &at, report).map(PathMatch::Regex);
     }
     let any = given.kind == StringMatchType::Exact && value == "*";
     if !value.starts_with('/') && !any {
@@ -269,27 +212,6 @@ fn path_condition(given: &StringMatch, path: &str, report: &mut Report<'_>) -> O
     })
 }
 
-pub(crate) fn regex(value: &str, path: &str, report: &mut Report<'_>) -> Option<Regex> {
-    report.regexes += 1;
-    if report.regexes > MAX_REGEXES {
-        let reason = format!("more than {MAX_REGEXES} regular expressions in one policy");
-        report.error(path, reason, "write several policies, or Exact and PathPrefix");
-        return None;
-    }
-    match Regex::new(value) {
-        Ok(regex) => Some(regex),
-        Err(reason) => {
-            // The parser draws its message over several lines; what is wrong stands on the last.
-            let reason = match (reason.split_once("regex parse error:"), reason.rsplit_once("error: ")) {
-                (Some((head, _)), Some((_, what))) => format!("{head}{what}"),
-                _ => reason.lines().map(str::trim).collect::<Vec<_>>().join(" "),
-            };
-            report.error(path, reason, "write it as RE2 does: no look-around, no back-references");
-            None
-        }
-    }
-}
-
 /// Where that is written which a header's name does not say, if it is one of those: HTTP/1 has the host in a header
 /// and HTTP/2 in a pseudo-header, and a condition must mean the same in both.
 fn not_a_header(name: &str) -> Option<&'static str> {
@@ -306,30 +228,12 @@ fn header(given: &HeaderGiven, path: &str, report: &mut Report<'_>) -> Option<He
         report.error(&format!("{path}.name"), reason, remedy);
         return None;
     }
-    if !is_token(&given.name) {
+    if !methods::is_token(&given.name) {
         let reason = format!("\"{}\" is no header name", given.name.escape_debug());
         report.error(&format!("{path}.name"), reason, "write one, as x-tenant");
         return None;
     }
-    let at = format!("{path}.value");
-    let value = given.value.as_deref().unwrap_or_default();
-    if too_long(&given.name, &format!("{path}.name"), report) || too_long(value, &at, report) {
-        return None;
-    }
-    let test = match (given.kind, &given.value) {
-        (HeaderMatchType::Exact, Some(value)) => HeaderTest::Exact(value.as_str().into()),
-        (HeaderMatchType::RegularExpression, Some(value)) => HeaderTest::Regex(regex(value, &at, report)?),
-        (HeaderMatchType::Present, None) => HeaderTest::Present,
-        (HeaderMatchType::Absent, None) => HeaderTest::Absent,
-        (HeaderMatchType::Present | HeaderMatchType::Absent, Some(_)) => {
-            report.error(&at, "Present and Absent take no value", "remove it, or write type: Exact");
-            return None;
-        }
-        (HeaderMatchType::Exact | HeaderMatchType::RegularExpression, None) => {
-            report.error(&at, "there is no value to compare with", "write `value`, or type: Present");
-            return None;
-        }
-    };
+    let test = values::test(given, path, report)?;
     Some(HeaderMatch { name: given.name.to_ascii_lowercase().into(), test })
 }
 
@@ -341,29 +245,20 @@ fn grpc(item: &GrpcRule, path: &str, doubt: &mut Doubt, report: &mut Report<'_>)
         doubt.bad = true;
         return None;
     }
-    if too_long(&item.service, &format!("{path}.service"), report) {
-        doubt.bad = true;
-        return None;
-    }
     let mut methods = Vec::new();
     if let Some(given) = &item.methods {
-        let at = format!("{path}.methods");
-        let few = !exceeds(given.len(), MAX_METHODS, &at, report);
-        let fits = |method: &String| word(method) && method.len() <= MAX_VALUE;
-        let sound = few && !given.is_empty() && given.iter().all(fits);
-        if sound {
+        if !given.is_empty() && given.iter().all(|method| word(method)) {
             methods = given.iter().map(|method| method.as_str().into()).collect();
         } else {
-            if few {
-                report.error(&at, "no list of method names", "write them as GetCart; remove it to mean all");
-            }
+            let at = format!("{path}.methods");
+            report.error(&at, "no list of method names", "write them as GetCart; remove it to mean all");
             doubt.widened = true;
         }
     }
     let protocols = match &item.protocols {
         None => vec![sluice_policy::GrpcProtocol::Grpc],
-        Some(given) if given.is_empty() || given.len() > MAX_PROTOCOLS => {
-            let reason = format!("{} protocols, from 1 to {MAX_PROTOCOLS} are taken", given.len());
+        Some(given) if given.is_empty() => {
+            let reason = "an empty list names no protocol";
             report.error(&format!("{path}.protocols"), reason, "remove the list to mean GRPC");
             // A deny holds whatever the protocol; an allow is not granted.
             doubt.widened = true;

@@ -11,6 +11,7 @@ mod conditions;
 mod hosts;
 mod index;
 mod lower;
+mod methods;
 mod peers;
 mod profiles;
 pub mod query;
@@ -18,6 +19,7 @@ mod report;
 mod rollout;
 mod selector;
 mod tiers;
+mod values;
 
 pub use rollout::{Enforcement, Rollout};
 

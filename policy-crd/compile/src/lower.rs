@@ -215,7 +215,7 @@ fn allows(
         let (name, _) = rule_name(rule, names, report);
         let peers = peers::peers(rule, report);
         let ports = peers::ports(rule, report);
-        let conditions = conditions::lower(rule, report);
+        let conditions = conditions::lower(rule, true, report);
         warn_of_udp(rule, &ports, report);
         let sound = rule.sound && report.errors == errors;
         if let (true, true, Some(peers), Some(ports), Some(conditions)) =
@@ -245,7 +245,7 @@ fn denies(
     };
     let lower = |rule: &RuleObject| {
         let (name, _) = rule_name(rule, names, report);
-        let conditions = conditions::lower(rule, report).widened();
+        let conditions = conditions::lower(rule, false, report).widened();
         RuleIr {
             name,
             peers: peers::peers(rule, report).unwrap_or(Peers::All),

@@ -179,7 +179,8 @@ impl Rule for RuleObject {
         let peers = peers::peers(self, report).map(|peers| everywhere(peers, self, action, report));
         let ports = peers::ports(self, report);
         warn_of_udp(self, &ports, report);
-        Named { peers, ports, conditions: conditions::lower(self, report) }
+        let grants = action == Some(Action::Accept);
+        Named { peers, ports, conditions: conditions::lower(self, grants, report) }
     }
 }
 

@@ -104,6 +104,16 @@ fn definition<Spec: JsonSchema>(names: &Names) -> (String, Value) {
     (format!("{GROUP}_{plural}.yaml"), definition)
 }
 
+/// The schema of an `L7NetworkPolicy`'s `spec`.
+pub(crate) fn l7_spec() -> Value {
+    structural::<L7NetworkPolicySpec>(true)
+}
+
+/// The schema of a `ClusterL7NetworkPolicy`'s `spec`.
+pub(crate) fn cluster_l7_spec() -> Value {
+    structural::<ClusterL7NetworkPolicySpec>(true)
+}
+
 /// The structural schema of a type.
 fn structural<T: JsonSchema>(keep_unknown: bool) -> Value {
     let settings = SchemaSettings::draft07().with(|settings| {

@@ -4,6 +4,7 @@
 //! what could not be read is known to whoever lowers it. Knows nothing of rules, verdicts or clusters: control
 //! and the CLI load with it, `sluice-compile` lowers what it read.
 
+mod bounds;
 mod cilium;
 mod cluster_l7;
 mod cluster_network;

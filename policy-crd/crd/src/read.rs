@@ -3,6 +3,7 @@
 //! Checks shape alone: fields, types, the words of closed lists. What a CIDR, a regular expression or a
 //! selector means is checked where it is lowered. Called by the loader.
 
+use crate::bounds;
 use crate::decode::{Decoded, decode, essential, joined, misplaced_list, type_remedy};
 use crate::fields::{self, Words};
 use crate::l7::{DenyAction, DenyDetail, IpBlock, IsolationScope, Mode, Peer, Port};
@@ -26,11 +27,13 @@ pub(crate) struct Reader<'a> {
     flaws: &'a [Flaw],
     pub(crate) words: Words,
     problems: Problems,
+    /// Places beyond the bounds of their schema, which nothing is read from.
+    pub(crate) beyond: Vec<String>,
 }
 
 impl<'a> Reader<'a> {
     pub(crate) fn new(source: &'a Source, flaws: &'a [Flaw]) -> Self {
-        Self { source, flaws, words: Words::NetworkPolicy, problems: Problems::default() }
+        Self { source, flaws, words: Words::NetworkPolicy, problems: Problems::default(), beyond: Vec::new() }
     }
 
     /// Whether peers, ports and what must be said are written in `L7NetworkPolicy`'s words.
@@ -81,11 +84,9 @@ impl<'a> Reader<'a> {
 
     /// Whether the text itself was odd in, at or around this place.
     pub(crate) fn is_marred(&self, path: &str) -> bool {
-        let within = |outer: &str, inner: &str| {
-            inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        };
         let full = format!("{}{path}", self.source.prefix);
         self.flaws.iter().any(|flaw| within(&full, &flaw.path) || within(&flaw.path, &full))
+            || self.beyond.iter().any(|place| within(path, place) || within(place, path))
     }
 
     pub(crate) fn unknown(&mut self, severity: Severity, parent: &str, field: &str, effect: &str) {
@@ -160,9 +161,8 @@ impl<'a> Reader<'a> {
     /// Whether this very place or one around it is odd, rather than something in it.
     pub(crate) fn is_marred_itself(&self, path: &str) -> bool {
         let full = format!("{}{path}", self.source.prefix);
-        self.flaws.iter().any(|flaw| {
-            full.strip_prefix(&*flaw.path).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
-        })
+        self.flaws.iter().any(|flaw| within(&flaw.path, &full))
+            || self.beyond.iter().any(|place| within(place, path))
     }
 
     /// An object that is no policy. Where the whole cannot be read, the fields that matter may be: a pod must
@@ -198,6 +198,9 @@ impl<'a> Reader<'a> {
             PolicyKind::NetworkPolicy => Words::NetworkPolicy,
             PolicyKind::L7NetworkPolicy => Words::L7,
         };
+        if self.is_l7() {
+            self.hold(&bounds::L7, value);
+        }
         let (namespace, name) = self.names(value)?;
         let mut policy = PolicyObject {
             kind,
@@ -433,6 +436,11 @@ impl<'a> Reader<'a> {
         };
         if sound { Part::Whole(rules) } else { Part::Flawed(rules) }
     }
+}
+
+/// Whether one place is another or lies below it.
+fn within(outer: &str, inner: &str) -> bool {
+    inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// Whether it can be the name of an object. It travels in verdicts, logs and answers, so nothing else may pass.

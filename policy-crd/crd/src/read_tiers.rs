@@ -2,6 +2,7 @@
 //!
 //! Checks shape alone, as `read` does, whose pieces it is made of. Called by the loader.
 
+use crate::bounds;
 use crate::cluster_l7::{Action, Subject, Tier};
 use crate::cluster_network::{ClusterPeer, ClusterProtocol};
 use crate::decode::joined;
@@ -29,6 +30,7 @@ impl Reader<'_> {
     /// A `ClusterL7NetworkPolicy`.
     pub(crate) fn cluster_l7(&mut self, value: &Map<String, Value>) -> ClusterL7Object {
         self.words = Words::ClusterL7;
+        self.hold(&bounds::CLUSTER_L7, value);
         let mut policy = self.tiered(value, |reader, value, path, peers, effect| -> RuleObject {
             reader.rule(value, path, peers, effect)
         });

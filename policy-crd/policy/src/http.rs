@@ -182,6 +182,15 @@ impl HttpMatch {
         self.upgrades.iter().any(|named| named.eq_ignore_ascii_case(token))
     }
 
+    /// Whether one of those that are offered is named: `h2c, websocket/13` offers two (RFC 9110 §7.8).
+    fn names_an_upgrade(&self, offered: &str) -> bool {
+        let protocol = |offer: &str| {
+            let name = offer.split_once('/').map_or(offer, |(name, _)| name);
+            self.names_upgrade(name.trim_matches([' ', '\t']))
+        };
+        offered.split(',').any(protocol)
+    }
+
     pub(crate) fn allows(&self, request: &Request<'_>) -> bool {
         self.allows_method(request.effective_method())
             && self.allows_path(request)
@@ -267,7 +276,7 @@ impl HttpMatch {
     }
 
     fn denies_upgrade(&self, request: &Request<'_>) -> bool {
-        self.upgrades.is_empty() || request.upgrade.is_some_and(|token| self.names_upgrade(token))
+        self.upgrades.is_empty() || request.upgrade.is_some_and(|offered| self.names_an_upgrade(offered))
     }
 
     /// Whether a deny takes the method, in any spelling: some servers fold its case.
