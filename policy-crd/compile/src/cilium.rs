@@ -5,26 +5,69 @@
 
 pub(crate) mod groups;
 mod http;
+mod icmp;
 mod peers;
 mod ports;
 pub(crate) mod selector;
+mod services;
+mod tls;
 
 use crate::index::Index;
 use crate::lower::{PolicyIr, RuleIr, SideIr};
 use crate::peers::{Peers, Ports};
 use crate::report::Report;
 use crate::selector::Selector;
-use groups::{Groups, View};
+use groups::Groups;
 use peers::Who;
-use sluice_crd::{CiliumKind, CiliumPolicyObject, CiliumPortRule, CiliumRule, CiliumSpec, Part, Problem};
+use services::Services;
+use sluice_crd::{
+    Category, CiliumKind, CiliumPolicyObject, CiliumPortRule, CiliumRule, CiliumSpec, Objects, Part, Problem,
+};
 use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 const NO_GRANT: &str = "the rule grants nothing";
+const VOID: &str = "no rule of this direction grants anything";
 const DENIES_MORE: &str = "the rule denies as if this did not limit it";
 const CLOSES: &str = "the policy closes its whole namespace and grants nothing";
 const CLOSES_ALL: &str = "the policy closes every pod of the cluster and grants nothing";
+
+/// What policies may name beside pods and addresses.
+pub(crate) struct Named {
+    groups: Groups,
+    services: Services,
+}
+
+impl Named {
+    pub(crate) fn new(objects: &Objects, problems: &mut Vec<Problem>) -> Self {
+        Self { groups: Groups::new(&objects.cidr_groups, problems), services: Services::new(objects) }
+    }
+}
+
+/// A policy, and what it may name.
+struct Around<'a> {
+    object: &'a CiliumPolicyObject,
+    groups: groups::View<'a>,
+    services: services::View<'a>,
+    /// By [`Direction`]'s number: some rule asks for what every rule would have to meet, so that none is granted.
+    void: [bool; 2],
+}
+
+impl<'a> Around<'a> {
+    fn new(object: &'a CiliumPolicyObject, named: &'a Named) -> Self {
+        let requires = |section: fn(&CiliumSpec) -> &Part<Vec<CiliumRule>>| {
+            let rules = object.specs.iter().filter_map(|spec| section(spec).value()).flatten();
+            rules.into_iter().any(|rule| peers::required(&rule.peers.requires))
+        };
+        Self {
+            object,
+            groups: groups::View::new(&named.groups),
+            services: services::View::new(&named.services),
+            void: [requires(|spec| &spec.ingress), requires(|spec| &spec.egress)],
+        }
+    }
+}
 
 /// The namespace that a policy's selectors mean where they name none; `None`: every one.
 fn home(object: &CiliumPolicyObject) -> Option<&str> {
@@ -42,13 +85,13 @@ fn closes(object: &CiliumPolicyObject) -> &'static str {
 /// Lowers a policy: one for `spec` and each of `specs`, for each selects other pods. Never fails.
 pub(crate) fn policy(
     object: &CiliumPolicyObject,
-    groups: &Groups,
+    named: &Named,
     problems: &mut Vec<Problem>,
 ) -> Vec<PolicyIr> {
-    let groups = View::new(groups);
+    let around = Around::new(object, named);
     let mut report = Report::new(&object.source, closes(object));
     let mut out: Vec<PolicyIr> =
-        object.specs.iter().map(|spec| lower_spec(object, &groups, spec, &mut report)).collect();
+        object.specs.iter().map(|spec| lower_spec(&around, spec, &mut report)).collect();
     let clean = report.finish(problems);
     for ir in &mut out {
         ir.accepted = object.clean && clean;
@@ -70,12 +113,8 @@ pub(crate) fn derive_labels(index: &mut Index, policies: &[PolicyIr]) {
     }
 }
 
-fn lower_spec(
-    object: &CiliumPolicyObject,
-    groups: &View<'_>,
-    spec: &CiliumSpec,
-    report: &mut Report<'_>,
-) -> PolicyIr {
+fn lower_spec(around: &Around<'_>, spec: &CiliumSpec, report: &mut Report<'_>) -> PolicyIr {
+    let object = around.object;
     report.effect = closes(object);
     let mut sound = object.sound && spec.sound;
     let selector = subject(object, spec, &mut sound, report);
@@ -83,11 +122,18 @@ fn lower_spec(
     let mut side =
         |direction: Direction, allow: &Part<Vec<CiliumRule>>, deny: &Part<Vec<CiliumRule>>| SideIr {
             isolates: isolates[direction as usize],
-            allow: allows(object, groups, allow, sound, report),
-            deny: denies(object, groups, &spec.path, direction, deny, report),
+            allow: allows(around, direction, allow, sound, report),
+            deny: denies(around, &spec.path, direction, deny, report),
         };
     let ingress = side(Direction::Ingress, &spec.ingress, &spec.ingress_deny);
     let egress = side(Direction::Egress, &spec.egress, &spec.egress_deny);
+    for (direction, side) in [(Direction::Ingress, &ingress), (Direction::Egress, &egress)] {
+        if !side.isolates && side.allow.iter().any(|rule| rule.conditions.is_some()) {
+            let path = format!("{}.enableDefaultDeny.{}", spec.path, direction.as_str());
+            let reason = "where nothing is default-deny, no rule limits what may be said";
+            report.warn(&path, reason, "remove it, or the rules");
+        }
+    }
     let (kind, wide) = match object.kind {
         CiliumKind::Namespaced => (Kind::CiliumNetworkPolicy, None),
         CiliumKind::Clusterwide => (Kind::CiliumClusterwideNetworkPolicy, Some(BTreeSet::new())),
@@ -163,13 +209,14 @@ fn isolates(spec: &CiliumSpec, sound: bool, report: &mut Report<'_>) -> [bool; 2
 }
 
 fn allows(
-    object: &CiliumPolicyObject,
-    groups: &View<'_>,
+    around: &Around<'_>,
+    direction: Direction,
     section: &Part<Vec<CiliumRule>>,
     granted: bool,
     report: &mut Report<'_>,
 ) -> Vec<RuleIr> {
-    report.effect = NO_GRANT;
+    let void = around.void[direction as usize];
+    report.effect = if void { VOID } else { NO_GRANT };
     let mut out = Vec::new();
     for rule in section.value().into_iter().flatten() {
         let errors = report.errors;
@@ -177,16 +224,17 @@ fn allows(
             let disabled = rule.authentication.value().is_some_and(|a| a.mode.as_deref() == Some("disabled"));
             if !disabled {
                 let remedy = "remove it: no peer is asked to authenticate here";
-                report.error(
+                report.error_of(
+                    Category::Unsupported,
                     &format!("{}.authentication", rule.path),
                     "authentication is not honoured",
                     remedy,
                 );
             }
         }
-        let who = peers::lower(object, groups, rule, false, report);
+        let who = peers::lower(around, rule, false, report);
         let what = port_rules(rule, false, report);
-        let sound = granted && rule.sound && report.errors == errors;
+        let sound = granted && !void && rule.sound && report.errors == errors;
         // In doubt anywhere in a rule, none of it is granted.
         let (true, Some(who), Some(what)) = (sound, who, what) else { continue };
         out.extend(combine(rule, &who, what));
@@ -195,8 +243,7 @@ fn allows(
 }
 
 fn denies(
-    object: &CiliumPolicyObject,
-    groups: &View<'_>,
+    around: &Around<'_>,
     spec: &str,
     direction: Direction,
     section: &Part<Vec<CiliumRule>>,
@@ -213,7 +260,7 @@ fn denies(
     let mut out = Vec::new();
     for rule in rules {
         let errors = report.errors;
-        let who = peers::lower(object, groups, rule, true, report);
+        let who = peers::lower(around, rule, true, report);
         let what = port_rules(rule, true, report);
         let sound = rule.sound && report.errors == errors && who.is_some() && what.is_some();
         let mut who = who.unwrap_or(Who::Named(Peers::All));
@@ -237,42 +284,43 @@ type PortIr = (String, Ports, Option<Arc<Conditions>>);
 /// `toPorts` and `icmps`. `None`: in doubt. `Some(None)`: none are written.
 #[allow(clippy::option_option, reason = "a rule without ports is not a rule in doubt")]
 fn port_rules(rule: &CiliumRule, deny: bool, report: &mut Report<'_>) -> Option<Option<Vec<PortIr>>> {
-    let icmps = !matches!(&rule.icmps, Part::Absent) && rule.icmps.value().is_none_or(|all| !all.is_empty());
-    if icmps {
-        report.not_built(&format!("{}.icmps", rule.path));
-        return None;
-    }
     let given = match &rule.to_ports {
-        Part::Absent => return Some(None),
-        Part::Bad | Part::Flawed(_) => return None,
-        Part::Whole(given) if given.is_empty() => return Some(None),
-        Part::Whole(given) => given,
+        Part::Bad | Part::Flawed(_) => None,
+        Part::Absent => Some(&[][..]),
+        Part::Whole(given) => Some(given.as_slice()),
     };
+    let types = match &rule.icmps {
+        Part::Bad | Part::Flawed(_) => None,
+        Part::Absent => Some(&[][..]),
+        Part::Whole(types) => Some(types.as_slice()),
+    };
+    let path = format!("{}.icmps", rule.path);
+    let alone = given.is_some_and(<[_]>::is_empty) || types.is_some_and(<[_]>::is_empty);
+    if !alone {
+        report.error(&path, "a rule has toPorts or icmps", "write a rule for each of them");
+    }
     let mut out = Some(Vec::new());
-    for item in given {
+    for item in given? {
         match (port_rule(item, deny, report), &mut out) {
             (Some(lowered), Some(out)) => out.push(lowered),
             // One doubtful item makes the rule doubtful; the others are still looked through for problems.
             _ => out = None,
         }
     }
-    out.map(Some)
+    let icmps = icmp::lower(types?, &path, report)?;
+    let mut out = out.filter(|_| alone)?;
+    out.extend(icmps.into_iter().map(|(path, ports)| (path, ports, None)));
+    Some((!out.is_empty()).then_some(out))
 }
 
 fn port_rule(item: &CiliumPortRule, deny: bool, report: &mut Report<'_>) -> Option<PortIr> {
-    let unsupported = [
-        ("serverNames", !item.server_names.is_absent()),
-        ("terminatingTLS", !item.terminating_tls.is_absent()),
-        ("originatingTLS", !item.originating_tls.is_absent()),
-        ("listener", !item.listener.is_absent()),
-    ];
-    for (field, _) in unsupported.iter().filter(|(_, given)| *given) {
-        report.not_built(&format!("{}.{field}", item.path));
-    }
-    let conditions = http::lower(item, report);
+    let http = http::lower(item, report);
+    let tls = tls::lower(item, report);
     let ports = ports::lower(item, deny, report)?;
-    let (sound, conditions) = (item.sound || deny, conditions?);
-    (sound && unsupported.iter().all(|(_, given)| !given)).then(|| (item.path.clone(), ports, conditions))
+    let (http, tls) = (http?, tls?);
+    let conditional = !http.is_empty() || !tls.is_empty();
+    let conditions = conditional.then(|| Arc::new(Conditions { http, grpc: Vec::new(), tls }));
+    (item.sound || deny).then(|| (item.path.clone(), ports, conditions))
 }
 
 /// Peers and ports as Cilium puts them together: a rule with neither allows and denies nothing.

@@ -214,7 +214,7 @@ fn path_condition(given: &StringMatch, path: &str, report: &mut Report<'_>) -> O
 
 /// Where that is written which a header's name does not say, if it is one of those: HTTP/1 has the host in a header
 /// and HTTP/2 in a pseudo-header, and a condition must mean the same in both.
-fn not_a_header(name: &str) -> Option<&'static str> {
+pub(crate) fn not_a_header(name: &str) -> Option<&'static str> {
     if name.eq_ignore_ascii_case("host") || name.eq_ignore_ascii_case(":authority") {
         return Some("write it under `hosts`");
     }

@@ -92,7 +92,7 @@ fn server_name(given: &str, path: &str, report: &mut Report<'_>) -> Option<NameM
 }
 
 /// A name as it is compared: labels of lower-case letters, digits, `-` and `_`.
-fn is_server_name(name: &str) -> bool {
+pub(crate) fn is_server_name(name: &str) -> bool {
     let label = |label: &str| {
         let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
         (1..=MAX_LABEL).contains(&label.len())

@@ -87,8 +87,8 @@ pub fn compile(objects: &Objects, options: &Options) -> Compiled {
     rollout::check(&index, &mut problems);
     let mut policies: Vec<PolicyIr> =
         objects.policies.iter().map(|policy| lower::policy(policy, &mut problems)).collect();
-    let groups = cilium::groups::Groups::new(&objects.cidr_groups, &mut problems);
-    policies.extend(objects.cilium.iter().flat_map(|policy| cilium::policy(policy, &groups, &mut problems)));
+    let named = cilium::Named::new(objects, &mut problems);
+    policies.extend(objects.cilium.iter().flat_map(|policy| cilium::policy(policy, &named, &mut problems)));
     cilium::derive_labels(&mut index, &policies);
     policies.extend(tiers::lower(objects, &mut problems));
     // Stable: of two with one name the first stays the first.

@@ -190,7 +190,6 @@ fn spec_and_specs_hold_each_for_its_own_pods() {
 #[test]
 fn what_is_not_honoured_grants_nothing_and_is_told_where_it_stands() {
     let cases = [
-        ("fromRequires", json!({"fromRequires": [{}]})),
         ("fromCIDR[1]", json!({"fromCIDR": ["0.0.0.0/0", "::ffff:10.0.0.0/104"]})),
         ("fromCIDRSet[0].cidr", json!({"fromCIDRSet": [{"cidr": "203.0.113.1"}]})),
         (
@@ -209,15 +208,14 @@ fn what_is_not_honoured_grants_nothing_and_is_told_where_it_stands() {
             json!({"fromEndpoints": [{"matchExpressions": [
             {"key": "app", "operator": "NotIn", "values": ["{{.App}}"]}]}]}),
         ),
-        ("icmps", json!({"icmps": [{"fields": [{"type": 8}]}]})),
+        ("icmps", json!({"icmps": [{"fields": [{"type": 8}]}], "toPorts": [{"ports": [{"port": "9"}]}]})),
+        ("icmps[0].fields", json!({"icmps": [{}]})),
+        ("icmps[0].fields[0].type", json!({"icmps": [{"fields": [{"type": 256}]}]})),
+        ("icmps[0].fields[0].type", json!({"icmps": [{"fields": [{"type": "PacketTooBig"}]}]})),
+        ("icmps[0].fields[0].family", json!({"icmps": [{"fields": [{"type": 8, "family": "ipv4"}]}]})),
         ("authentication", json!({"fromEndpoints": [{}], "authentication": {"mode": "required"}})),
         ("fromEndpoints[0]", json!({"fromEndpoints": [{"matchLabels": {"reserved:host": ""}}]})),
         ("fromEndpoints[0]", json!({"fromEndpoints": [{"matchLabels": {"cidr:10.0.0.0/8": ""}}]})),
-        (
-            "toPorts[0].rules.http",
-            json!({"toPorts": [{"ports": [{"port": "8080", "protocol": "TCP"}],
-            "rules": {"http": [{}]}}]}),
-        ),
         ("toPorts[0].rules.dns", json!({"toPorts": [{"ports": [{"port": "53"}], "rules": {"dns": [{}]}}]})),
         (
             "toPorts[0].rules.kafka",
@@ -227,7 +225,6 @@ fn what_is_not_honoured_grants_nothing_and_is_told_where_it_stands() {
             "toPorts[0].rules.l7proto",
             json!({"toPorts": [{"ports": [{"port": "1"}], "rules": {"l7proto": "x"}}]}),
         ),
-        ("toPorts[0].serverNames", json!({"toPorts": [{"ports": [{"port": "1"}], "serverNames": ["a"]}]})),
         ("toPorts[0].terminatingTLS", json!({"toPorts": [{"ports": [{"port": "1"}], "terminatingTLS": {}}]})),
         ("toPorts[0].listener", json!({"toPorts": [{"ports": [{"port": "1"}], "listener": {"name": "a"}}]})),
         ("toPorts[0].ports", json!({"toPorts": [{}]})),
@@ -261,6 +258,37 @@ fn what_is_not_honoured_grants_nothing_and_is_told_where_it_stands() {
 }
 
 #[test]
+fn a_requirement_voids_every_allow_of_its_direction() {
+    let [open, port] =
+        [json!({"fromEntities": ["all"]}), json!({"toPorts": [{"ports": [{"port": "8080"}]}]})];
+    let requires = json!({"fromRequires": [{"matchLabels": {"app": "client"}}]});
+    for rules in [json!([requires, open]), json!([open, requires]), json!([port, requires])] {
+        let mut object =
+            policy(json!({"endpointSelector": {"matchLabels": {"app": "server"}}, "ingress": rules}));
+        let (cluster, problems) = world(&[object.clone()]);
+        let told = errors(&problems);
+        assert!(told.iter().all(|problem| problem.path.ends_with("fromRequires")), "{told:#?}");
+        assert!(told[0].reason.contains("no rule of this direction grants"), "{told:#?}");
+        assert_eq!(ask(&cluster, "a/client", 8080), DENY, "{rules}");
+        // Of another spec, too: it may select the same pods.
+        object["specs"] = json!([{"endpointSelector": {}, "ingress": [{"fromEntities": ["all"]}], "egress": [open_egress()]}]);
+        let (cluster, _) = world(&[object]);
+        assert_eq!(ask(&cluster, "a/client", 8080), DENY, "{rules}");
+        assert_eq!(Ask::new("a/server", "203.0.113.1", 1, "").decide(&cluster), ALLOW, "the other direction");
+    }
+    ingress(json!({"ingress": [{"fromRequires": [], "fromEndpoints": [{}]}]}), [ALLOW, DENY, DENY, ALLOW]);
+    ingress(json!({"ingress": [{"fromRequires": []}]}), [DENY; 4]);
+    let deny = json!({"endpointSelector": {}, "ingress": [open], "ingressDeny": [
+        {"fromEndpoints": [{"matchLabels": {"app": "client"}}], "fromRequires": [{"matchLabels": {"app": "x"}}]}]});
+    let (cluster, _) = world(&[policy(deny)]);
+    assert_eq!((ask(&cluster, "a/client", 1), ask(&cluster, "203.0.113.1", 1)), (DENY, DENY));
+}
+
+fn open_egress() -> Value {
+    json!({"toEntities": ["all"]})
+}
+
+#[test]
 fn a_deny_that_is_not_understood_denies_more() {
     for rule in [
         json!({"fromCIDR": ["203.0.113.0/33"]}),
@@ -273,7 +301,9 @@ fn a_deny_that_is_not_understood_denies_more() {
         json!({"toPorts": [{"ports": [{"port": "0080"}]}]}),
         json!({"toPorts": [{"ports": [{"port": 8080}]}]}),
         json!({"toPorts": [{}]}),
-        json!({"icmps": [{"fields": [{"type": 8}]}]}),
+        json!({"icmps": [{"fields": [{"type": "Ping"}]}]}),
+        json!({"icmps": [{}]}),
+        json!({"icmps": [{"fields": [{"type": 8}]}], "toPorts": [{"ports": [{"port": "9"}]}]}),
         json!({"fromFQDNs": []}),
         json!(7),
     ] {

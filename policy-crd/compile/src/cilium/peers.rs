@@ -2,12 +2,11 @@
 //!
 //! Knows nothing of pods or addresses. One of the fields names the peers; none of them leaves them to the ports.
 
-use super::groups::View;
-use super::selector;
+use super::{Around, selector};
 use crate::peers::{PeerItem, Peers};
 use crate::report::Report;
 use crate::selector::Selector;
-use sluice_crd::{CiliumPeers, CiliumPolicyObject, CiliumRule, Part};
+use sluice_crd::{Category, CiliumPeers, CiliumRule, Part};
 use sluice_policy::Prefix;
 
 /// Whom a rule names.
@@ -20,53 +19,84 @@ pub(super) enum Who {
 
 /// Lowers the peers. `None`: in doubt, and told.
 pub(super) fn lower(
-    object: &CiliumPolicyObject,
-    view: &View<'_>,
+    around: &Around<'_>,
     rule: &CiliumRule,
     deny: bool,
     report: &mut Report<'_>,
 ) -> Option<Who> {
     let side = if rule.path.contains("ingress") { "from" } else { "to" };
     let at = |field: &str| format!("{}.{side}{field}", rule.path);
-    let CiliumPeers { endpoints, requires, cidr, cidr_set, entities, nodes, groups, services, fqdns } =
+    let CiliumPeers { endpoints, requires: _, cidr, cidr_set, entities, nodes, groups, services, fqdns } =
         &rule.peers;
-    let unsupported = [
-        ("Requires", !requires.is_absent()),
-        ("Nodes", !nodes.is_absent()),
-        ("Groups", !groups.is_absent()),
-        ("Services", !services.is_absent()),
-        ("FQDNs", !fqdns.is_absent()),
+    let mut doubt = unsupported(rule, side, report);
+    let given = [
+        !endpoints.is_absent(),
+        !cidr.is_absent(),
+        !cidr_set.is_absent(),
+        !entities.is_absent(),
+        !services.is_absent(),
     ];
-    let mut doubt = false;
-    for (field, _) in unsupported.iter().filter(|(_, given)| *given) {
-        report.not_built(&at(field));
-        doubt = true;
-    }
-    let given = [endpoints.is_absent(), cidr.is_absent(), cidr_set.is_absent(), entities.is_absent()];
-    if given.iter().filter(|absent| !**absent).count() > 1 {
+    let others = [!nodes.is_absent(), !groups.is_absent(), !fqdns.is_absent()];
+    if given.iter().chain(&others).filter(|given| **given).count() > 1 {
         let reason = "a rule names its peers by one field";
         report.error(&rule.path, reason, "write a rule for each of them");
         doubt = true;
     }
+    let home = super::home(around.object);
     let by_endpoints = each(endpoints, &at("Endpoints"), |given, path| {
-        let pods = selector::peer(given, super::home(object), path, report)?;
+        let pods = selector::peer(given, home, path, report)?;
         Some(vec![PeerItem::Elsewhere { namespaces: Selector::default(), pods }])
     });
     let by_cidr = each(cidr, &at("CIDR"), |given, path| {
         let cidr = prefix(given, true, path, report)?;
         Some(vec![PeerItem::Outside { cidr, except: Vec::new() }])
     });
-    let by_set = each(cidr_set, &at("CIDRSet"), |given, path| view.item(given, path, report));
+    let by_set = each(cidr_set, &at("CIDRSet"), |given, path| around.groups.item(given, path, report));
     let by_entities = by_entities(entities, &at("Entities"), report);
+    let by_services =
+        each(services, &at("Services"), |given, path| around.services.item(given, home, deny, path, report));
     if doubt || deny && !rule.sound {
         return None;
     }
     match given {
-        [true, true, true, true] => Some(Who::Unlimited),
-        [false, ..] => by_endpoints.map(Who::Named),
-        [_, false, ..] => by_cidr.map(Who::Named),
-        [_, _, false, _] => by_set.map(Who::Named),
-        [.., false] => by_entities.map(Who::Named),
+        [true, ..] => by_endpoints.map(Who::Named),
+        [_, true, ..] => by_cidr.map(Who::Named),
+        [_, _, true, ..] => by_set.map(Who::Named),
+        [_, _, _, true, _] => by_entities.map(Who::Named),
+        [.., true] => by_services.map(Who::Named),
+        [false, false, false, false, false] => Some(Who::Unlimited),
+    }
+}
+
+/// Whether a field is written that nobody honours here; it is told.
+fn unsupported(rule: &CiliumRule, side: &str, report: &mut Report<'_>) -> bool {
+    let CiliumPeers { requires, nodes, groups, fqdns, .. } = &rule.peers;
+    let requirements = "a requirement is not honoured, which other rules would have to meet, too";
+    let given = [
+        ("Requires", requirements, "write its labels into every item of the others", required(requires)),
+        (
+            "Nodes",
+            "nodes are not told apart by their labels",
+            "write remote-node as entity",
+            !nodes.is_absent(),
+        ),
+        ("Groups", "no cloud provider is asked for groups", "write their CIDRs", !groups.is_absent()),
+        ("FQDNs", "no names are resolved here", "write CIDRs, and serverNames for TLS", !fqdns.is_absent()),
+    ];
+    let mut found = false;
+    for (field, reason, remedy, _) in given.into_iter().filter(|(.., given)| *given) {
+        report.error_of(Category::Unsupported, &format!("{}.{side}{field}", rule.path), reason, remedy);
+        found = true;
+    }
+    found
+}
+
+/// Whether a list of requirements asks for anything. To Cilium an empty one does not.
+pub(super) fn required<T>(requires: &Part<Vec<T>>) -> bool {
+    match requires {
+        Part::Absent => false,
+        Part::Bad => true,
+        Part::Flawed(items) | Part::Whole(items) => !items.is_empty(),
     }
 }
 

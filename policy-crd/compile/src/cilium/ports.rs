@@ -2,6 +2,7 @@
 //!
 //! Knows nothing of pods: names are resolved where the rules are.
 
+use super::{http, tls};
 use crate::peers::{PortItem, Ports};
 use crate::report::Report;
 use sluice_crd::{CiliumPort, CiliumPortRule, Part};
@@ -29,7 +30,7 @@ pub(super) fn lower(item: &CiliumPortRule, deny: bool, report: &mut Report<'_>) 
         report.error(&path, reason, "write several items of toPorts");
         return None;
     }
-    let conditional = item.rules.value().is_some_and(|rules| !rules.http.is_absent());
+    let conditional = http::is_given(item);
     let mut out = Some(Vec::new());
     for (index, port) in given.iter().enumerate() {
         let path = format!("{path}[{index}]");
@@ -42,6 +43,10 @@ pub(super) fn lower(item: &CiliumPortRule, deny: bool, report: &mut Report<'_>) 
             _ => out = None,
         }
     }
+    if tls::is_given(item) && given.iter().any(|port| !port.value().is_some_and(is_tcp)) {
+        let reason = "server names are of TLS over TCP: another protocol is not allowed by this item";
+        report.warn(&path, reason, "write protocol: TCP");
+    }
     // Port 0 of every protocol denies those without ports, too.
     let everything = |port: &Part<CiliumPort>| {
         port.value().is_some_and(|port| {
@@ -52,6 +57,10 @@ pub(super) fn lower(item: &CiliumPortRule, deny: bool, report: &mut Report<'_>) 
         Some(_) if deny && given.iter().any(everything) => Some(Ports::All),
         out => out.map(Ports::Some),
     }
+}
+
+fn is_tcp(port: &CiliumPort) -> bool {
+    protocols(port).is_some_and(|all| all == [Protocol::Tcp])
 }
 
 fn protocols(port: &CiliumPort) -> Option<Vec<Protocol>> {

@@ -130,6 +130,39 @@ pub(crate) fn peer(
     }
 }
 
+/// Services by their own labels; where a key says that a label comes from, it is left out. `None`: in doubt, and told.
+pub(crate) fn service(given: &LabelSelector, path: &str, report: &mut Report<'_>) -> Option<Selector> {
+    let mut plain = given.clone();
+    let mut doubt = false;
+    let mut bare = |given: &str| match key(given) {
+        Key::Pod(key) => key.to_owned(),
+        Key::Reserved | Key::Elsewhere(_) => {
+            doubt = true;
+            given.to_owned()
+        }
+    };
+    // As expressions: `app` and `k8s:app` may both be written, and then both must hold.
+    let labels = plain.match_labels.take().into_iter().flatten().map(|(key, value)| {
+        let (operator, values) = ("In".to_owned(), Some(vec![value]));
+        LabelSelectorRequirement { key: bare(&key), operator, values }
+    });
+    let mut all: Vec<LabelSelectorRequirement> = labels.collect();
+    for one in plain.match_expressions.take().into_iter().flatten() {
+        all.push(LabelSelectorRequirement { key: bare(&one.key), ..one });
+    }
+    if doubt {
+        report.error(path, "Services have labels of Kubernetes alone", "write keys as app or k8s:app");
+        return None;
+    }
+    if let Some(value) = values(given).find(|value| !is_label_value(value)) {
+        let reason = format!("\"{}\" is the value of no label", value.escape_debug());
+        report.error(path, reason, "write up to 63 letters, digits, `-`, `_` and `.`; fill templates in");
+        return None;
+    }
+    let selector = Selector::new(&LabelSelector { match_labels: None, match_expressions: Some(all) });
+    selector.map_err(|bad| report.error(&format!("{path}.{}", bad.path), bad.reason, bad.remedy)).ok()
+}
+
 fn keys(given: &LabelSelector) -> impl Iterator<Item = &str> {
     let labels = given.match_labels.iter().flat_map(|labels| labels.keys());
     let expressions = given.match_expressions.iter().flatten().map(|expression| &expression.key);
