@@ -40,6 +40,14 @@ impl Ask {
         Self(Query { from: from.into(), to: to.into(), protocol, port: Port::Number(port), said })
     }
 
+    /// To this host.
+    pub(crate) fn host(mut self, name: &str) -> Self {
+        if let Said::Http { host, .. } = &mut self.0.said {
+            *host = Some(name.to_owned());
+        }
+        self
+    }
+
     /// By another protocol.
     pub(crate) fn over(mut self, protocol: Protocol) -> Self {
         self.0.protocol = protocol;
