@@ -90,6 +90,14 @@ impl GrpcMatch {
         })
     }
 
+    /// Whether a deny takes this reading: there are servers that route calls without regard to case.
+    fn takes(&self, path: &str) -> bool {
+        Self::split(path).is_some_and(|(service, method)| {
+            service.eq_ignore_ascii_case(&self.service)
+                && (self.methods.is_empty() || self.methods.iter().any(|m| m.eq_ignore_ascii_case(method)))
+        })
+    }
+
     fn is_carried(&self, request: &Request<'_>) -> bool {
         request.upgrade.is_none() && self.protocols.iter().any(|protocol| protocol.marks(request))
     }
@@ -132,6 +140,6 @@ impl GrpcMatch {
 
     /// A deny holds under any method, version and content type.
     pub(crate) fn denies(&self, request: &Request<'_>) -> bool {
-        request.path.any_reading(|reading| self.matches(reading))
+        request.any_path(|reading| self.takes(reading))
     }
 }

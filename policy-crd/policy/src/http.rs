@@ -113,6 +113,24 @@ impl PathMatch {
         }
     }
 
+    /// Whether a deny takes this reading: a text whatever its case, and with or without a slash at its end, since many
+    /// routers tell neither apart. Of a reading that is not so its lower case is a reading too, and the same without
+    /// that slash: whoever files denies files them so. A regular expression is tried on each as it is written.
+    fn takes(&self, reading: &str) -> bool {
+        match self {
+            Self::Exact(value) => {
+                let shorter = value.strip_suffix('/').filter(|shorter| !shorter.is_empty());
+                reading.eq_ignore_ascii_case(value)
+                    || shorter.is_some_and(|shorter| reading.eq_ignore_ascii_case(shorter))
+            }
+            Self::Prefix(value) => {
+                let (head, rest) = reading.as_bytes().split_at_checked(value.len()).unwrap_or_default();
+                head.eq_ignore_ascii_case(value.as_bytes()) && matches!(rest.first(), None | Some(b'/'))
+            }
+            Self::Regex(_) | Self::Target(_) => self.matches(reading),
+        }
+    }
+
     fn matches_strictly(&self, request: &Request<'_>) -> bool {
         match (request.path.strict(), self, request.query) {
             (None, _, _) => false,
@@ -123,14 +141,13 @@ impl PathMatch {
         }
     }
 
+    /// Whether a deny takes the request, by any reading of any path that it may have to a server.
     fn denies(&self, request: &Request<'_>) -> bool {
-        let Request { path, query, .. } = request;
-        if let (Self::Target(regex), Some(query)) = (self, *query) {
+        if let (Self::Target(regex), Some(query)) = (self, request.query) {
             // With and without the query: a reading may end before it.
-            let test = |reading: &str| {
+            return request.any_path(|reading| {
                 regex.is_match(reading.as_bytes()) || regex.is_match(format!("{reading}?{query}").as_bytes())
-            };
-            return path.any_reading(test);
+            });
         }
         // A deny that is written with escapes means what they stand for, too: servers decode them.
         let plain = match self {
@@ -138,8 +155,8 @@ impl PathMatch {
             Self::Prefix(value) if value.contains('%') => Some(Self::Prefix(path::decode_once(value).into())),
             _ => None,
         };
-        path.any_reading(|reading| {
-            self.matches(reading) || plain.as_ref().is_some_and(|plain| plain.matches(reading))
+        request.any_path(|reading| {
+            self.takes(reading) || plain.as_ref().is_some_and(|plain| plain.takes(reading))
         })
     }
 }
@@ -157,12 +174,15 @@ impl fmt::Display for PathMatch {
 }
 
 impl HttpMatch {
-    /// CONNECT is meant only where it is named, whatever a regular expression says.
-    fn allows_method(&self, method: &str) -> bool {
-        match method {
+    /// CONNECT is meant only where it is named, whatever a regular expression says. Where a request asks for another
+    /// method in a header or a parameter that servers obey, that one must be allowed too.
+    fn allows_method(&self, request: &Request<'_>) -> bool {
+        let named = |method: &str| match method {
             "CONNECT" => self.methods.iter().any(|m| matches!(m, MethodMatch::Exact(m) if &**m == "CONNECT")),
             _ => self.methods.is_empty() || self.methods.iter().any(|named| named.matches(method)),
-        }
+        };
+        let overrides = || request.method_overrides().all(|method| named(&method.to_ascii_uppercase()));
+        named(request.effective_method()) && (self.methods.is_empty() || overrides())
     }
 
     fn allows_path(&self, request: &Request<'_>) -> bool {
@@ -192,7 +212,7 @@ impl HttpMatch {
     }
 
     pub(crate) fn allows(&self, request: &Request<'_>) -> bool {
-        self.allows_method(request.effective_method())
+        self.allows_method(request)
             && self.allows_path(request)
             && self.allows_host(request)
             && self.allows_upgrade(request)
@@ -213,9 +233,13 @@ impl HttpMatch {
                 _ => Miss::AmbiguousPath { got: request.path.raw().into() },
             });
         }
-        if !self.allows_method(request.effective_method()) {
+        if !self.allows_method(request) {
             let expected = self.methods.iter().map(|method| method.to_string().into()).collect();
-            return Some(Miss::Method { got: request.method.into(), expected });
+            // What is asked for beside the method is not a method that was sent; it is what was missed.
+            let sent = self.methods.iter().any(|named| named.matches(request.effective_method()));
+            let asked = request.method_overrides().next().filter(|_| sent);
+            let got = asked.map_or_else(|| request.method.into(), |method| method.into_owned().into());
+            return Some(Miss::Method { got, expected });
         }
         if let Some(token) = request.upgrade.filter(|token| !self.names_upgrade(token)) {
             return Some(Miss::Upgrade { got: token.into(), expected: self.upgrades.clone() });
@@ -279,14 +303,15 @@ impl HttpMatch {
         self.upgrades.is_empty() || request.upgrade.is_some_and(|offered| self.names_an_upgrade(offered))
     }
 
-    /// Whether a deny takes the method, in any spelling: some servers fold its case.
+    /// Whether a deny takes the method, in any spelling: some servers fold its case, and some take it from a header.
     fn denies_method(&self, request: &Request<'_>) -> bool {
+        let sent = [request.method, request.effective_method()].map(std::borrow::Cow::Borrowed);
         self.methods.is_empty()
-            || [request.method, request.effective_method()].into_iter().any(|method| {
+            || sent.into_iter().chain(request.method_overrides()).any(|method| {
                 let upper = method.to_ascii_uppercase();
                 self.methods.iter().any(|named| match named {
-                    MethodMatch::Exact(named) => named.eq_ignore_ascii_case(method),
-                    MethodMatch::Regex(_) => named.matches(method) || named.matches(&upper),
+                    MethodMatch::Exact(named) => named.eq_ignore_ascii_case(&method),
+                    MethodMatch::Regex(_) => named.matches(&method) || named.matches(&upper),
                 })
             })
     }

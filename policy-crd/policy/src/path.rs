@@ -4,12 +4,12 @@
 //! allow matches only a path on which all servers agree after RFC 3986 normalisation (§6.2.2: case of escapes,
 //! decoding of unreserved characters, dot segments), and a deny matches if any reading of it does.
 
+mod lenient;
+mod readings;
+
+use readings::Readings;
 use std::borrow::Cow;
 use std::sync::OnceLock;
-
-/// Rounds of percent-decoding that denies look through. Servers behind gateways decode once or twice; a third
-/// round costs little and ends the game.
-const DECODE_ROUNDS: usize = 3;
 
 /// A request path, read in the ways that matter.
 #[derive(Clone, Debug)]
@@ -18,14 +18,6 @@ pub struct Path<'a> {
     strict: Option<Cow<'a, str>>,
     /// Read once, when the first deny asks.
     readings: OnceLock<Readings>,
-}
-
-/// Every plausible reading of a path.
-#[derive(Clone, Debug)]
-struct Readings {
-    texts: Vec<String>,
-    /// The path still changed after every round of decoding: any deny takes it.
-    bottomless: bool,
 }
 
 impl<'a> Path<'a> {
@@ -56,73 +48,39 @@ impl<'a> Path<'a> {
         }
     }
 
-    /// Whether any reading satisfies `test`. Only denies ask this.
+    /// Whether any reading satisfies `test`. Only denies ask this. With a reading those are among them that routers
+    /// take for the same path: in lower case, without the slash at its end.
     pub fn any_reading(&self, mut test: impl FnMut(&str) -> bool) -> bool {
         if test(self.raw) || self.strict.as_deref().is_some_and(&mut test) {
             return true;
         }
-        // A plain path has one reading, and most paths are plain.
-        if matches!(self.strict, Some(Cow::Borrowed(_))) && !self.raw.contains('%') {
-            return false;
+        // A plain path has no other, and most paths are plain.
+        let dots_at_end = || self.raw.ends_with('.') || self.raw.contains("./");
+        if matches!(self.strict, Some(Cow::Borrowed(_))) && !self.raw.contains('%') && !dots_at_end() {
+            return readings::alike(self.raw).any(|reading| test(&reading));
         }
         let readings = self.readings.get_or_init(|| Readings::of(self.raw));
         readings.bottomless || readings.texts.iter().any(|reading| test(reading))
     }
 }
 
-impl Readings {
-    fn of(raw: &str) -> Self {
-        let mut texts = Vec::new();
-        let mut decoded = raw.to_owned();
-        for _ in 0..=DECODE_ROUNDS {
-            texts.extend(folded_readings(&decoded));
-            let next = decode_once(&decoded);
-            if next == decoded {
-                return Self { texts, bottomless: false };
-            }
-            decoded = next;
-        }
-        Self { texts, bottomless: true }
-    }
-}
-
 /// A path of a policy, spelt as the strict reading of a request spells it. One without a strict reading stays as
 /// written: it can still be met by a deny's other readings.
 pub(crate) fn pattern(value: &str) -> String {
-    let mut escaped = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        if is_path_byte(byte) || byte == b'%' || byte == b'\\' {
-            escaped.push(char::from(byte));
-        } else {
-            escaped.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    strict(&escaped).map_or_else(|| value.to_owned(), Cow::into_owned)
+    strict(&escaped(value.as_bytes())).map_or_else(|| value.to_owned(), Cow::into_owned)
 }
 
-/// The spellings a server may fold a path to: slashes, parameters, NUL and dot segments, each and together.
-fn folded_readings(path: &str) -> Vec<String> {
-    let slashed = path.replace('\\', "/");
-    let truncated = slashed.split('\0').next().unwrap_or_default().to_owned();
-    let queryless = truncated.split(['?', '#']).next().unwrap_or_default().to_owned();
-    let mut readings = Vec::with_capacity(80);
-    // Blanks and control bytes at the end are cut off by some.
-    let trimmed = queryless.trim_end_matches(|c: char| c.is_ascii_whitespace() || c.is_control()).to_owned();
-    for base in [path.to_owned(), slashed, truncated, queryless, trimmed] {
-        let bare = strip_parameters(&base);
-        for form in [base, bare] {
-            let resolved = remove_dot_segments(&form);
-            let merged = merge_slashes(&form);
-            let both = remove_dot_segments(&merged);
-            readings.extend([form, resolved, merged, both]);
+/// Bytes with an escape for each that no path may have.
+fn escaped(bytes: &[u8]) -> String {
+    let mut out = String::with_capacity(bytes.len());
+    for &byte in bytes {
+        if is_path_byte(byte) || byte == b'%' || byte == b'\\' {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
         }
     }
-    // As a pattern spells them: a regular expression is written against that.
-    let spelt: Vec<String> = readings.iter().map(|reading| pattern(reading)).collect();
-    readings.extend(spelt);
-    readings.sort_unstable();
-    readings.dedup();
-    readings
+    out
 }
 
 /// The strict reading, or `None` where two servers could serve different things.
@@ -142,6 +100,10 @@ fn strict(raw: &str) -> Option<Cow<'_, str>> {
     }
     let normalised = normalise_escapes(raw)?;
     if normalised.contains(';') || normalised.contains("//") {
+        return None;
+    }
+    // A slash or a dot to a decoder that does not check: overlong UTF-8, full-width forms.
+    if normalised.contains('%') && lenient::hides_structure(&decode_bytes(normalised.as_bytes())) {
         return None;
     }
     let resolved = resolve_strictly(&normalised)?;
@@ -210,43 +172,12 @@ fn resolve_strictly(path: &str) -> Option<String> {
     Some(out)
 }
 
-fn remove_dot_segments(path: &str) -> String {
-    let mut kept: Vec<&str> = Vec::new();
-    let body = path.strip_prefix('/').unwrap_or(path);
-    let mut directory = false;
-    for segment in body.split('/') {
-        directory = matches!(segment, "." | "..");
-        match segment {
-            "." => {}
-            ".." => {
-                kept.pop();
-            }
-            other => kept.push(other),
-        }
-    }
-    let mut out = format!("/{}", kept.join("/"));
-    if directory && !out.ends_with('/') {
-        out.push('/');
-    }
-    out
-}
-
-fn merge_slashes(path: &str) -> String {
-    let mut out = String::with_capacity(path.len());
-    for c in path.chars() {
-        if c != '/' || !out.ends_with('/') {
-            out.push(c);
-        }
-    }
-    out
-}
-
-fn strip_parameters(path: &str) -> String {
-    path.split('/').map(|segment| segment.split(';').next().unwrap_or_default()).collect::<Vec<_>>().join("/")
-}
-
 pub(crate) fn decode_once(path: &str) -> String {
-    let bytes = path.as_bytes();
+    String::from_utf8_lossy(&decode_bytes(path.as_bytes())).into_owned()
+}
+
+/// Bytes with their percent-escapes decoded once.
+fn decode_bytes(bytes: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while let Some(&byte) = bytes.get(at) {
@@ -260,7 +191,7 @@ pub(crate) fn decode_once(path: &str) -> String {
             at += 1;
         }
     }
-    String::from_utf8_lossy(&out).into_owned()
+    out
 }
 
 fn escape(bytes: &[u8], at: usize) -> Option<u8> {
@@ -338,6 +269,13 @@ mod tests {
             "/a b",
             "/é",
             "/a/%2e%2e/%2e%2e/b",
+            "/a/%c0%ae%c0%ae/b",
+            "/a%c0%afb",
+            "/a%e0%80%afb",
+            "/a%ef%bc%8fb",
+            "/a%e2%80%a5/b",
+            "/a/%c0%2e/b",
+            "/a%u002fb",
         ] {
             assert_eq!(Path::new(raw).strict(), None, "{raw}");
         }
@@ -364,10 +302,30 @@ mod tests {
             "/..;x=y/admin",
             "/admin%20",
             "/admin%0a",
+            "/ADMIN",
+            "/Admin/x",
+            "/admin.",
+            "/x/.../admin",
+            "/x/%c0%ae%c0%ae/admin",
+            "/x%c0%af..%c0%afadmin",
+            "/%c1%a1dmin",
+            "/x/%u002e%u002e/admin",
+            "/x/%ef%bc%8e%ef%bc%8e/admin",
+            "/%ef%bd%81dmin",
+            "/x/%25c0%25ae%25c0%25ae/admin",
+            "http://cart/admin",
+            "//evil/admin",
+            "\\\\evil\\admin",
+            "admin",
+            "/ad%09min",
+            "/admin/",
         ] {
             assert!(Path::new(raw).any_reading(|p| p == "/admin" || p.starts_with("/admin/")), "{raw}");
         }
+        assert!(Path::new("/Admin/").any_reading(|p| p == "/admin"));
         assert!(!Path::new("/public").any_reading(|p| p == "/admin"));
+        assert!(!Path::new("/administrator").any_reading(|p| p == "/admin" || p.starts_with("/admin/")));
+        assert!(!Path::new("/x/%c3%a9/admins").any_reading(|p| p == "/admin" || p.starts_with("/admin/")));
         assert!(!Path::new("/a%20b").any_reading(|p| p == "/admin"));
     }
 

@@ -63,10 +63,19 @@ impl QueryMatch {
         }
     }
 
-    /// Whether some server takes this name for the parameter's: `_` beside `-`, in any case.
+    /// Whether some server takes this name for the parameter's: in any case, `_` beside `-` (and `.` and a blank, as
+    /// PHP has it), and `name[]` and `name[key]`, which make a list or a map of it.
     fn is_alike(&self, name: &str) -> bool {
-        let fold = |byte: u8| if byte == b'_' { b'-' } else { byte.to_ascii_lowercase() };
-        name.len() == self.name.len() && name.bytes().map(fold).eq(self.name.bytes().map(fold))
+        let fold = |byte: u8| match byte {
+            b'_' | b'.' | b' ' | b'+' => b'-',
+            other => other.to_ascii_lowercase(),
+        };
+        let same = |name: &str| {
+            name.len() == self.name.len() && name.bytes().map(fold).eq(self.name.bytes().map(fold))
+        };
+        // Blanks before a name are dropped, and a NUL ends it.
+        let bare = name.trim_start_matches([' ', '+']).split('\0').next().unwrap_or_default();
+        same(name) || same(bare) || bare.split_once('[').is_some_and(|(head, _)| same(head))
     }
 }
 

@@ -2,7 +2,16 @@
 //!
 //! Knows nothing of what is asked of them, of sockets or of hyper.
 
-use crate::path::Path;
+use crate::path::{Path, decode_once};
+use std::borrow::Cow;
+
+/// Headers by which a client asks for another path than that of the request, where a server obeys them: IIS and its
+/// modules, and frameworks that took over from them (CVE-2018-14773).
+const PATH_HEADERS: [&str; 2] = ["x-original-url", "x-rewrite-url"];
+/// Headers by which a client asks for another method: Rails, Laravel, Symfony, `Express` and others obey them.
+const METHOD_HEADERS: [&str; 3] = ["x-http-method-override", "x-http-method", "x-method-override"];
+/// The query parameter that some of those obey.
+const METHOD_PARAMETER: &str = "_method";
 
 /// The HTTP version that a request came in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -39,12 +48,13 @@ impl Request<'_> {
         self.headers.iter().filter(move |(n, _)| *n == name).map(|(_, value)| *value)
     }
 
-    /// Values of every header that some server takes for this one: `_` beside `-`.
+    /// Values of every header that some server takes for this one: `_` beside `-`, and, as CGI's environment has it
+    /// with some, whatever is no letter and no digit.
     pub(crate) fn loose_values<'s>(&'s self, name: &'s str) -> impl Iterator<Item = &'s [u8]> {
         let same = move |other: &str| {
             other.len() == name.len()
                 && other.bytes().zip(name.bytes()).all(|(a, b)| {
-                    let fold = |c: u8| if c == b'_' { b'-' } else { c.to_ascii_lowercase() };
+                    let fold = |c: u8| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { b'-' };
                     fold(a) == fold(b)
                 })
         };
@@ -58,6 +68,30 @@ impl Request<'_> {
             (HttpVersion::Http2, Some(_)) if self.method == "CONNECT" => "GET",
             _ => self.method,
         }
+    }
+
+    /// Whether any reading of any path that the request may have to a server satisfies `test`. Only denies ask this.
+    pub(crate) fn any_path(&self, mut test: impl FnMut(&str) -> bool) -> bool {
+        self.path.any_reading(&mut test)
+            || PATH_HEADERS.into_iter().flat_map(|name| self.loose_values(name)).any(|value| {
+                let target = String::from_utf8_lossy(value);
+                let path = target.split('?').next().unwrap_or_default();
+                Path::new(path).any_reading(&mut test)
+            })
+    }
+
+    /// The methods that are asked for beside the request's own.
+    pub(crate) fn method_overrides(&self) -> impl Iterator<Item = Cow<'_, str>> {
+        let headers = METHOD_HEADERS.into_iter().flat_map(|name| self.loose_values(name));
+        let parameters = self.query.unwrap_or_default().split(['&', ';']).filter_map(|pair| {
+            let (name, value) = pair.split_once('=')?;
+            // The parameter's name is plain enough that most queries are passed over.
+            (name.contains(METHOD_PARAMETER) || name.contains('%'))
+                .then(|| (decode_once(name), decode_once(value)))
+                .filter(|(name, _)| name == METHOD_PARAMETER)
+                .map(|(_, value)| Cow::Owned(value))
+        });
+        headers.map(|value| String::from_utf8_lossy(value.trim_ascii())).chain(parameters)
     }
 
     /// The media type without its parameters, if there is exactly one content type.
