@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "every test binary uses its part")]
 
 pub(crate) mod cilium;
+pub(crate) mod corpus;
 
 use serde_json::Value;
 use sluice_compile::Rollout;
