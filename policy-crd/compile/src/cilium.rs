@@ -34,13 +34,13 @@ const CLOSES: &str = "the policy closes its whole namespace and grants nothing";
 const CLOSES_ALL: &str = "the policy closes every pod of the cluster and grants nothing";
 
 /// What policies may name beside pods and addresses.
-pub(crate) struct Named {
+pub(crate) struct Named<'a> {
     groups: Groups,
-    services: Services,
+    services: Services<'a>,
 }
 
-impl Named {
-    pub(crate) fn new(objects: &Objects, problems: &mut Vec<Problem>) -> Self {
+impl<'a> Named<'a> {
+    pub(crate) fn new(objects: &'a Objects, problems: &mut Vec<Problem>) -> Self {
         Self { groups: Groups::new(&objects.cidr_groups, problems), services: Services::new(objects) }
     }
 }
@@ -55,7 +55,7 @@ struct Around<'a> {
 }
 
 impl<'a> Around<'a> {
-    fn new(object: &'a CiliumPolicyObject, named: &'a Named) -> Self {
+    fn new(object: &'a CiliumPolicyObject, named: &'a Named<'_>) -> Self {
         let requires = |section: fn(&CiliumSpec) -> &Part<Vec<CiliumRule>>| {
             let rules = object.specs.iter().filter_map(|spec| section(spec).value()).flatten();
             rules.into_iter().any(|rule| peers::required(&rule.peers.requires))
@@ -85,7 +85,7 @@ fn closes(object: &CiliumPolicyObject) -> &'static str {
 /// Lowers a policy: one for `spec` and each of `specs`, for each selects other pods. Never fails.
 pub(crate) fn policy(
     object: &CiliumPolicyObject,
-    named: &Named,
+    named: &Named<'_>,
     problems: &mut Vec<Problem>,
 ) -> Vec<PolicyIr> {
     let around = Around::new(object, named);

@@ -14,7 +14,7 @@ use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use sluice_crd::{CiliumService, Objects};
 use sluice_policy::Prefix;
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -54,23 +54,36 @@ struct Slices {
 }
 
 /// The Services of a cluster.
-pub(crate) struct Services {
+pub(crate) struct Services<'a> {
+    objects: &'a Objects,
+    /// Read once, when the first policy asks: most clusters have many Services and no policy that names one.
+    read: OnceCell<Read>,
+}
+
+struct Read {
     entries: BTreeMap<Key, Entry>,
     slices: BTreeMap<Key, Slices>,
 }
 
-impl Services {
-    pub(crate) fn new(objects: &Objects) -> Self {
-        let entries: BTreeMap<Key, Entry> =
-            objects.services.iter().filter_map(|service| entry(&service.object)).collect();
-        let mut slices: BTreeMap<Key, Slices> = BTreeMap::new();
-        for slice in &objects.endpoint_slices {
-            let Some(key) = service_of(&slice.object) else { continue };
-            if entries.get(&key).is_some_and(|entry| entry.pods.is_none()) {
-                slices.entry(key).or_default().add(&slice.object);
+impl<'a> Services<'a> {
+    pub(crate) const fn new(objects: &'a Objects) -> Self {
+        Self { objects, read: OnceCell::new() }
+    }
+
+    fn read(&self) -> &Read {
+        self.read.get_or_init(|| {
+            let services = self.objects.services.iter();
+            let entries: BTreeMap<Key, Entry> =
+                services.filter_map(|service| entry(&service.object)).collect();
+            let mut slices: BTreeMap<Key, Slices> = BTreeMap::new();
+            for slice in &self.objects.endpoint_slices {
+                let Some(key) = service_of(&slice.object) else { continue };
+                if entries.get(&key).is_some_and(|entry| entry.pods.is_none()) {
+                    slices.entry(key).or_default().add(&slice.object);
+                }
             }
-        }
-        Self { entries, slices }
+            Read { entries, slices }
+        })
     }
 }
 
@@ -120,13 +133,13 @@ fn is_serving(endpoint: &Endpoint) -> bool {
 
 /// The Services as one policy sees them.
 pub(super) struct View<'a> {
-    services: &'a Services,
+    services: &'a Services<'a>,
     /// Peers taken from them so far.
     taken: Cell<usize>,
 }
 
 impl<'a> View<'a> {
-    pub(super) fn new(services: &'a Services) -> Self {
+    pub(super) fn new(services: &'a Services<'a>) -> Self {
         Self { services, taken: Cell::new(0) }
     }
 
@@ -185,7 +198,8 @@ impl<'a> View<'a> {
     fn found(&self, namespace: Option<&str>, test: impl Fn(&Key, &Entry) -> bool) -> Vec<&'a Key> {
         let namespace = namespace.filter(|name| !name.is_empty());
         let here = |key: &Key| namespace.is_none_or(|name| name == &*key.1);
-        let entries = self.services.entries.iter().filter(|(key, entry)| here(key) && test(key, entry));
+        let entries =
+            self.services.read().entries.iter().filter(|(key, entry)| here(key) && test(key, entry));
         entries.map(|(key, _)| key).collect()
     }
 
@@ -223,12 +237,12 @@ impl<'a> View<'a> {
         let mut addresses = BTreeSet::new();
         let mut unknown = false;
         for key in found {
-            match self.services.entries.get(*key).and_then(|entry| entry.pods.as_ref()) {
+            match self.services.read().entries.get(*key).and_then(|entry| entry.pods.as_ref()) {
                 Some(pods) => {
                     out.insert(*key, pods.clone());
                 }
                 None => {
-                    let Some(slices) = self.services.slices.get(*key) else { continue };
+                    let Some(slices) = self.services.read().slices.get(*key) else { continue };
                     unknown |= slices.unknown;
                     let served = slices.addresses.iter().filter(|address| deny || address.serving);
                     addresses.extend(served.map(|address| address.address));
