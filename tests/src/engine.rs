@@ -9,7 +9,7 @@ use serde_json::Value;
 use sluice_compile::{Enforcement, NodeScope, Options, Rollout, compile};
 use sluice_crd::{Loaded, Objects, Severity};
 use sluice_policy::path::Path;
-use sluice_policy::{Connection, Decision, Direction, Facts, Outcome, RowAction, Snapshot, Verdict};
+use sluice_policy::{Decision, Direction, Facts, Outcome, RowAction, Snapshot, Verdict};
 use std::net::IpAddr;
 
 /// A compiled cluster.
@@ -161,10 +161,9 @@ impl Engine {
         port: u16,
         direction: Direction,
     ) -> bool {
-        let endpoint = self.snapshot.endpoint_at(endpoint);
-        let profile = endpoint.and_then(|endpoint| self.snapshot.profile(endpoint.profile));
-        profile.is_some_and(|profile| {
-            let connection = Connection { peer: self.snapshot.class_of(peer), protocol, port };
+        self.snapshot.endpoint_at(endpoint).is_some_and(|endpoint| {
+            let Some(profile) = self.snapshot.profile(endpoint.profile) else { return false };
+            let connection = self.snapshot.connection(endpoint, direction, peer.into(), protocol, port);
             profile.side(direction).row(&connection).action == RowAction::ToProxy
         })
     }

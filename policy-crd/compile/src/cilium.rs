@@ -13,7 +13,7 @@ mod services;
 mod tls;
 
 use crate::index::Index;
-use crate::lower::{PolicyIr, RuleIr, SideIr};
+use crate::lower::{IsolationIr, PolicyIr, RuleIr, SideIr};
 use crate::peers::{Peers, Ports};
 use crate::report::Report;
 use crate::selector::Selector;
@@ -121,14 +121,16 @@ fn lower_spec(around: &Around<'_>, spec: &CiliumSpec, report: &mut Report<'_>) -
     let isolates = isolates(spec, sound, report);
     let mut side =
         |direction: Direction, allow: &Part<Vec<CiliumRule>>, deny: &Part<Vec<CiliumRule>>| SideIr {
-            isolates: isolates[direction as usize],
+            isolation: isolates[direction as usize].into(),
             allow: allows(around, direction, allow, sound, report),
             deny: denies(around, &spec.path, direction, deny, report),
         };
     let ingress = side(Direction::Ingress, &spec.ingress, &spec.ingress_deny);
     let egress = side(Direction::Egress, &spec.egress, &spec.egress_deny);
     for (direction, side) in [(Direction::Ingress, &ingress), (Direction::Egress, &egress)] {
-        if !side.isolates && side.allow.iter().any(|rule| rule.conditions.is_some()) {
+        if matches!(side.isolation, IsolationIr::Nothing)
+            && side.allow.iter().any(|rule| rule.conditions.is_some())
+        {
             let path = format!("{}.enableDefaultDeny.{}", spec.path, direction.as_str());
             let reason = "where nothing is default-deny, no rule limits what may be said";
             report.warn(&path, reason, "remove it, or the rules");

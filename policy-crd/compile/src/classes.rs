@@ -3,10 +3,12 @@
 //! Only what some policy reads makes a difference, so the number of classes follows the policies and not the
 //! pods. Knows nothing of rules; the resolver asks it which classes a peer means.
 
+use crate::NodeScope;
 use crate::index::{Index, NamedPort, PodEntry};
-use crate::lower::PolicyIr;
+use crate::lower::{IsolationIr, PolicyIr};
 use crate::peers::{PeerItem, Peers, PortItem, Ports, contains};
 use crate::selector::Labels;
+use sluice_crd::Entity;
 use sluice_policy::{Class, ClassId, ClassSet, Direction, Identity, Prefix, PrefixTable, Protocol};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
@@ -21,6 +23,8 @@ struct Read {
     cidrs: BTreeSet<Prefix>,
     /// Port names of egress rules.
     ports: HashSet<(Arc<str>, Protocol)>,
+    /// Whether it matters which addresses are the API server's.
+    api_server: bool,
 }
 
 impl Read {
@@ -31,21 +35,29 @@ impl Read {
                 let side = policy.side(direction);
                 for rule in side.allow.iter().chain(&side.deny) {
                     read.peers(index, &rule.peers);
-                    if let (Direction::Egress, Ports::Some(items)) = (direction, &rule.ports) {
-                        read.ports.extend(items.iter().filter_map(|item| match item {
-                            PortItem::Named { name, protocol } => Some((name.clone(), *protocol)),
-                            PortItem::Range(_) => None,
-                        }));
+                    if direction == Direction::Egress {
+                        read.ports(&rule.ports);
                     }
+                }
+                if let (Direction::Egress, IsolationIr::Listed(listed)) = (direction, &side.isolation) {
+                    listed.iter().for_each(|(_, ports)| read.ports(ports));
                 }
             }
         }
         read
     }
 
+    fn ports(&mut self, ports: &Ports) {
+        let Ports::Some(items) = ports else { return };
+        self.ports.extend(items.iter().filter_map(|item| match item {
+            PortItem::Named { name, protocol } => Some((name.clone(), *protocol)),
+            PortItem::Range(_) => None,
+        }));
+    }
+
     fn peers(&mut self, index: &Index, peers: &Peers) {
         let Peers::Any(items) = peers else { return };
-        for item in items {
+        for item in items.iter().flat_map(PeerItem::parts) {
             match item {
                 PeerItem::Own(pods) | PeerItem::Elsewhere { pods, .. } => {
                     self.keys.extend(pods.keys().cloned());
@@ -56,6 +68,12 @@ impl Read {
                     self.cidrs.insert(*cidr);
                     self.cidrs.extend(except);
                 }
+                PeerItem::Entities(entities) => {
+                    let told = [Entity::KubeApiserver, Entity::Cluster];
+                    self.api_server |= told.iter().any(|entity| entities.contains(entity));
+                }
+                // Always part of a pod's class; the parts of an item stand for it.
+                PeerItem::ServiceAccounts(_) | PeerItem::Both(_) => {}
             }
         }
     }
@@ -65,8 +83,13 @@ impl Read {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 enum Who {
     Missing,
-    Workload { namespace: Arc<str>, service_account: Arc<str>, labels: Labels },
-    Node,
+    Workload {
+        namespace: Arc<str>,
+        service_account: Arc<str>,
+        labels: Labels,
+    },
+    /// By name; empty where none of the endpoints compiled run on it.
+    Node(Arc<str>),
     World,
 }
 
@@ -78,11 +101,45 @@ struct Key {
     cidrs: Vec<Prefix>,
     /// The named ports that egress rules read, sorted.
     ports: Vec<NamedPort>,
+    /// The API server answers there; false where no policy asks.
+    api_server: bool,
 }
 
 impl Key {
+    fn new(who: Who, cidrs: Vec<Prefix>) -> Self {
+        Self { who, cidrs, ports: Vec::new(), api_server: false }
+    }
+
     fn missing() -> Self {
-        Self { who: Who::Missing, cidrs: Vec::new(), ports: Vec::new() }
+        Self::new(Who::Missing, Vec::new())
+    }
+
+    /// Whether it is one of these entities, for an endpoint of this node.
+    fn is_any(&self, entities: &BTreeSet<Entity>, home: Home<'_>) -> bool {
+        entities.iter().any(|entity| match (entity, &self.who) {
+            (_, Who::Missing) => false,
+            (Entity::Host, Who::Node(name)) => home.is_node(name),
+            (Entity::RemoteNode, Who::Node(name)) => !home.is_node(name),
+            (Entity::World, Who::World) => true,
+            (Entity::Cluster, Who::Workload { .. } | Who::Node(_)) => true,
+            (Entity::Cluster | Entity::KubeApiserver, _) => self.api_server,
+            (Entity::Host | Entity::RemoteNode | Entity::World, _) => false,
+        })
+    }
+}
+
+/// Whose rules are resolved.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Home<'a> {
+    /// The policy's namespace.
+    pub(crate) namespace: &'a str,
+    /// The node of the pod that is selected; empty where no peer depends on it.
+    pub(crate) node: &'a str,
+}
+
+impl Home<'_> {
+    fn is_node(self, name: &str) -> bool {
+        !name.is_empty() && *name == *self.node
     }
 }
 
@@ -102,7 +159,8 @@ fn everything_v4() -> Prefix {
 }
 
 impl Classes {
-    pub(crate) fn new(index: &Index, policies: &[PolicyIr]) -> Self {
+    /// The classes that these policies tell apart, for the endpoints of these nodes.
+    pub(crate) fn new(index: &Index, policies: &[PolicyIr], nodes: &NodeScope) -> Self {
         let read = Read::new(index, policies);
         let cidrs = Cidrs::new(&read.cidrs);
         let mut table: BTreeMap<Prefix, Key> = BTreeMap::new();
@@ -110,22 +168,36 @@ impl Classes {
         let regions = read.cidrs.iter().chain(&index.pod_ranges).copied();
         for region in regions.chain([everything_v4(), Prefix::EVERYTHING]) {
             let of_pods = index.pod_ranges.iter().any(|range| contains(*range, region));
-            let key = if of_pods {
-                Key::missing()
-            } else {
-                Key { who: Who::World, cidrs: cidrs.containing(region), ports: Vec::new() }
-            };
+            let key = if of_pods { Key::missing() } else { Key::new(Who::World, cidrs.containing(region)) };
             table.insert(region, key);
         }
-        for address in &index.node_addresses {
+        let api_server = || index.api_server.iter().filter(|_| read.api_server).map(|one| Prefix::host(*one));
+        for host in api_server() {
+            let of_pods = index.pod_ranges.iter().any(|range| contains(*range, host));
+            table.entry(host).or_insert_with(|| match of_pods {
+                true => Key::missing(),
+                false => Key::new(Who::World, cidrs.containing(host)),
+            });
+        }
+        for (address, name) in &index.node_addresses {
             let host = Prefix::host(*address);
-            table.insert(host, Key { who: Who::Node, cidrs: cidrs.containing(host), ports: Vec::new() });
+            let here = match nodes {
+                NodeScope::All => true,
+                NodeScope::Named(node) => node == name,
+            };
+            let name = if here { name.clone() } else { "".into() };
+            table.insert(host, Key::new(Who::Node(name), cidrs.containing(host)));
         }
         for pod in index.pods.iter().filter(|pod| pod.has_identity()) {
             let base = workload_key(pod, &read);
             for address in &pod.addresses {
                 let host = Prefix::host(*address);
                 table.insert(host, Key { cidrs: cidrs.containing(host), ..base.clone() });
+            }
+        }
+        for host in api_server() {
+            if let Some(key) = table.get_mut(&host).filter(|key| key.who != Who::Missing) {
+                key.api_server = true;
             }
         }
         for address in &index.contested {
@@ -172,7 +244,7 @@ impl Classes {
         let describe = |key: &Key| Class {
             identity: match &key.who {
                 Who::Missing => Identity::Missing,
-                Who::Node => Identity::Node,
+                Who::Node(name) => Identity::Node(name.clone()),
                 Who::World => Identity::World,
                 Who::Workload { namespace, service_account, labels } => {
                     let labels: Vec<String> =
@@ -188,36 +260,60 @@ impl Classes {
     }
 
     /// The classes that a rule's peers mean, sorted; `None` for every class.
-    pub(crate) fn resolve(&self, peers: &Peers, own: &str, index: &Index) -> Option<Vec<ClassId>> {
+    pub(crate) fn resolve(&self, peers: &Peers, home: Home<'_>, index: &Index) -> Option<Vec<ClassId>> {
         let Peers::Any(items) = peers else { return None };
         let mut out = BTreeSet::new();
         for item in items {
-            match item {
-                PeerItem::Own(pods) => out.extend(self.pods(own, pods)),
-                PeerItem::Elsewhere { namespaces, pods } => {
-                    let selected = self.by_namespace.keys().filter(|name| {
-                        index.namespaces.get(*name).is_some_and(|entry| namespaces.matches(&entry.labels))
-                    });
-                    for namespace in selected {
-                        out.extend(self.pods(namespace, pods));
-                    }
-                }
-                PeerItem::Nodes(nodes) => {
-                    let hosts = index.hosts(nodes).filter_map(|host| self.by_cidr.get(&host));
-                    out.extend(hosts.flatten().copied());
-                }
-                PeerItem::Block { cidr, except } | PeerItem::Outside { cidr, except } => {
-                    let outside = matches!(item, PeerItem::Outside { .. });
-                    let classes = self.by_cidr.get(cidr).into_iter().flatten().copied();
-                    out.extend(classes.filter(|class| {
-                        self.key(*class)
-                            .filter(|key| !outside || key.who == Who::World)
-                            .is_some_and(|key| !except.iter().any(|e| key.cidrs.binary_search(e).is_ok()))
-                    }));
-                }
-            }
+            out.extend(self.item(item, home, index));
         }
         Some(out.into_iter().collect())
+    }
+
+    /// The classes that one item of a rule's peers means.
+    fn item(&self, item: &PeerItem, home: Home<'_>, index: &Index) -> BTreeSet<ClassId> {
+        let mut out = BTreeSet::new();
+        match item {
+            PeerItem::Own(pods) => out.extend(self.pods(home.namespace, pods)),
+            PeerItem::ServiceAccounts(accounts) => out.extend(self.matching(|key| {
+                let Who::Workload { namespace, service_account, .. } = &key.who else { return false };
+                accounts.iter().any(|(ns, name)| ns == namespace && name == service_account)
+            })),
+            PeerItem::Entities(entities) => {
+                out.extend(self.matching(|key| key.is_any(entities, home)));
+            }
+            PeerItem::Both(parts) => {
+                let sets = parts.iter().map(|part| self.item(part, home, index));
+                out = sets.reduce(|all, next| &all & &next).unwrap_or_default();
+            }
+            PeerItem::Elsewhere { namespaces, pods } => {
+                let selected = self.by_namespace.keys().filter(|name| {
+                    index.namespaces.get(*name).is_some_and(|entry| namespaces.matches(&entry.labels))
+                });
+                for namespace in selected {
+                    out.extend(self.pods(namespace, pods));
+                }
+            }
+            PeerItem::Nodes(nodes) => {
+                let hosts = index.hosts(nodes).filter_map(|host| self.by_cidr.get(&host));
+                out.extend(hosts.flatten().copied());
+            }
+            PeerItem::Block { cidr, except } | PeerItem::Outside { cidr, except } => {
+                let outside = matches!(item, PeerItem::Outside { .. });
+                let classes = self.by_cidr.get(cidr).into_iter().flatten().copied();
+                out.extend(classes.filter(|class| {
+                    self.key(*class)
+                        .filter(|key| !outside || key.who == Who::World)
+                        .is_some_and(|key| !except.iter().any(|e| key.cidrs.binary_search(e).is_ok()))
+                }));
+            }
+        }
+        out
+    }
+
+    /// The classes whose keys say so.
+    fn matching(&self, test: impl Fn(&Key) -> bool) -> impl Iterator<Item = ClassId> {
+        let ids = (0..).map(ClassId);
+        self.keys.iter().zip(ids).filter(move |(key, _)| test(key)).map(|(_, id)| id)
     }
 
     fn pods<'a>(
@@ -271,6 +367,7 @@ fn workload_key(pod: &PodEntry, read: &Read) -> Key {
         },
         cidrs: Vec::new(),
         ports: ports.cloned().collect(),
+        api_server: false,
     }
 }
 

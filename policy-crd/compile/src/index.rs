@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// The label that the API server puts on every namespace.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
+/// The Service that an `EndpointSlice` belongs to.
+const SERVICE_LABEL: &str = "kubernetes.io/service-name";
+
 /// A cluster, indexed.
 pub(crate) struct Index {
     /// By name.
@@ -22,8 +25,10 @@ pub(crate) struct Index {
     pub(crate) pods: Vec<PodEntry>,
     /// Nodes, by their labels and addresses.
     pub(crate) nodes: Vec<(Labels, Vec<IpAddr>)>,
-    /// The addresses of nodes.
-    pub(crate) node_addresses: BTreeSet<IpAddr>,
+    /// The addresses of nodes, with the node's name.
+    pub(crate) node_addresses: BTreeMap<IpAddr, Arc<str>>,
+    /// The addresses of the API server.
+    pub(crate) api_server: BTreeSet<IpAddr>,
     /// The ranges that pods get their addresses from.
     pub(crate) pod_ranges: BTreeSet<Prefix>,
     /// Addresses that nobody can be held to: claimed by several pods, or by a pod and a node.
@@ -79,7 +84,8 @@ impl Index {
             namespaces: namespaces(objects),
             pods: objects.pods.iter().map(|pod| pod_entry(pod, problems)).collect(),
             nodes: Vec::new(),
-            node_addresses: BTreeSet::new(),
+            node_addresses: BTreeMap::new(),
+            api_server: api_server(objects),
             pod_ranges: BTreeSet::new(),
             contested: BTreeSet::new(),
         };
@@ -139,7 +145,8 @@ impl Index {
             // Hostname and InternalDNS entries are no addresses; that they do not parse is no problem.
             let addresses: Vec<IpAddr> =
                 addresses.filter_map(|a| a.address.parse::<IpAddr>().ok()).map(canonical).collect();
-            self.node_addresses.extend(&addresses);
+            let name: Arc<str> = node.metadata.name.as_deref().unwrap_or_default().into();
+            self.node_addresses.extend(addresses.iter().map(|address| (*address, name.clone())));
             self.nodes.push((node.metadata.labels.clone().unwrap_or_default(), addresses));
             let spec = node.spec.as_ref();
             let one = spec.and_then(|spec| spec.pod_cidr.as_ref());
@@ -164,7 +171,7 @@ impl Index {
                 let first = owners.insert(*address, &pod.workload);
                 let other = match first {
                     Some(first) => format!("{}/{} claims it too", first.namespace, first.pod),
-                    None if self.node_addresses.contains(address) => "it is a node's address".to_owned(),
+                    None if self.node_addresses.contains_key(address) => "it is a node's address".to_owned(),
                     None => continue,
                 };
                 self.contested.insert(*address);
@@ -185,6 +192,17 @@ fn namespaces(objects: &Objects) -> BTreeMap<Arc<str>, NamespaceEntry> {
         Some((name, NamespaceEntry { labels, source: Some(namespace.source.clone()) }))
     };
     objects.namespaces.iter().filter_map(entry).collect()
+}
+
+/// Where the API server answers: the endpoints of the Service `kubernetes` in `default`, which it keeps itself.
+fn api_server(objects: &Objects) -> BTreeSet<IpAddr> {
+    let own = objects.endpoint_slices.iter().map(|slice| &slice.object).filter(|slice| {
+        let service = slice.metadata.labels.iter().flatten().find(|(key, _)| *key == SERVICE_LABEL);
+        slice.metadata.namespace.as_deref() == Some("default")
+            && service.is_some_and(|(_, name)| name == "kubernetes")
+    });
+    let addresses = own.flat_map(|slice| slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses));
+    addresses.filter_map(|address| address.parse().ok()).map(canonical).collect()
 }
 
 /// IPv4 in IPv6's clothes is IPv4.

@@ -95,7 +95,7 @@ pub fn compile(objects: &Objects, options: &Options) -> Compiled {
     policies.sort_by(tiers::order);
     let (policies, modes): (Vec<PolicyIr>, Vec<Option<Mode>>) =
         tiers::by_mode(policies, &index, options.rollout).into_iter().unzip();
-    let classes = Classes::new(&index, &policies);
+    let classes = Classes::new(&index, &policies, &options.node);
     let selecting = selections(&index, &policies);
     let enabled = rollout::enabled(&index, options.rollout);
     let states = states(&index, &policies, &selecting, &modes, &enabled);

@@ -43,9 +43,9 @@ impl PolicyIr {
             Peers::All => &[][..],
             Peers::Any(items) => items,
         });
-        let pods = items.filter_map(|item| match item {
+        let pods = items.flat_map(PeerItem::parts).filter_map(|item| match item {
             PeerItem::Own(pods) | PeerItem::Elsewhere { pods, .. } => Some(pods),
-            PeerItem::Nodes(_) | PeerItem::Block { .. } | PeerItem::Outside { .. } => None,
+            _ => None,
         });
         std::iter::once(&self.selector).chain(pods).flat_map(Selector::keys).cloned().collect()
     }
@@ -66,9 +66,28 @@ impl PolicyIr {
 /// One direction of a policy.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct SideIr {
-    pub(crate) isolates: bool,
+    pub(crate) isolation: IsolationIr,
     pub(crate) allow: Vec<RuleIr>,
     pub(crate) deny: Vec<RuleIr>,
+}
+
+/// What a policy makes default-deny.
+#[derive(Clone, Debug, Default)]
+#[allow(dead_code, reason = "the kinds that say all of it are lowered next")]
+pub(crate) enum IsolationIr {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Every port.
+    Everything,
+    /// The ports that its allow rules name, granted or not. On egress a name stands for its numbers on these peers.
+    Listed(Vec<(Peers, Ports)>),
+}
+
+impl From<bool> for IsolationIr {
+    fn from(everything: bool) -> Self {
+        if everything { Self::Everything } else { Self::Nothing }
+    }
 }
 
 /// One rule.
@@ -118,7 +137,7 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
             report.warn(&format!("spec.{field}Deny"), reason, remedy);
         }
         SideIr {
-            isolates,
+            isolation: isolates.into(),
             allow: allows(allow, sound && isolates, &mut names, &mut report),
             deny: denies(deny, field, &mut names, &mut report),
         }

@@ -6,8 +6,9 @@ use crate::report::Report;
 use crate::selector::Selector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use sluice_crd::{IpBlock, Part, Peer, Port, RuleObject};
+use sluice_crd::{Entity, IpBlock, Part, Peer, Port, RuleObject};
 use sluice_policy::{PortRange, Prefix, Protocol};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Who a rule names.
@@ -21,6 +22,7 @@ pub(crate) enum Peers {
 
 /// One item of `from` or `to`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[allow(dead_code, reason = "the kinds that say all of it are lowered next")]
 pub(crate) enum PeerItem {
     /// Pods of the policy's own namespace.
     Own(Selector),
@@ -32,6 +34,22 @@ pub(crate) enum PeerItem {
     Block { cidr: Prefix, except: Vec<Prefix> },
     /// Addresses outside the cluster: of no pod and no node.
     Outside { cidr: Prefix, except: Vec<Prefix> },
+    /// Pods that run as any of these, by namespace and name.
+    ServiceAccounts(Vec<(Arc<str>, Arc<str>)>),
+    /// Any of these entities.
+    Entities(BTreeSet<Entity>),
+    /// Whoever all of these name.
+    Both(Vec<PeerItem>),
+}
+
+impl PeerItem {
+    /// The item, or those that it is made of.
+    pub(crate) fn parts(&self) -> Vec<&Self> {
+        match self {
+            Self::Both(parts) => parts.iter().flat_map(Self::parts).collect(),
+            one => vec![one],
+        }
+    }
 }
 
 /// The ports a rule names.

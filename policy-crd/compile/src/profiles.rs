@@ -3,11 +3,11 @@
 //! Pods that the same policies select, and whose named ports have the same numbers, share one. Knows nothing of
 //! addresses.
 
-use crate::classes::{Classes, set};
+use crate::classes::{Classes, Home, set};
 use crate::index::{Index, PodEntry};
-use crate::lower::{PolicyIr, RuleIr};
-use crate::peers::{Peers, PortItem, Ports};
-use sluice_crd::{Action, Tier};
+use crate::lower::{IsolationIr, PolicyIr, RuleIr, SideIr};
+use crate::peers::{PeerItem, Peers, PortItem, Ports};
+use sluice_crd::{Action, Entity, Tier};
 use sluice_policy::{
     ClassId, Direction, IsolatedPorts, Isolation, LayerKind, Policy, PortRange, PortSet, Profile, ProfileId,
     Protocol, Rule, Scope, Side, TierAction, TierRule,
@@ -21,6 +21,9 @@ type Resolved = Vec<(Arc<str>, Protocol, Vec<u16>)>;
 /// The classes that peers mean, sorted; `None` for every class.
 type Resolution = Option<Arc<[ClassId]>>;
 
+/// The scopes of each rule of one direction of a policy.
+type Scopes = Arc<[Vec<Scope>]>;
+
 /// What profiles are built from.
 pub(crate) struct Builder<'a> {
     pub(crate) index: &'a Index,
@@ -28,9 +31,12 @@ pub(crate) struct Builder<'a> {
     pub(crate) policies: &'a [PolicyIr],
     /// By policy: what its rules carry. `None`: no pod here is selected, or it is off.
     pub(crate) handles: &'a [Option<Arc<Policy>>],
-    memo: HashMap<(Arc<str>, Peers), Resolution>,
-    egress: HashMap<usize, Arc<[Vec<Scope>]>>,
-    shared: HashMap<(Vec<usize>, Resolved), ProfileId>,
+    /// By policy: whether its peers depend on the node of the pod that it selects.
+    local: Vec<bool>,
+    /// By the policy's namespace and the pod's node.
+    memo: HashMap<(Arc<str>, Arc<str>, Peers), Resolution>,
+    egress: HashMap<(usize, Arc<str>), Scopes>,
+    shared: HashMap<(Vec<usize>, Arc<str>, Resolved), ProfileId>,
     distinct: HashMap<Profile, ProfileId>,
     profiles: Vec<Profile>,
 }
@@ -47,6 +53,7 @@ impl<'a> Builder<'a> {
             classes,
             policies,
             handles,
+            local: policies.iter().map(is_local).collect(),
             memo: HashMap::new(),
             egress: HashMap::new(),
             shared: HashMap::new(),
@@ -58,11 +65,13 @@ impl<'a> Builder<'a> {
     /// The profile of a pod that these policies select, in the order of their numbers.
     pub(crate) fn profile(&mut self, pod: &PodEntry, selecting: Vec<usize>) -> ProfileId {
         let resolved = self.named_ports(pod, &selecting);
-        let key = (selecting, resolved);
+        let local = selecting.iter().any(|policy| self.local[*policy]);
+        let node = if local { pod.workload.node.clone() } else { "".into() };
+        let key = (selecting, node, resolved);
         if let Some(id) = self.shared.get(&key) {
             return *id;
         }
-        let profile = self.build(pod, &key.0);
+        let profile = self.build(pod, &key.0, &key.1);
         let next = ProfileId(u32::try_from(self.profiles.len()).unwrap_or(u32::MAX));
         let id = *self.distinct.entry(profile).or_insert_with_key(|profile| {
             self.profiles.push(profile.clone());
@@ -79,13 +88,18 @@ impl<'a> Builder<'a> {
 
     /// What the named ports of these policies' ingress rules are on this pod.
     fn named_ports(&self, pod: &PodEntry, selecting: &[usize]) -> Resolved {
-        let rules = selecting.iter().flat_map(|policy| {
+        let ports = selecting.iter().flat_map(|policy| {
             let side = &self.policies[*policy].ingress;
-            side.allow.iter().chain(&side.deny)
+            let listed = match &side.isolation {
+                IsolationIr::Listed(listed) => &listed[..],
+                IsolationIr::Nothing | IsolationIr::Everything => &[],
+            };
+            let rules = side.allow.iter().chain(&side.deny).map(|rule| &rule.ports);
+            rules.chain(listed.iter().map(|(_, ports)| ports))
         });
         let mut out: Resolved = Vec::new();
-        for rule in rules {
-            let Ports::Some(items) = &rule.ports else { continue };
+        for ports in ports {
+            let Ports::Some(items) = ports else { continue };
             for item in items {
                 if let PortItem::Named { name, protocol } = item {
                     out.push((name.clone(), *protocol, pod.resolve(name, *protocol).collect()));
@@ -97,7 +111,7 @@ impl<'a> Builder<'a> {
         out
     }
 
-    fn build(&mut self, pod: &PodEntry, selecting: &[usize]) -> Profile {
+    fn build(&mut self, pod: &PodEntry, selecting: &[usize], node: &Arc<str>) -> Profile {
         let mut profile = Profile::default();
         for &number in selecting {
             let policies = self.policies;
@@ -106,8 +120,8 @@ impl<'a> Builder<'a> {
             for direction in Direction::ALL {
                 let side_ir = ir.side(direction);
                 let scopes = match direction {
-                    Direction::Ingress => self.ingress_scopes(ir, pod),
-                    Direction::Egress => self.egress_scopes(number).to_vec(),
+                    Direction::Ingress => self.ingress_scopes(ir, pod, node),
+                    Direction::Egress => self.egress_scopes(number, node).to_vec(),
                 };
                 let rule = |(rule, scopes): (&RuleIr, Vec<Scope>)| Rule {
                     policy: policy.clone(),
@@ -115,6 +129,7 @@ impl<'a> Builder<'a> {
                     scopes,
                     conditions: rule.conditions.clone(),
                 };
+                let ports = self.isolated(side_ir, ir, direction, pod, node);
                 let mut rules = side_ir.allow.iter().chain(&side_ir.deny).zip(scopes).map(rule);
                 let side: &mut Side = match direction {
                     Direction::Ingress => &mut profile.ingress,
@@ -135,8 +150,7 @@ impl<'a> Builder<'a> {
                 }
                 side.layers[layer].allow.extend(rules.by_ref().take(side_ir.allow.len()));
                 side.deny.extend(rules);
-                if side_ir.isolates {
-                    let ports = IsolatedPorts::All;
+                if let Some(ports) = ports {
                     side.layers[layer].isolation.push(Isolation { policy: policy.clone(), ports });
                 }
             }
@@ -144,11 +158,44 @@ impl<'a> Builder<'a> {
         profile
     }
 
-    fn ingress_scopes(&mut self, ir: &PolicyIr, pod: &PodEntry) -> Vec<Vec<Scope>> {
+    /// The ports that one direction of a policy isolates on this pod.
+    fn isolated(
+        &mut self,
+        side: &SideIr,
+        ir: &PolicyIr,
+        direction: Direction,
+        pod: &PodEntry,
+        node: &Arc<str>,
+    ) -> Option<IsolatedPorts> {
+        let listed = match &side.isolation {
+            IsolationIr::Nothing => return None,
+            IsolationIr::Everything => return Some(IsolatedPorts::All),
+            IsolationIr::Listed(listed) => listed,
+        };
+        let mut out = Vec::new();
+        for (peers, ports) in listed {
+            let Ports::Some(items) = ports else { return Some(IsolatedPorts::All) };
+            for item in items {
+                match (item, direction) {
+                    (PortItem::Named { name, protocol }, Direction::Egress) => {
+                        let peers = self.resolve(&ir.origin.namespace, node, peers);
+                        let numbers = self.classes.by_port_number(peers.as_deref(), name, *protocol);
+                        out.extend(numbers.into_keys().map(|number| (number, number)));
+                    }
+                    _ => out.extend(on_pod(item, pod).into_iter().map(|range| (range.first, range.last))),
+                }
+            }
+        }
+        out.sort_unstable();
+        out.dedup();
+        (!out.is_empty()).then_some(IsolatedPorts::Listed(out))
+    }
+
+    fn ingress_scopes(&mut self, ir: &PolicyIr, pod: &PodEntry, node: &Arc<str>) -> Vec<Vec<Scope>> {
         let rules = ir.ingress.allow.iter().chain(&ir.ingress.deny);
         rules
             .map(|rule| {
-                let peers = self.resolve(&ir.origin.namespace, &rule.peers);
+                let peers = self.resolve(&ir.origin.namespace, node, &rule.peers);
                 let ports = match &rule.ports {
                     Ports::All => PortSet::All,
                     Ports::Some(items) => {
@@ -160,27 +207,28 @@ impl<'a> Builder<'a> {
             .collect()
     }
 
-    /// Egress rules mean the same for every pod, so they are resolved once per policy.
-    fn egress_scopes(&mut self, number: usize) -> Arc<[Vec<Scope>]> {
-        if let Some(scopes) = self.egress.get(&number) {
+    /// Egress rules mean the same for every pod of a node, so they are resolved once per policy.
+    fn egress_scopes(&mut self, number: usize, node: &Arc<str>) -> Scopes {
+        let ir = &self.policies[number];
+        let key = (number, if self.local[number] { node.clone() } else { "".into() });
+        if let Some(scopes) = self.egress.get(&key) {
             return scopes.clone();
         }
-        let ir = &self.policies[number];
         let namespace = &ir.origin.namespace;
         let mut scopes: Vec<Vec<Scope>> =
-            ir.egress.allow.iter().map(|rule| self.egress_rule(namespace, rule)).collect();
+            ir.egress.allow.iter().map(|rule| self.egress_rule(namespace, &key.1, rule)).collect();
         for rule in &ir.egress.deny {
-            let mut deny = self.egress_rule(namespace, rule);
+            let mut deny = self.egress_rule(namespace, &key.1, rule);
             deny.extend(unknown_ports(&rule.ports));
             scopes.push(deny);
         }
-        let scopes: Arc<[Vec<Scope>]> = scopes.into();
-        self.egress.insert(number, scopes.clone());
+        let scopes: Scopes = scopes.into();
+        self.egress.insert(key, scopes.clone());
         scopes
     }
 
-    fn egress_rule(&mut self, namespace: &Arc<str>, rule: &RuleIr) -> Vec<Scope> {
-        let peers = self.resolve(namespace, &rule.peers);
+    fn egress_rule(&mut self, namespace: &Arc<str>, node: &Arc<str>, rule: &RuleIr) -> Vec<Scope> {
+        let peers = self.resolve(namespace, node, &rule.peers);
         let Ports::Some(items) = &rule.ports else {
             return vec![Scope { peers: set(peers.as_deref()), ports: PortSet::All }];
         };
@@ -204,15 +252,39 @@ impl<'a> Builder<'a> {
         scopes
     }
 
-    fn resolve(&mut self, namespace: &Arc<str>, peers: &Peers) -> Resolution {
-        let key = (namespace.clone(), peers.clone());
+    fn resolve(&mut self, namespace: &Arc<str>, node: &Arc<str>, peers: &Peers) -> Resolution {
+        let node = if reads_node(peers) { node.clone() } else { "".into() };
+        let home = Home { namespace, node: &node };
+        let key = (namespace.clone(), node.clone(), peers.clone());
         if let Some(known) = self.memo.get(&key) {
             return known.clone();
         }
-        let classes: Resolution = self.classes.resolve(peers, namespace, self.index).map(Into::into);
+        let classes: Resolution = self.classes.resolve(peers, home, self.index).map(Into::into);
         self.memo.insert(key, classes.clone());
         classes
     }
+}
+
+/// Whether the peers of a policy's rules depend on the node of the pod that it selects.
+fn is_local(policy: &PolicyIr) -> bool {
+    let side = |side: &SideIr| {
+        let listed = match &side.isolation {
+            IsolationIr::Listed(listed) => listed.iter().any(|(peers, _)| reads_node(peers)),
+            IsolationIr::Nothing | IsolationIr::Everything => false,
+        };
+        listed || side.allow.iter().chain(&side.deny).any(|rule| reads_node(&rule.peers))
+    };
+    side(&policy.ingress) || side(&policy.egress)
+}
+
+fn reads_node(peers: &Peers) -> bool {
+    let Peers::Any(items) = peers else { return false };
+    items.iter().flat_map(PeerItem::parts).any(|item| match item {
+        PeerItem::Entities(entities) => {
+            entities.contains(&Entity::Host) || entities.contains(&Entity::RemoteNode)
+        }
+        _ => false,
+    })
 }
 
 /// The ports that a deny has at a peer nobody knows: what its named ports are there cannot be known, so they are any

@@ -9,11 +9,12 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use sluice_crd::{Objects, Problem};
 use sluice_policy::path::Path;
 use sluice_policy::{
-    Connection, Direction, Facts, HttpVersion, Protocol, Request, RowAction, Snapshot, Verdict,
+    Direction, Endpoint, Facts, HttpVersion, Protocol, Request, RowAction, Snapshot, Source, Verdict,
 };
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 /// A cluster that can be asked.
 pub struct Cluster {
@@ -138,7 +139,8 @@ impl Cluster {
                 ingress: sluice_policy::SideVerdict::unjudged(),
             });
         }
-        let judge = |facts: Facts<'_>| self.snapshot.judge(from, to, query.protocol, port, facts);
+        let source = self.source(from, to);
+        let judge = |facts: Facts<'_>| self.snapshot.judge(source, to, query.protocol, port, facts);
         match &query.said {
             Said::Nothing => Ok(judge(Facts::Connection)),
             Said::Http { method, target, host, headers } => {
@@ -177,6 +179,14 @@ impl Cluster {
         }
     }
 
+    /// A node asks for itself: what comes through it has an address of its own.
+    fn source(&self, from: IpAddr, to: IpAddr) -> Source {
+        let own = |endpoint: &Arc<Endpoint>| {
+            self.snapshot.is_node(self.snapshot.class_of(from), &endpoint.workload.node)
+        };
+        if self.snapshot.endpoint_at(to).is_some_and(own) { Source::Host(from) } else { from.into() }
+    }
+
     /// Whether the connection is let through to be judged by request.
     #[must_use]
     pub fn judged_by_request(&self, query: &Query) -> bool {
@@ -187,10 +197,10 @@ impl Cluster {
         };
         let (from, to) = same_family(&from, &to);
         let row = |endpoint: IpAddr, peer: IpAddr, direction: Direction| {
-            let profile =
-                self.snapshot.endpoint_at(endpoint).and_then(|e| self.snapshot.profile(e.profile))?;
+            let endpoint = self.snapshot.endpoint_at(endpoint)?;
+            let profile = self.snapshot.profile(endpoint.profile)?;
             let connection =
-                Connection { peer: self.snapshot.class_of(peer), protocol: query.protocol, port };
+                self.snapshot.connection(endpoint, direction, self.source(peer, to), query.protocol, port);
             Some(profile.side(direction).row(&connection).action)
         };
         let rows = [row(from, to, Direction::Egress), row(to, from, Direction::Ingress)];

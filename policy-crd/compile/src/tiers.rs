@@ -15,7 +15,7 @@
 use crate::cluster_peers;
 use crate::conditions::{self, Lowered};
 use crate::index::{Index, NamespaceEntry};
-use crate::lower::{PolicyIr, RuleIr, SideIr, warn_of_udp};
+use crate::lower::{IsolationIr, PolicyIr, RuleIr, SideIr, warn_of_udp};
 use crate::peers::{self, PeerItem, Peers, Ports};
 use crate::report::Report;
 use crate::rollout::Rollout;
@@ -239,7 +239,7 @@ fn policy<R: Rule>(object: &TieredObject<R>, problems: &mut Vec<Problem>) -> Pol
     let (namespaces, pods) = subject.unwrap_or_default();
     let actions = sides.each_ref().map(|rules| rules.iter().map(|rule| rule.action).collect());
     let [ingress, egress] = sides.map(|rules| SideIr {
-        isolates: false,
+        isolation: IsolationIr::Nothing,
         allow: Vec::new(),
         deny: rules.into_iter().map(|rule| rule.rule).collect(),
     });

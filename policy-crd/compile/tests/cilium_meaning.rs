@@ -134,7 +134,7 @@ fn cidrs_hold_what_is_outside_and_never_pods_or_nodes() {
     let but_pods =
         json!({"ingress": [{"fromEntities": ["all"]}], "ingressDeny": [{"fromCIDR": ["10.0.0.0/8"]}]});
     ingress(but_pods, [ALLOW; 4]);
-    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n"},
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "another"},
         "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.7"}]}});
     let allow = policy(json!({"endpointSelector": {}, "ingress": [{"fromCIDR": ["0.0.0.0/0"]}]}));
     let (cluster, _) = world(&[allow, node]);

@@ -14,7 +14,11 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use sluice_compile::{Compiled, Enforcement, NodeScope, Options, Rollout, compile};
 use sluice_crd::Severity;
-use sluice_policy::{ClassId, Decision, Identity, Mode, Outcome, ProfileId, Protocol, Reason};
+use sluice_policy::{
+    ClassId, Decision, Direction, Facts, Identity, Mode, Outcome, ProfileId, Protocol, Reason, RowAction,
+    Source,
+};
+use std::net::IpAddr;
 
 fn namespace(name: &str, labels: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
@@ -112,7 +116,7 @@ fn a_pod_address_without_a_pod_is_nobody() {
     assert_eq!(Ask::new("192.0.2.7", "a/server", 80, "").decide(&cluster), Decision::Allow);
     let snapshot = cluster.snapshot();
     let class = snapshot.class_of("192.0.2.7".parse().unwrap());
-    assert_eq!(snapshot.classes[class.0 as usize].identity, Identity::Node);
+    assert_eq!(snapshot.classes[class.0 as usize].identity, Identity::Node("n".into()));
     assert_eq!(snapshot.class_of("10.0.0.77".parse().unwrap()), ClassId::MISSING);
     // Whose rules would hold? Nobody's: everything is refused there, and to both.
     let at = |address: &str| snapshot.endpoint_at(address.parse().unwrap()).unwrap().profile;
@@ -522,4 +526,51 @@ proptest! {
         prop_assert_eq!(&got.snapshot.endpoints[..], &expected.snapshot.endpoints[..]);
         prop_assert_eq!(&got.problems, &expected.problems);
     }
+}
+
+/// The node of a pod reaches it whatever isolates it, unless the Admin tier says otherwise; whoever only wears that
+/// node's address is nobody, and another node is a peer like any other.
+#[test]
+fn a_pod_is_reached_by_its_own_node_and_not_by_whoever_wears_its_address() {
+    let node = |name: &str, address: &str| {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+            "status": {"addresses": [{"type": "InternalIP", "address": address}]}})
+    };
+    let from = |cidr: &str| json!([{"from": [{"ipBlock": {"cidr": cidr}}], "ports": [{"port": 80}]}]);
+    let admin = |action: &str| {
+        json!({"apiVersion": "policy.sluice.dev/v1alpha1", "kind": "ClusterL7NetworkPolicy",
+            "metadata": {"name": "probes"}, "spec": {"tier": "Admin", "priority": 1, "subject": {"namespaces": {}},
+            "ingress": [{"action": action, "from": [{"ipBlock": {"cidr": "192.0.2.1/32"}}]}]}})
+    };
+    let objects = [
+        node("own", "192.0.2.1"),
+        node("another", "192.0.2.2"),
+        namespace("a", json!({})),
+        pod("a/server", "own", &["10.0.0.1"], json!([])),
+        network_policy("a/k", json!({"podSelector": {}, "ingress": from("203.0.113.0/24")})),
+        l7_policy("a/l", json!({"ingress": from("0.0.0.0/0")})),
+    ];
+    let decide = |more: &[Value], from: Source| {
+        let (cluster, _) = load(&[&objects, more].concat());
+        let to = "10.0.0.1".parse().unwrap();
+        let side = cluster.snapshot().judge(from, to, Protocol::Tcp, 80, Facts::Connection).ingress;
+        (side.decision, side.reason)
+    };
+    let own: IpAddr = "192.0.2.1".parse().unwrap();
+    let another: IpAddr = "192.0.2.2".parse().unwrap();
+    assert_eq!(decide(&[], Source::Host(own)), (Decision::Allow, Reason::NotIsolated));
+    assert_eq!(decide(&[], own.into()), (Decision::Deny, Reason::IdentityMissing));
+    assert_eq!(decide(&[], another.into()), (Decision::Deny, Reason::DefaultDeny));
+    assert_eq!(decide(&[admin("Deny")], Source::Host(own)), (Decision::Deny, Reason::DenyRule));
+    assert_eq!(decide(&[admin("Pass")], Source::Host(own)), (Decision::Allow, Reason::NotIsolated));
+    // An Accept names the node, and nobody knows that this is the node.
+    assert_eq!(decide(&[admin("Accept")], own.into()), (Decision::Deny, Reason::IdentityMissing));
+    let (cluster, _) = load(&objects);
+    let class = cluster.snapshot().class_of(own);
+    let rows =
+        cluster.snapshot().rows().filter(|row| row.class == class && row.direction == Direction::Ingress);
+    assert!(rows.map(|row| row.row.action).all(|action| action == RowAction::Deny));
+    // The command line asks for the node itself.
+    assert_eq!(Ask::new("192.0.2.1", "a/server", 80, "").decide(&cluster), Decision::Allow);
+    assert_eq!(Ask::new("192.0.2.2", "a/server", 80, "").decide(&cluster), Decision::Deny);
 }

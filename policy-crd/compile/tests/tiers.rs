@@ -165,7 +165,7 @@ fn conditions_in_a_tier_are_judged_by_request_and_doubt_takes_the_closed_side() 
         let profile =
             snapshot.profile(snapshot.endpoint_at("10.0.0.1".parse().unwrap()).unwrap().profile).unwrap();
         let peer: ClassId = snapshot.class_of("10.0.0.3".parse().unwrap());
-        let connection = Connection { peer, protocol: Protocol::Tcp, port: 8080 };
+        let connection = Connection::new(peer, Protocol::Tcp, 8080);
         let side = profile.side(Direction::Ingress);
         (side.row(&connection).action, side.judge(&connection, facts).decision == Decision::Allow)
     };

@@ -161,7 +161,7 @@ pub struct ServiceAccountRef {
 }
 
 /// A peer that is no pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Entity {
     /// The pod's own node.
     Host,

@@ -104,7 +104,7 @@ impl Rule {
     }
 
     fn deny_miss(&self, connection: &Connection, facts: Facts<'_>) -> Option<Miss> {
-        let Connection { peer, protocol, port } = *connection;
+        let Connection { peer, protocol, port, .. } = *connection;
         if !self.denies_reach(peer, protocol, port) {
             return Some(self.reach_miss(peer, protocol, port));
         }
@@ -117,7 +117,7 @@ impl Rule {
     }
 
     fn allow_miss(&self, connection: &Connection, facts: Facts<'_>) -> Option<Miss> {
-        let Connection { peer, protocol, port } = *connection;
+        let Connection { peer, protocol, port, .. } = *connection;
         if !self.allows_reach(peer, protocol, port) {
             return Some(match peer {
                 ClassId::MISSING => Miss::UnknownPeer,

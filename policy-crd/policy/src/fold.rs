@@ -61,6 +61,9 @@ pub struct RowEntry {
 impl Snapshot {
     /// Every row of the node: for each profile, direction, class and protocol the fewest port prefixes that say
     /// what the walk says of each port. A key that is not among them does not exist: the kernel denies it.
+    ///
+    /// The kernel asks no row for what a process of the node sends to its pods. What else wears the node's address
+    /// comes from nobody knows whom, and the row of that address says so.
     pub fn rows(&self) -> impl Iterator<Item = RowEntry> + '_ {
         let classes = u32::try_from(self.classes.len()).unwrap_or(u32::MAX);
         let sides = self.profiles.iter().zip(0..).flat_map(|(profile, id)| {
@@ -69,12 +72,13 @@ impl Snapshot {
         sides.flat_map(move |(profile, direction, side)| {
             let cuts = Protocol::ALL.map(|protocol| (protocol, Cuts::of(side, protocol)));
             (0..classes).map(ClassId).flat_map(move |class| {
+                let own = direction == Direction::Ingress && self.is_own_node(class);
+                let peer = if own { ClassId::MISSING } else { class };
                 let entry =
                     move |protocol, ports, row| RowEntry { profile, direction, class, protocol, ports, row };
                 cuts.iter()
                     .flat_map(|(protocol, cuts)| {
-                        let rows = cuts
-                            .fold(|port| side.row(&Connection { peer: class, protocol: *protocol, port }));
+                        let rows = cuts.fold(|port| side.row(&Connection::new(peer, *protocol, port)));
                         rows.into_iter().map(|(ports, row)| entry(*protocol, ports, row)).collect::<Vec<_>>()
                     })
                     .collect::<Vec<_>>()

@@ -45,7 +45,7 @@ pub use profile::{
 pub use query::QueryMatch;
 pub use regex::Regex;
 pub use request::{HttpVersion, Request};
-pub use snapshot::{Class, Endpoint, Endpoints, Identity, Snapshot, Workload};
+pub use snapshot::{Class, Endpoint, Endpoints, Identity, Snapshot, Source, Workload};
 pub use trace::Trace;
 pub use verdict::{
     Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Outcome, Reason, SideVerdict, Verdict,

@@ -4,8 +4,10 @@
 
 use crate::class::ClassId;
 use crate::origin::Policy;
+use crate::port::Protocol;
 use crate::prefix::PrefixTable;
-use crate::profile::{Profile, ProfileId};
+use crate::profile::{Direction, Profile, ProfileId};
+use crate::verdict::Connection;
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,6 +38,39 @@ impl Snapshot {
         self.addresses.lookup(address).copied().unwrap_or(ClassId::MISSING)
     }
 
+    /// How an endpoint meets a peer. Whoever wears the address of the endpoint's own node without being that node
+    /// came through it (a `NodePort`, a masquerade), and who it was nobody knows.
+    #[must_use]
+    pub fn connection(
+        &self,
+        endpoint: &Endpoint,
+        direction: Direction,
+        peer: Source,
+        protocol: Protocol,
+        port: u16,
+    ) -> Connection {
+        let class = self.class_of(peer.address());
+        let ingress = direction == Direction::Ingress;
+        let from_host = ingress && matches!(peer, Source::Host(_));
+        let worn = ingress && !from_host && self.is_node(class, &endpoint.workload.node);
+        let peer = if worn { ClassId::MISSING } else { class };
+        Connection { peer, protocol, port, from_host }
+    }
+
+    /// Whether a class is the node of this name.
+    #[must_use]
+    pub fn is_node(&self, ClassId(id): ClassId, name: &str) -> bool {
+        let class = self.classes.get(id as usize);
+        !name.is_empty()
+            && class.is_some_and(|class| matches!(&class.identity, Identity::Node(node) if **node == *name))
+    }
+
+    /// Whether a class is a node that an endpoint of this snapshot runs on.
+    pub(crate) fn is_own_node(&self, ClassId(id): ClassId) -> bool {
+        let class = self.classes.get(id as usize);
+        class.is_some_and(|class| matches!(&class.identity, Identity::Node(node) if !node.is_empty()))
+    }
+
     /// The local endpoint with this address.
     #[must_use]
     pub fn endpoint_at(&self, address: IpAddr) -> Option<&Arc<Endpoint>> {
@@ -46,6 +81,32 @@ impl Snapshot {
     #[must_use]
     pub fn profile(&self, ProfileId(id): ProfileId) -> Option<&Profile> {
         self.profiles.get(id as usize)
+    }
+}
+
+/// Where a connection comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Over the network, from this address.
+    Address(IpAddr),
+    /// From a process on the node of its destination, which has this address. Only whoever has seen the sending
+    /// socket can say so.
+    Host(IpAddr),
+}
+
+impl Source {
+    /// The address.
+    #[must_use]
+    pub const fn address(self) -> IpAddr {
+        match self {
+            Self::Address(address) | Self::Host(address) => address,
+        }
+    }
+}
+
+impl From<IpAddr> for Source {
+    fn from(address: IpAddr) -> Self {
+        Self::Address(address)
     }
 }
 
@@ -65,8 +126,8 @@ pub enum Identity {
     Missing,
     /// Pods with the same namespace, service account and policy-relevant labels; the canonical form.
     Workload(Arc<str>),
-    /// A node of the cluster.
-    Node,
+    /// A node of the cluster, by its name; empty where none of the snapshot's endpoints run on it.
+    Node(Arc<str>),
     /// Everything outside the cluster.
     World,
 }

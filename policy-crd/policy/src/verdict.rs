@@ -19,6 +19,17 @@ pub struct Connection {
     pub protocol: Protocol,
     /// The destination port; of ICMP its type, see [`icmp_port`](crate::port::icmp_port).
     pub port: u16,
+    /// A process of the endpoint's own node opened it (a kubelet's probe): the Admin tier alone has a say. See
+    /// [`Source::Host`](crate::Source::Host).
+    pub from_host: bool,
+}
+
+impl Connection {
+    /// A connection that came over the network.
+    #[must_use]
+    pub const fn new(peer: ClassId, protocol: Protocol, port: u16) -> Self {
+        Self { peer, protocol, port, from_host: false }
+    }
 }
 
 /// What is known of what is said over the connection.

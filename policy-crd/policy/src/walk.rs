@@ -11,7 +11,7 @@ use crate::observe::{Nobody, Observe, StageKind, Step, Visit};
 use crate::origin::{Mode, Policy, RuleName};
 use crate::port::Protocol;
 use crate::profile::{Direction, Layer, LayerKind, Rule, Side, TierAction, TierRule};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Source};
 use crate::verdict::{
     Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Reason, SideVerdict, Verdict,
 };
@@ -167,7 +167,7 @@ impl TierRule {
 
     /// Whether the rule reaches the peer and the port, whatever is said.
     fn reaches(&self, connection: &Connection) -> bool {
-        let Connection { peer, protocol, port } = *connection;
+        let Connection { peer, protocol, port, .. } = *connection;
         match self.action {
             TierAction::Deny => self.rule.denies_reach(peer, protocol, port),
             TierAction::Accept | TierAction::Pass => self.rule.allows_reach(peer, protocol, port),
@@ -253,6 +253,10 @@ impl Side {
 
     /// Everything after the Admin tier.
     fn walk_namespaced<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Walked<'_> {
+        if asked.connection.from_host {
+            // The node reaches the pods that run on it, whatever isolates them.
+            return Walked::not_isolated();
+        }
         if let Some(rule) = self.first_deny(asked, observer) {
             return Walked::by_rule(Decision::Deny, Reason::DenyRule, rule);
         }
@@ -376,7 +380,7 @@ impl Side {
 
     /// Whether any rule that can still decide this connection has a condition on the request.
     fn governed_by_request(&self, connection: &Connection, taking: Taking<'_>) -> bool {
-        let Connection { peer, protocol, port } = *connection;
+        let Connection { peer, protocol, port, .. } = *connection;
         if protocol != Protocol::Tcp {
             return false;
         }
@@ -384,6 +388,9 @@ impl Side {
             Reached::Conditional => return true,
             Reached::By(TierAction::Accept | TierAction::Deny) => return false,
             Reached::By(TierAction::Pass) | Reached::Nothing => {}
+        }
+        if connection.from_host {
+            return false;
         }
         let conditional = |rule: &&Rule| taking.takes(&rule.policy) && rule.conditions.is_some();
         if self.deny.iter().filter(conditional).any(|rule| rule.denies_reach(peer, protocol, port)) {
@@ -406,28 +413,29 @@ impl Snapshot {
     #[must_use]
     pub fn judge(
         &self,
-        source: IpAddr,
+        source: impl Into<Source>,
         destination: IpAddr,
         protocol: Protocol,
         port: u16,
         facts: Facts<'_>,
     ) -> Verdict {
-        let side = |endpoint: IpAddr, peer: IpAddr, direction: Direction| {
+        let source = source.into();
+        let side = |endpoint: IpAddr, peer: Source, direction: Direction| {
             let Some(endpoint) = self.endpoint_at(endpoint) else {
                 return SideVerdict::unjudged();
             };
             // A pod reaching itself is never judged.
-            if endpoint.addresses.contains(&peer) {
+            if endpoint.addresses.contains(&peer.address()) {
                 return SideVerdict::unjudged();
             }
             let Some(profile) = self.profile(endpoint.profile) else {
                 return SideVerdict::plain(Decision::Deny, Reason::IdentityMissing);
             };
-            let connection = Connection { peer: self.class_of(peer), protocol, port };
+            let connection = self.connection(endpoint, direction, peer, protocol, port);
             profile.side(direction).judge(&connection, facts)
         };
         Verdict {
-            egress: side(source, destination, Direction::Egress),
+            egress: side(source.address(), Source::Address(destination), Direction::Egress),
             ingress: side(destination, source, Direction::Ingress),
         }
     }

@@ -51,7 +51,7 @@ proptest! {
             for protocol in Protocol::ALL {
                 for port in ports.iter().chain(&edges).copied() {
                     let port = if protocol.has_ports() { port } else { 0 };
-                    let walk = side.row(&Connection { peer, protocol, port });
+                    let walk = side.row(&Connection::new(peer, protocol, port));
                     prop_assert_eq!(kernel(&rows, peer, protocol, port), walk, "{:?} {} {}", peer, protocol, port);
                 }
             }

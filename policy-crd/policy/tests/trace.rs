@@ -47,7 +47,7 @@ fn question() -> impl Strategy<Value = (Connection, Said)> {
     (0..CLASSES, protocol, port, said).prop_map(|(peer, protocol, port, said)| {
         let said = if protocol == Protocol::Tcp { said } else { Said::Nothing };
         let port = if protocol.has_ports() { port } else { 8 };
-        (Connection { peer: ClassId(peer), protocol, port }, said)
+        (Connection::new(ClassId(peer), protocol, port), said)
     })
 }
 

@@ -190,7 +190,7 @@ fn classes(messages: Vec<pb::Class>) -> Decoded<Vec<core::Class>> {
             Identity::Workload(name) => {
                 core::Identity::Workload(filled("identity", &name, limits::IDENTITY_BYTES)?)
             }
-            Identity::Node(_) => core::Identity::Node,
+            Identity::Node(name) => core::Identity::Node(text("identity", &name, limits::NAME_BYTES)?),
             Identity::World(_) => core::Identity::World,
         };
         // A second missing class would be a peer like any other to the verdict: allows could name it.

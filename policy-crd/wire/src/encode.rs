@@ -120,7 +120,7 @@ fn class(class: &core::Class) -> pb::Class {
     let identity = match &class.identity {
         core::Identity::Missing => Identity::Missing(true),
         core::Identity::Workload(name) => Identity::Workload(name.to_string()),
-        core::Identity::Node => Identity::Node(true),
+        core::Identity::Node(name) => Identity::Node(name.to_string()),
         core::Identity::World => Identity::World(true),
     };
     pb::Class { identity: Some(identity), cidrs: class.cidrs.iter().map(ToString::to_string).collect() }

@@ -65,5 +65,5 @@ pub fn get(path: &str) -> Request<'_> {
 }
 
 pub fn connection(peer: ClassId, port: u16) -> Connection {
-    Connection { peer, protocol: Protocol::Tcp, port }
+    Connection::new(peer, Protocol::Tcp, port)
 }

@@ -40,8 +40,12 @@ fn policies() -> impl Strategy<Value = Vec<Arc<Policy>>> {
 }
 
 fn class() -> impl Strategy<Value = Class> {
-    let identity =
-        prop_oneof![name().prop_map(Identity::Workload), Just(Identity::Node), Just(Identity::World)];
+    let identity = prop_oneof![
+        name().prop_map(Identity::Workload),
+        name().prop_map(Identity::Node),
+        Just(Identity::Node("".into())),
+        Just(Identity::World)
+    ];
     (identity, vec(Just(Arc::from("10.0.0.0/8")), 0..2))
         .prop_map(|(identity, cidrs)| Class { identity, cidrs })
 }
