@@ -281,7 +281,8 @@ fn what_cannot_be_said_grants_nothing() {
 
 /// What becomes of a TLS connection to this name.
 fn tls(cluster: &Cluster, name: Option<&str>) -> Decision {
-    let (client, server) = ("10.0.0.2".parse().expect("an address"), "10.0.0.1".parse().expect("an address"));
+    let at = |address: &str| -> std::net::IpAddr { address.parse().expect("an address") };
+    let (client, server) = (at("10.0.0.2"), at("10.0.0.1"));
     cluster.snapshot().judge(client, server, Protocol::Tcp, 8080, Facts::Tls(name)).decision()
 }
 
