@@ -46,7 +46,16 @@ pub fn load_dir(path: &Path) -> Loaded {
 /// Reads these files, in this order.
 #[must_use]
 pub fn load_files(files: &[PathBuf]) -> Loaded {
-    let mut loader = Loader::default();
+    load_with(files, Loader::default())
+}
+
+/// Reads these files, in this order; a policy that names no namespace is of this one, as `kubectl apply -n` has it.
+#[must_use]
+pub fn load_files_in(files: &[PathBuf], namespace: &str) -> Loaded {
+    load_with(files, Loader { namespace: Some(namespace.into()), ..Loader::default() })
+}
+
+fn load_with(files: &[PathBuf], mut loader: Loader) -> Loaded {
     for path in files {
         let name: Arc<str> = path.display().to_string().into();
         match read_manifest(path) {
@@ -71,6 +80,14 @@ pub fn load_texts<'t>(texts: impl IntoIterator<Item = (&'t str, &'t str)>) -> Lo
 #[must_use]
 pub fn load_str(name: &str, text: &str) -> Loaded {
     let mut loader = Loader::default();
+    loader.text(&name.into(), text);
+    loader.loaded
+}
+
+/// [`load_str`], with the namespace of [`load_files_in`].
+#[must_use]
+pub fn load_str_in(name: &str, text: &str, namespace: &str) -> Loaded {
+    let mut loader = Loader { namespace: Some(namespace.into()), ..Loader::default() };
     loader.text(&name.into(), text);
     loader.loaded
 }
@@ -163,10 +180,25 @@ fn read(path: &Path) -> Result<String, String> {
 /// The place of an object with this kind and name before.
 type Seen = HashMap<(Box<str>, Box<str>, Box<str>), String>;
 
+/// The object in a namespace, if it is a policy of one and names none.
+fn placed(fields: &Map<String, Value>, form: Form, namespace: &Value) -> Option<Map<String, Value>> {
+    let namespaced = matches!(form, Form::Namespaced(_) | Form::Cilium(CiliumKind::Namespaced));
+    let metadata = fields.get("metadata").and_then(Value::as_object)?;
+    let absent = metadata.get("namespace").is_none_or(Value::is_null);
+    (namespaced && absent).then(|| {
+        let (mut fields, mut metadata) = (fields.clone(), metadata.clone());
+        metadata.insert("namespace".into(), namespace.clone());
+        fields.insert("metadata".into(), Value::Object(metadata));
+        fields
+    })
+}
+
 #[derive(Default)]
 struct Loader {
     loaded: Loaded,
     seen: Seen,
+    /// The namespace of policies that name none.
+    namespace: Option<Value>,
 }
 
 impl Loader {
@@ -238,6 +270,9 @@ impl Loader {
             self.items(items, api, item_kind, source, flaws);
             return;
         }
+        let placed =
+            self.namespace.as_ref().and_then(|namespace| placed(fields, policy_form(api, kind)?, namespace));
+        let fields = placed.as_ref().unwrap_or(fields);
         let source = Source { object: label(fields), ..source.clone() };
         self.flaws(&source, flaws);
         self.object(api, kind, fields, value, &source, flaws);
