@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 /// The label that the API server puts on every namespace.
-const NAME_LABEL: &str = "kubernetes.io/metadata.name";
+pub(crate) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 /// The Service that an `EndpointSlice` belongs to.
 const SERVICE_LABEL: &str = "kubernetes.io/service-name";

@@ -12,6 +12,7 @@ mod hosts;
 mod index;
 mod lower;
 mod methods;
+pub mod migrate;
 mod peers;
 mod profiles;
 pub mod query;

@@ -17,13 +17,13 @@ pub(crate) struct Selector {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Requirement {
-    key: Arc<str>,
-    test: Test,
+pub(crate) struct Requirement {
+    pub(crate) key: Arc<str>,
+    pub(crate) test: Test,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Test {
+pub(crate) enum Test {
     In(Vec<Arc<str>>),
     NotIn(Vec<Arc<str>>),
     Exists,
@@ -95,6 +95,11 @@ impl Selector {
                 Test::DoesNotExist => value.is_none(),
             }
         })
+    }
+
+    /// What must all hold: sorted, without doubles.
+    pub(crate) fn requirements(&self) -> &[Requirement] {
+        &self.requirements
     }
 
     /// The keys that it reads.

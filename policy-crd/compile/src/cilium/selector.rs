@@ -12,12 +12,16 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelecto
 /// Where Cilium's labels of a pod are kept among its labels.
 pub(crate) const PREFIX: &str = "k8s:";
 
-const NAMESPACE: &str = "io.kubernetes.pod.namespace";
-const NAMESPACE_LABELS: &str = "io.cilium.k8s.namespace.labels.";
-const SERVICE_ACCOUNT: &str = "io.cilium.k8s.policy.serviceaccount";
-const CLUSTER: &str = "io.cilium.k8s.policy.cluster";
+/// Its namespace.
+pub(crate) const NAMESPACE: &str = "io.kubernetes.pod.namespace";
+/// Before each label of its namespace.
+pub(crate) const NAMESPACE_LABELS: &str = "io.cilium.k8s.namespace.labels.";
+/// Its service account.
+pub(crate) const SERVICE_ACCOUNT: &str = "io.cilium.k8s.policy.serviceaccount";
+/// Its cluster.
+pub(crate) const CLUSTER: &str = "io.cilium.k8s.policy.cluster";
 /// Cilium's default for `cluster.name`; there is no other cluster here.
-const CLUSTER_NAME: &str = "default";
+pub(crate) const CLUSTER_NAME: &str = "default";
 
 /// What a key asks for.
 enum Key<'a> {
