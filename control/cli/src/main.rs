@@ -6,6 +6,8 @@ mod answer;
 mod batch;
 mod demo;
 mod explain;
+mod manifest;
+mod migrate;
 mod question;
 
 use clap::{Parser, Subcommand};
@@ -26,6 +28,8 @@ struct Arguments {
 enum Verb {
     /// Who may say what to whom: the verdict, and the policy and rule that decided.
     Explain(explain::Arguments),
+    /// Cilium's policies into NetworkPolicy and L7NetworkPolicy, with every loss told.
+    Migrate(migrate::Arguments),
     /// Builds a small world on this machine, enforces policies in it and shows what happens.
     #[command(disable_help_flag = true)]
     Demo(demo::Arguments),
@@ -34,6 +38,7 @@ enum Verb {
 fn main() -> ExitCode {
     let result = match Arguments::parse().verb {
         Verb::Explain(arguments) => explain::run(&arguments),
+        Verb::Migrate(arguments) => migrate::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
     };
     result.unwrap_or_else(|error| {
