@@ -171,7 +171,7 @@ fn subject(
             let path = format!("{}.nodeSelector", spec.path);
             report.effect = "it applies to no pod";
             let remedy = "select pods by endpointSelector; nodes themselves are not judged here";
-            report.error(&path, "the policy is about nodes", remedy);
+            report.error_of(Category::Unsupported, &path, "the policy is about nodes", remedy);
             return selector::nobody();
         }
         (Part::Absent, true) => {

@@ -15,18 +15,27 @@ use sluice_compile::query::{Port, Query, Said};
 use sluice_policy::port::icmp_port;
 use sluice_policy::{Decision, Protocol};
 
-/// Who there is: the name in a query, the namespace and the labels of a pod; the rest is outside.
+/// Who there is: the name in a query, the namespace and the label of a pod, whether it is a node that no pod runs on;
+/// the rest is outside.
 struct Peer {
     name: &'static str,
     pod: Option<(&'static str, &'static str)>,
+    node: bool,
 }
 
-const WORLD: [Peer; 5] = [
-    Peer { name: "a/server", pod: Some(("a", "server")) },
-    Peer { name: "a/client", pod: Some(("a", "client")) },
-    Peer { name: "b/client", pod: Some(("b", "client")) },
-    Peer { name: "203.0.113.1", pod: None },
-    Peer { name: "198.51.100.1", pod: None },
+impl Peer {
+    fn is_outside(&self) -> bool {
+        self.pod.is_none() && !self.node
+    }
+}
+
+const WORLD: [Peer; 6] = [
+    Peer { name: "a/server", pod: Some(("a", "server")), node: false },
+    Peer { name: "a/client", pod: Some(("a", "client")), node: false },
+    Peer { name: "b/client", pod: Some(("b", "client")), node: false },
+    Peer { name: "203.0.113.1", pod: None, node: false },
+    Peer { name: "198.51.100.1", pod: None, node: false },
+    Peer { name: "192.0.2.8", pod: None, node: true },
 ];
 
 /// What is said: nothing yet, or a request by its method and target.
@@ -66,14 +75,16 @@ fn names(field: &str, given: &Value, home: Option<&str>, peer: &Peer) -> bool {
     };
     let cidr = |item: &Value| {
         let except = list(&item["except"]).iter().filter_map(Value::as_str).any(within);
-        peer.pod.is_none() && within(item["cidr"].as_str().or(item.as_str()).unwrap_or_default()) && !except
+        peer.is_outside() && within(item["cidr"].as_str().or(item.as_str()).unwrap_or_default()) && !except
     };
     list(given).iter().any(|item| match field {
         "Endpoints" => peer.pod.is_some_and(|pod| selects(item, home, pod)),
         "CIDR" | "CIDRSet" => cidr(item),
         _ => match item.as_str().unwrap_or_default() {
             "all" => true,
-            "world" | "world-ipv4" => peer.pod.is_none(),
+            "world" | "world-ipv4" => peer.is_outside(),
+            "cluster" => !peer.is_outside(),
+            "remote-node" => peer.node,
             _ => false,
         },
     })
@@ -189,7 +200,9 @@ fn peers(side: &'static str) -> impl Strategy<Value = Option<(String, Value)>> {
         Some(("CIDRSet", json!([]))),
         Some(("Entities", json!(["all"]))),
         Some(("Entities", json!(["world"]))),
-        Some(("Entities", json!(["none"]))),
+        Some(("Entities", json!(["none", "health"]))),
+        Some(("Entities", json!(["cluster"]))),
+        Some(("Entities", json!(["host", "remote-node"]))),
     ])
     .prop_map(move |given| given.map(|(field, value)| (format!("{side}{field}"), value)))
 }
@@ -286,7 +299,10 @@ proptest! {
         for (number, policy) in policies.iter_mut().enumerate() {
             policy["metadata"]["name"] = format!("p{number}").into();
         }
-        let (cluster, problems) = world(&policies);
+        let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "other"},
+            "status": {"addresses": [{"type": "InternalIP", "address": "192.0.2.8"}]}});
+        let objects: Vec<Value> = policies.iter().cloned().chain([node]).collect();
+        let (cluster, problems) = world(&objects);
         prop_assert!(errors(&problems).is_empty(), "{problems:#?}");
         for from in &WORLD {
             for to in WORLD.iter().filter(|to| to.name != from.name) {

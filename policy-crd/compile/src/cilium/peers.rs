@@ -6,8 +6,9 @@ use super::{Around, selector};
 use crate::peers::{PeerItem, Peers};
 use crate::report::Report;
 use crate::selector::Selector;
-use sluice_crd::{Category, CiliumPeers, CiliumRule, Part};
+use sluice_crd::{Category, CiliumPeers, CiliumRule, Entity, Part};
 use sluice_policy::Prefix;
+use std::collections::BTreeSet;
 
 /// Whom a rule names.
 pub(super) enum Who {
@@ -44,6 +45,12 @@ pub(super) fn lower(
     }
     let home = super::home(around.object);
     let by_endpoints = each(endpoints, &at("Endpoints"), |given, path| {
+        // To Cilium the label of an identity that it reserves is the entity.
+        if let Some(name) = selector::reserved(given)
+            && let Some(items) = entity(name, path, report)
+        {
+            return Some(items);
+        }
         let pods = selector::peer(given, home, path, report)?;
         Some(vec![PeerItem::Elsewhere { namespaces: Selector::default(), pods }])
     });
@@ -142,21 +149,16 @@ fn by_entities(given: &Part<Vec<Part<String>>>, path: &str, report: &mut Report<
         match item.value().map(String::as_str) {
             Some("all") => all = true,
             Some("none") => {}
-            Some("world") => out.extend(["0.0.0.0/0", "::/0"].iter().filter_map(|all| outside(all))),
-            Some("world-ipv4") => out.extend(outside("0.0.0.0/0")),
-            Some("world-ipv6") => out.extend(outside("::/0")),
-            Some(
-                "cluster" | "host" | "remote-node" | "kube-apiserver" | "init" | "ingress" | "health"
-                | "unmanaged",
-            ) => {
-                report.not_built(&path);
-                doubt = true;
-            }
-            Some(other) => {
-                let reason = format!("\"{}\" is no entity", other.escape_debug());
-                report.error(&path, reason, "write all, world, cluster, host, remote-node or kube-apiserver");
-                doubt = true;
-            }
+            Some("cluster") => out.push(PeerItem::Entities(BTreeSet::from([Entity::Cluster]))),
+            Some(name) => match entity(name, &path, report) {
+                Some(items) => out.extend(items),
+                None => {
+                    let reason = format!("\"{}\" is no entity", name.escape_debug());
+                    let remedy = "write all, world, cluster, host, remote-node or kube-apiserver";
+                    report.error(&path, reason, remedy);
+                    doubt = true;
+                }
+            },
             None => doubt = true,
         }
     }
@@ -164,6 +166,25 @@ fn by_entities(given: &Part<Vec<Part<String>>>, path: &str, report: &mut Report<
         (true, _) => None,
         (false, true) => Some(Peers::All),
         (false, false) => Some(Peers::Any(out)),
+    }
+}
+
+/// Whom an identity that Cilium reserves stands for; `None`: there is no such identity.
+fn entity(name: &str, path: &str, report: &mut Report<'_>) -> Option<Vec<PeerItem>> {
+    let one = |entity: Entity| Some(vec![PeerItem::Entities(BTreeSet::from([entity]))]);
+    match name {
+        "host" => one(Entity::Host),
+        "remote-node" => one(Entity::RemoteNode),
+        "kube-apiserver" => one(Entity::KubeApiserver),
+        "world" => one(Entity::World),
+        "world-ipv4" => Some(outside("0.0.0.0/0").into_iter().collect()),
+        "world-ipv6" => Some(outside("::/0").into_iter().collect()),
+        "health" | "ingress" | "init" | "unmanaged" => {
+            let reason = format!("{name} is of Cilium itself: here it is nobody");
+            report.warn(path, reason, "remove it, or name whom you mean");
+            Some(Vec::new())
+        }
+        _ => None,
     }
 }
 

@@ -8,6 +8,7 @@ use crate::index::{NamespaceEntry, PodEntry};
 use crate::report::Report;
 use crate::selector::Selector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use sluice_crd::Category;
 
 /// Where Cilium's labels of a pod are kept among its labels.
 pub(crate) const PREFIX: &str = "k8s:";
@@ -128,10 +129,23 @@ pub(crate) fn peer(
         Translated::Pods(selector) => Some(selector),
         Translated::Reserved => {
             let remedy = "write the entity under fromEntities or toEntities";
-            report.error(path, "reserved labels are not honoured as labels", remedy);
+            let reason = "a reserved label stands alone: it is of no pod";
+            report.error_of(Category::Unsupported, path, reason, remedy);
             None
         }
     }
+}
+
+/// The identity that a selector of one label alone asks for: `reserved:host`.
+pub(crate) fn reserved(given: &LabelSelector) -> Option<&str> {
+    let labels: Vec<(&String, &String)> = given.match_labels.iter().flatten().collect();
+    let expressions = given.match_expressions.as_deref().unwrap_or_default();
+    let key = match (&labels[..], expressions) {
+        ([(key, value)], []) if value.is_empty() => key,
+        ([], [one]) if one.operator == "Exists" && one.values.iter().flatten().next().is_none() => &one.key,
+        _ => return None,
+    };
+    key.strip_prefix("reserved:")
 }
 
 /// Services by their own labels; where a key says that a label comes from, it is left out. `None`: in doubt, and told.
