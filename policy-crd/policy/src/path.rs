@@ -158,6 +158,7 @@ fn resolve_strictly(path: &str) -> Option<String> {
             }
             // Three and more dots mean a parent to some servers.
             dots if dots.len() > 2 && dots.bytes().all(|b| b == b'.') => return None,
+            other if is_dots_to_some(other) => return None,
             other => kept.push(other),
         }
     }
@@ -170,6 +171,15 @@ fn resolve_strictly(path: &str) -> Option<String> {
         out.push('/');
     }
     Some(out)
+}
+
+/// Whether what is behind the dots of a segment is dropped by some: a blank at the end of a name, or what begins a
+/// query or a fragment to who decodes first.
+fn is_dots_to_some(segment: &str) -> bool {
+    segment.split_once('%').is_some_and(|(dots, rest)| {
+        let dropped = ["20", "23", "3F"].iter().any(|escape| rest.starts_with(escape));
+        dropped && !dots.is_empty() && dots.bytes().all(|b| b == b'.')
+    })
 }
 
 pub(crate) fn decode_once(path: &str) -> String {
@@ -276,6 +286,9 @@ mod tests {
             "/a%e2%80%a5/b",
             "/a/%c0%2e/b",
             "/a%u002fb",
+            "/a/..%20/b",
+            "/a/..%3fb",
+            "/a/.%23",
         ] {
             assert_eq!(Path::new(raw).strict(), None, "{raw}");
         }

@@ -42,17 +42,17 @@ impl QueryMatch {
 
     /// Whether a deny takes the query in any reading of it.
     pub(crate) fn denies(&self, request: &Request<'_>) -> bool {
+        let query = request.query.unwrap_or_default();
+        // An escaped `&` parts for whoever decodes before parting.
+        let decoded = query.contains('%').then(|| decode_once(query));
         let mut values = Vec::new();
-        let mut plainly = false;
-        for pair in request.query.unwrap_or_default().split(['&', ';']) {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            plainly |= name == &*self.name;
+        for (name, value) in loose_pairs(query).chain(decoded.iter().flat_map(|text| loose_pairs(text))) {
             if readings(name).iter().any(|reading| self.is_alike(reading)) {
                 values.extend(readings(value));
             }
         }
         match self.test {
-            HeaderTest::Absent => !plainly,
+            HeaderTest::Absent => loose_pairs(query).all(|(name, _)| name != &*self.name),
             HeaderTest::Present => !values.is_empty(),
             _ => values.iter().map(String::as_str).any(|value| {
                 // A fragment is no part of the query, and a NUL ends a text to some.
@@ -82,6 +82,11 @@ impl QueryMatch {
 fn pairs(query: Option<&str>) -> impl Iterator<Item = (&str, &str)> {
     let pairs = query.unwrap_or_default().split('&').filter(|pair| !pair.is_empty());
     pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+}
+
+/// Parted at `;` as well.
+fn loose_pairs(query: &str) -> impl Iterator<Item = (&str, &str)> {
+    query.split(['&', ';']).map(|pair| pair.split_once('=').unwrap_or((pair, "")))
 }
 
 /// Whether some servers would split or decode the query in another way.

@@ -56,9 +56,13 @@ impl Readings {
         self.bottomless = true;
     }
 
-    /// Adds the spellings a server may fold a path to, with an authority before it and without.
+    /// Adds the spellings a server may fold a path to, with an authority before it and without, whole and up to where
+    /// a text ends in C or a line in a head.
     fn fold(&mut self, path: &str) {
         self.fold_on(path.to_owned());
+        if let Some((before, _)) = path.split_once(char::is_control) {
+            self.fold_on(before.to_owned());
+        }
         for form in [path.to_owned(), slashed(path)] {
             if let Some(rest) = after_authority(&form) {
                 self.fold_on(rest.to_owned());
@@ -66,11 +70,11 @@ impl Readings {
         }
     }
 
-    /// Slashes, parameters, NUL and dot segments, each and together.
+    /// Slashes, parameters, blanks and dot segments, each and together.
     fn fold_on(&mut self, path: String) {
         // One after the other: whoever does the later does not mind that an earlier is done.
-        let steps: [fn(&str) -> String; 7] =
-            [str::to_owned, slashed, to_nul, to_query, trimmed, without_controls, without_dots_at_end];
+        let steps: [fn(&str) -> String; 6] =
+            [str::to_owned, slashed, without_controls, to_query, trimmed, without_dots_at_end];
         let mut base = path;
         for (number, step) in steps.into_iter().enumerate() {
             let next = step(&base);
@@ -131,10 +135,6 @@ fn slashed(path: &str) -> String {
     path.replace('\\', "/")
 }
 
-fn to_nul(path: &str) -> String {
-    path.split('\0').next().unwrap_or_default().to_owned()
-}
-
 fn to_query(path: &str) -> String {
     path.split(['?', '#']).next().unwrap_or_default().to_owned()
 }
@@ -151,12 +151,10 @@ fn without_controls(path: &str) -> String {
 
 /// File systems that ignore dots and blanks at the end of a name, and to which three dots are two.
 fn without_dots_at_end(path: &str) -> String {
-    let segment = |segment: &str| {
-        let dots = segment.bytes().all(|b| b == b'.');
-        if !dots {
-            return segment.trim_end_matches(['.', ' ']).to_owned();
-        }
-        segment.chars().take(2).collect()
+    let segment = |segment: &str| -> String {
+        let name = segment.trim_end_matches(' ');
+        let dots = name.bytes().all(|b| b == b'.');
+        if dots { name.chars().take(2).collect() } else { name.trim_end_matches(['.', ' ']).to_owned() }
     };
     path.split('/').map(segment).collect::<Vec<_>>().join("/")
 }
