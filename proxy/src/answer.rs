@@ -1,17 +1,88 @@
 //! The one module that words a refusal, for HTTP/1, HTTP/2 and gRPC.
 //!
-//! Knows nothing of connections: it gives bytes or header blocks. `denyDetail` is `None`: an answer names the kind
-//! of the reason and nothing of any policy.
+//! Knows nothing of connections: it gives bytes or header blocks. An answer names the kind of the reason; of a policy
+//! it names what the policy that refused says in its `denyDetail`, and by default nothing.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
-use sluice_policy::Reason;
+use sluice_policy::{Decision, DenyDetail, Miss, NearestMiss, Policy, Reason, SideVerdict, Verdict};
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+/// Longest detail in an answer, in bytes: it stands in a header field of gRPC, and clients bound those.
+const MAX_DETAIL: usize = 1024;
+
+/// A denial and what is told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Denial {
+    /// The kind of the reason.
+    pub reason: Reason,
+    /// What the policy lets be told beyond it; empty for nothing. Printable ASCII.
+    detail: String,
+}
+
+impl Denial {
+    /// What a verdict comes to: of a denial for want of an allow, what the policy says that isolates.
+    #[must_use]
+    pub fn of(verdict: &Verdict) -> Self {
+        let side = verdict.deciding();
+        let detail = side.policy.as_ref().filter(|_| side.decision == Decision::Deny);
+        Self { reason: side.reason, detail: detail.map_or_else(String::new, |by| detail_of(side, by)) }
+    }
+}
+
+fn detail_of(side: &SideVerdict, policy: &Arc<Policy>) -> String {
+    let asked = policy.on_deny.detail;
+    let mut text = String::new();
+    if asked >= DenyDetail::Rule {
+        text = format!(" by {}", policy.origin);
+        if let Some(rule) = &side.rule {
+            let _ = write!(text, ", rule {rule}");
+        }
+    }
+    // The rule that came nearest may be another policy's, which has a say of its own.
+    let told = |near: &&NearestMiss| near.policy.on_deny.detail == DenyDetail::NearestMiss;
+    if asked == DenyDetail::NearestMiss
+        && let Some(near) = side.nearest_miss.as_ref().filter(told)
+    {
+        text.push_str("; nearest is ");
+        if near.policy.origin != policy.origin {
+            let _ = write!(text, "{}, ", near.policy.origin);
+        }
+        let _ = write!(text, "rule {}: {}", near.rule, without_values(&near.miss));
+    }
+    plain(&text)
+}
+
+/// A miss as a stranger may read it: a header or a parameter that is compared with a value is often a credential,
+/// and nobody who has not sent it shall learn it.
+fn without_values(miss: &Miss) -> String {
+    match miss {
+        Miss::Header { name, found, .. } => format!("header {name} is {found}"),
+        Miss::Query { name, found, .. } => format!("query parameter {name} is {found}"),
+        other => other.to_string(),
+    }
+}
+
+/// Bounded, printable ASCII: a miss repeats bytes of the request.
+fn plain(text: &str) -> String {
+    let mut out = String::with_capacity(text.len().min(MAX_DETAIL));
+    for c in text.chars() {
+        let shown = if c.is_ascii_graphic() || c == ' ' { c } else { '?' };
+        if out.len() == MAX_DETAIL {
+            out.push_str("...");
+            break;
+        }
+        out.push(shown);
+    }
+    out
+}
 
 /// Why a request is not forwarded, or has no answer of the server's.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The verdict.
-    Denied(Reason),
+    Denied(Denial),
     /// Not HTTP as everybody reads it.
     Malformed(&'static str),
     /// The target is too long.
@@ -36,7 +107,7 @@ const GRPC_UNAVAILABLE: u32 = 14;
 impl Refusal {
     /// The HTTP status.
     #[must_use]
-    pub const fn status(self) -> StatusCode {
+    pub const fn status(&self) -> StatusCode {
         match self {
             Self::Denied(_) => StatusCode::FORBIDDEN,
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
@@ -51,7 +122,7 @@ impl Refusal {
 
     /// The gRPC status.
     #[must_use]
-    pub const fn grpc_status(self) -> u32 {
+    pub const fn grpc_status(&self) -> u32 {
         match self {
             Self::Denied(_) => GRPC_PERMISSION_DENIED,
             Self::Unreachable | Self::Timeout | Self::BadAnswer(_) => GRPC_UNAVAILABLE,
@@ -63,7 +134,7 @@ impl Refusal {
 
     /// The kind of the error, for records; empty for a denial, which is no error.
     #[must_use]
-    pub const fn error(self) -> &'static str {
+    pub const fn error(&self) -> &'static str {
         match self {
             Self::Denied(_) => "",
             Self::Malformed(_) => "malformed_request",
@@ -77,9 +148,9 @@ impl Refusal {
     }
 
     /// One line for people.
-    fn text(self) -> String {
+    fn text(&self) -> String {
         match self {
-            Self::Denied(reason) => format!("access denied: {}", reason.as_str()),
+            Self::Denied(Denial { reason, detail }) => format!("access denied: {}{detail}", reason.as_str()),
             Self::Malformed(what) => format!("bad request: {what}"),
             Self::TargetTooLong => "bad request: the target is too long".to_owned(),
             Self::HeadTooLarge => "bad request: the header section is too large".to_owned(),
@@ -92,7 +163,7 @@ impl Refusal {
 
     /// The whole HTTP/1 answer. `to_head`: the request was HEAD, so the body is not sent.
     #[must_use]
-    pub fn http1(self, close: bool, to_head: bool) -> Bytes {
+    pub fn http1(&self, close: bool, to_head: bool) -> Bytes {
         let status = self.status();
         let body = self.text() + "\n";
         let connection = if close { "connection: close\r\n" } else { "" };
@@ -107,7 +178,7 @@ impl Refusal {
 
     /// The HTTP/2 answer, and its body if it has one. gRPC gets trailers alone, under HTTP 200.
     #[must_use]
-    pub fn http2(self, grpc: bool, to_head: bool) -> (Response<()>, Option<Bytes>) {
+    pub fn http2(&self, grpc: bool, to_head: bool) -> (Response<()>, Option<Bytes>) {
         let mut response = Response::new(());
         let headers = response.headers_mut();
         if grpc {
@@ -124,13 +195,102 @@ impl Refusal {
 
     /// The gRPC status as trailers: for a stream that is closed while it runs, too.
     #[must_use]
-    pub fn grpc_trailers(self) -> HeaderMap {
+    pub fn grpc_trailers(&self) -> HeaderMap {
         let mut trailers = HeaderMap::with_capacity(2);
         trailers.insert("grpc-status", HeaderValue::from(self.grpc_status()));
-        // Percent-encoding (gRPC over HTTP/2, "Status-Message") is needed for none of our texts.
-        if let Ok(message) = HeaderValue::from_str(&self.text()) {
+        // Of what "Status-Message" has encoded (gRPC over HTTP/2), our texts have the percent sign alone.
+        if let Ok(message) = HeaderValue::from_str(&self.text().replace('%', "%25")) {
             trailers.insert("grpc-message", message);
         }
         trailers
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sluice_policy::{Audit, Kind, Mode, OnDeny, Origin, PolicyId};
+
+    fn policy(name: &str, detail: DenyDetail) -> Arc<Policy> {
+        let origin = Origin { kind: Kind::L7NetworkPolicy, namespace: "shop".into(), name: name.into() };
+        let on_deny = OnDeny { detail, ..OnDeny::default() };
+        Arc::new(Policy { id: PolicyId(0), origin, mode: Mode::Enforce, on_deny })
+    }
+
+    fn denied(by: DenyDetail, near: DenyDetail, miss: Miss) -> Verdict {
+        let near = NearestMiss { policy: policy("near", near), rule: "frontend".into(), miss };
+        let side = SideVerdict {
+            decision: Decision::Deny,
+            reason: Reason::DefaultDeny,
+            policy: Some(policy("by", by)),
+            rule: None,
+            nearest_miss: Some(near),
+            audit: Audit::default(),
+        };
+        Verdict { egress: SideVerdict::unjudged(), ingress: side }
+    }
+
+    #[test]
+    fn each_policy_is_told_of_as_far_as_it_says_itself() {
+        use DenyDetail::{NearestMiss, None, Rule};
+        let by = " by L7NetworkPolicy/shop/by";
+        let near = "; nearest is L7NetworkPolicy/shop/near, rule frontend: peer not selected";
+        for (asked, other, expected) in [
+            (None, NearestMiss, String::new()),
+            (Rule, NearestMiss, by.to_owned()),
+            (NearestMiss, None, by.to_owned()),
+            (NearestMiss, Rule, by.to_owned()),
+            (NearestMiss, NearestMiss, format!("{by}{near}")),
+        ] {
+            let denial = Denial::of(&denied(asked, other, Miss::Peer));
+            assert_eq!(denial.detail, expected, "{asked:?} {other:?}");
+        }
+    }
+
+    #[test]
+    fn a_deny_rule_is_named() {
+        let mut verdict = denied(DenyDetail::Rule, DenyDetail::None, Miss::Peer);
+        verdict.ingress.rule = Some("no-admin".into());
+        verdict.ingress.reason = Reason::DenyRule;
+        let body =
+            String::from_utf8_lossy(&Refusal::Denied(Denial::of(&verdict)).http1(false, false)).into_owned();
+        assert!(
+            body.ends_with("access denied: deny_rule by L7NetworkPolicy/shop/by, rule no-admin\n"),
+            "{body}"
+        );
+    }
+
+    #[test]
+    fn what_a_header_is_compared_with_is_told_to_nobody() {
+        let all = DenyDetail::NearestMiss;
+        for miss in [
+            Miss::Header { name: "x-key".into(), expected: "Exact s3cret".into(), found: "another value" },
+            Miss::Query { name: "key".into(), expected: "Exact s3cret".into(), found: "another value" },
+        ] {
+            let detail = Denial::of(&denied(all, all, miss)).detail;
+            assert!(detail.contains("key is another value") && !detail.contains("s3cret"), "{detail}");
+        }
+    }
+
+    #[test]
+    fn what_a_request_says_stays_one_short_line() {
+        let all = DenyDetail::NearestMiss;
+        let got = format!("/a\r\nset-cookie: a=b\u{1b}é{}", "x".repeat(100_000));
+        let denial = Denial::of(&denied(all, all, Miss::AmbiguousPath { got: got.into() }));
+        assert!(
+            denial.detail.len() <= MAX_DETAIL + 3 && denial.detail.ends_with("..."),
+            "{}",
+            denial.detail.len()
+        );
+        assert!(denial.detail.bytes().all(|b| b.is_ascii_graphic() || b == b' '), "{}", denial.detail);
+        let trailers = Refusal::Denied(denial).grpc_trailers();
+        assert!(trailers.contains_key("grpc-message"), "{trailers:?}");
+    }
+
+    #[test]
+    fn an_allow_tells_nothing() {
+        let mut verdict = denied(DenyDetail::NearestMiss, DenyDetail::NearestMiss, Miss::Peer);
+        verdict.ingress.decision = Decision::Allow;
+        assert_eq!(Denial::of(&verdict).detail, "");
     }
 }

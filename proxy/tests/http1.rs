@@ -3,12 +3,35 @@
 mod common;
 
 use common::{CLIENT, Client, INTRUDER, OK, Recorder, World, shop, snapshot, soon};
-use sluice_policy::Mode;
+use sluice_policy::{DenyDetail, Mode, OnDeny};
 use sluice_proxy::telemetry::sampler::Sampler;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn get(path: &str) -> String {
     format!("GET {path} HTTP/1.1\r\nHost: cart\r\n\r\n")
+}
+
+#[tokio::test]
+async fn a_denial_tells_what_the_policy_lets_it() {
+    let by = "by L7NetworkPolicy/shop/cart";
+    for (detail, told) in [
+        (DenyDetail::None, String::new()),
+        (DenyDetail::Rule, format!(" {by}")),
+        (
+            DenyDetail::NearestMiss,
+            format!(" {by}; nearest is rule frontend: method DELETE not in [GET, HEAD]"),
+        ),
+    ] {
+        let server = Recorder::start(OK).await;
+        let rules = common::Rules { on_deny: OnDeny { detail, ..OnDeny::default() }, ..shop() };
+        let world = World::start(&rules, server.at).await;
+        let mut client = world.connect().await;
+        let denied = client.ask("DELETE /api HTTP/1.1\r\nHost: cart\r\n\r\n").await;
+        let body = format!("access denied: no_rule_matched{told}\n");
+        assert!(denied.contains(&format!("content-length: {}\r\n", body.len())), "{denied}");
+        assert_eq!(denied.split_once("\r\n\r\n").map(|(_, body)| body), Some(body.as_str()));
+        assert_eq!(client.ask(get("/api")).await, OK, "the connection goes on");
+    }
 }
 
 #[tokio::test]

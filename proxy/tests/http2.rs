@@ -7,6 +7,7 @@ use common::{CLIENT, Recorder, World, shop, snapshot, soon};
 use h2::client::SendRequest;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use sluice_policy::{DenyDetail, OnDeny};
 use sluice_proxy::telemetry::sampler::Sampler;
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -125,6 +126,20 @@ async fn each_stream_is_judged_and_a_denied_one_reaches_nobody() {
     assert!(called.try_recv().is_err(), "one connection to the server per client connection");
     let record = world.record().await;
     assert_eq!((record.protocol.as_str(), record.verdict.as_str(), record.status), ("http/2", "deny", 403));
+}
+
+#[tokio::test]
+async fn a_denied_grpc_call_tells_what_the_policy_lets_it() {
+    let (at, _served, _called) = server().await;
+    let on_deny = OnDeny { detail: DenyDetail::NearestMiss, ..OnDeny::default() };
+    let world = World::start(&common::Rules { on_deny, ..shop() }, at).await;
+    let client = connect(&world).await;
+    let (denied, _) = send(&client, grpc("100%"), true).await;
+    let denied = soon("a denial", denied).await.expect("an answer");
+    // Percent-encoded, as gRPC has it.
+    let expected = "access denied: no_rule_matched by L7NetworkPolicy/shop/cart; nearest is rule frontend: \
+                    path /shop.v1.Cart/100%25 is read differently by different servers";
+    assert_eq!(denied.headers()["grpc-message"], expected);
 }
 
 #[tokio::test]

@@ -23,7 +23,7 @@ use services::Services;
 use sluice_crd::{
     Category, CiliumKind, CiliumPolicyObject, CiliumPortRule, CiliumRule, CiliumSpec, Objects, Part, Problem,
 };
-use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin};
+use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, OnDeny, Origin};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -146,6 +146,7 @@ fn lower_spec(around: &Around<'_>, spec: &CiliumSpec, report: &mut Report<'_>) -
         tiered: None,
         wide,
         mode: Mode::Enforce,
+        on_deny: OnDeny::default(),
         selector,
         ingress,
         egress,

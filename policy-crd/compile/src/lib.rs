@@ -207,7 +207,7 @@ fn handles<'a>(
         let mode = mode.filter(|_| used.contains(&number))?;
         let id = PolicyId(next);
         next += 1;
-        Some(Arc::new(Policy { id, origin: policy.origin.clone(), mode }))
+        Some(Arc::new(Policy { id, origin: policy.origin.clone(), mode, on_deny: policy.on_deny }))
     };
     policies.iter().zip(modes).enumerate().map(handle).collect()
 }

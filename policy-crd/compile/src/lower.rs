@@ -10,8 +10,10 @@ use crate::report::Report;
 use crate::selector::Selector;
 use crate::tiers::Tiered;
 use sluice_crd::limits::MAX_RULE_NAME;
-use sluice_crd::{Category, Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection};
-use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, Origin, RuleName};
+use sluice_crd::{
+    Category, DenyAction, DenyDetail, Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection,
+};
+use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, OnDeny, Origin, RuleName};
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
@@ -27,6 +29,8 @@ pub(crate) struct PolicyIr {
     pub(crate) wide: Option<BTreeSet<Arc<str>>>,
     /// `spec.mode`.
     pub(crate) mode: Mode,
+    /// `spec.denyAction` and `spec.denyDetail`.
+    pub(crate) on_deny: OnDeny,
     pub(crate) selector: Selector,
     pub(crate) ingress: SideIr,
     pub(crate) egress: SideIr,
@@ -154,14 +158,35 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
         layer,
         tiered: None,
         wide: None,
-        mode: match object.mode {
-            sluice_crd::Mode::Enforce => Mode::Enforce,
-            sluice_crd::Mode::Audit => Mode::Audit,
-        },
+        mode: mode(object.mode),
+        on_deny: on_deny(object.deny_action, object.deny_detail),
         selector,
         ingress,
         egress,
         accepted,
+    }
+}
+
+/// `spec.mode`.
+pub(crate) const fn mode(given: sluice_crd::Mode) -> Mode {
+    match given {
+        sluice_crd::Mode::Enforce => Mode::Enforce,
+        sluice_crd::Mode::Audit => Mode::Audit,
+    }
+}
+
+/// `spec.denyAction` and `spec.denyDetail`.
+pub(crate) const fn on_deny(action: DenyAction, detail: DenyDetail) -> OnDeny {
+    OnDeny {
+        action: match action {
+            DenyAction::Drop => sluice_policy::DenyAction::Drop,
+            DenyAction::Reject => sluice_policy::DenyAction::Reject,
+        },
+        detail: match detail {
+            DenyDetail::None => sluice_policy::DenyDetail::None,
+            DenyDetail::Rule => sluice_policy::DenyDetail::Rule,
+            DenyDetail::NearestMiss => sluice_policy::DenyDetail::NearestMiss,
+        },
     }
 }
 

@@ -15,7 +15,7 @@
 use crate::cluster_peers;
 use crate::conditions::{self, Lowered};
 use crate::index::{Index, NamespaceEntry};
-use crate::lower::{IsolationIr, PolicyIr, RuleIr, SideIr, warn_of_udp};
+use crate::lower::{self, IsolationIr, PolicyIr, RuleIr, SideIr, warn_of_udp};
 use crate::peers::{self, PeerItem, Peers, Ports};
 use crate::report::Report;
 use crate::rollout::Rollout;
@@ -250,10 +250,8 @@ fn policy<R: Rule>(object: &TieredObject<R>, problems: &mut Vec<Problem>) -> Pol
         layer: LayerKind::K,
         tiered: Some(Tiered { tier, priority, namespaces, members: BTreeSet::new(), actions }),
         wide: None,
-        mode: match object.mode {
-            sluice_crd::Mode::Enforce => Mode::Enforce,
-            sluice_crd::Mode::Audit => Mode::Audit,
-        },
+        mode: lower::mode(object.mode),
+        on_deny: lower::on_deny(object.deny_action, object.deny_detail),
         selector: pods,
         ingress,
         egress,

@@ -56,7 +56,7 @@ fn sound(policies: &[Value]) -> Cluster {
 }
 
 fn judge(cluster: &Cluster, facts: Facts<'_>) -> Verdict {
-    let address = |text: &str| text.parse().unwrap();
+    let address = |text: &str| -> std::net::IpAddr { text.parse().unwrap() };
     cluster.snapshot().judge(address("10.0.0.1"), address("10.0.0.2"), Protocol::Tcp, 443, facts)
 }
 

@@ -3,7 +3,7 @@
 //! `NetworkPolicy` and `L7NetworkPolicy` share this form, for they share their words. Knows nothing of what a
 //! part means; whoever lowers it decides what a bad part costs, always on the closed side.
 
-use crate::l7::{GrpcRule, HttpRule, Mode, Peer, Port, TlsRules};
+use crate::l7::{DenyAction, DenyDetail, GrpcRule, HttpRule, Mode, Peer, Port, TlsRules};
 use crate::object::Source;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use std::sync::Arc;
@@ -97,6 +97,10 @@ pub struct PolicyObject {
     pub policy_types: Part<Vec<String>>,
     /// `spec.mode`; enforcing where it cannot be read.
     pub mode: Mode,
+    /// `spec.denyAction`.
+    pub deny_action: DenyAction,
+    /// `spec.denyDetail`; nothing is told where it cannot be read.
+    pub deny_detail: DenyDetail,
     /// `spec.ingress`.
     pub ingress: RuleSection,
     /// `spec.egress`.

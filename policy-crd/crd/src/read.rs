@@ -212,6 +212,8 @@ impl<'a> Reader<'a> {
             pod_selector: Part::Absent,
             policy_types: Part::Absent,
             mode: Mode::Enforce,
+            deny_action: DenyAction::Drop,
+            deny_detail: DenyDetail::None,
             ingress: Part::Absent,
             egress: Part::Absent,
             ingress_deny: Part::Absent,
@@ -307,21 +309,34 @@ impl<'a> Reader<'a> {
         }
         policy.ingress_deny = self.denies(spec, "ingressDeny", "from");
         policy.egress_deny = self.denies(spec, "egressDeny", "to");
-        let mode = self.part::<Mode>(spec.get("mode"), "spec.mode", "the policy enforces");
-        policy.mode = mode.value().copied().unwrap_or_default();
-        let action = self.part::<DenyAction>(spec.get("denyAction"), "spec.denyAction", "Drop holds");
-        if action.value().is_some_and(|action| *action != DenyAction::Drop) {
-            self.not_built("spec.denyAction", "Drop holds", "write Drop or leave it out");
-        }
-        let detail = self.part::<DenyDetail>(spec.get("denyDetail"), "spec.denyDetail", "None holds");
-        if detail.value().is_some_and(|detail| *detail != DenyDetail::None) {
-            self.not_built("spec.denyDetail", "None holds", "write None or leave it out");
-        }
+        (policy.mode, policy.deny_action, policy.deny_detail) = self.answers(|field| spec.get(field));
         let effect = "Direction holds, which isolates every port";
         let isolation = self.part::<IsolationScope>(spec.get("isolation"), "spec.isolation", effect);
         if isolation.value().is_some_and(|isolation| *isolation != IsolationScope::Direction) {
             self.not_built("spec.isolation", effect, "write Direction or leave it out");
         }
+    }
+
+    /// How strictly the policy holds, and how what it refuses is answered.
+    pub(crate) fn answers<'v>(
+        &mut self,
+        given: impl Fn(&str) -> Option<&'v Value>,
+    ) -> (Mode, DenyAction, DenyDetail) {
+        let mode = self.part::<Mode>(given("mode"), "spec.mode", "the policy enforces");
+        let drop = "Drop holds";
+        let action = self.part::<DenyAction>(given("denyAction"), "spec.denyAction", drop);
+        if action.value() == Some(&DenyAction::Reject) {
+            let reason = format!("the nodes send no resets yet; {drop}");
+            let (category, severity) = (Category::Unsupported, Severity::Warning);
+            self.report_of(category, severity, "spec.denyAction", reason, "write Drop, or wait for it");
+        }
+        let detail = self.part::<DenyDetail>(given("denyDetail"), "spec.denyDetail", "None holds");
+        let (mode, action, detail) = (mode.value(), action.value(), detail.value());
+        (
+            mode.copied().unwrap_or_default(),
+            action.copied().unwrap_or_default(),
+            detail.copied().unwrap_or_default(),
+        )
     }
 
     pub(crate) fn not_built(&mut self, path: &str, effect: &str, remedy: &str) {

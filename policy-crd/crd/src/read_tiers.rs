@@ -35,17 +35,8 @@ impl Reader<'_> {
             reader.rule(value, path, peers, effect)
         });
         let spec = value.get("spec");
-        let given = |field: &str| spec.and_then(|spec| spec.get(field));
-        let mode = self.part::<Mode>(given("mode"), "spec.mode", "the policy enforces");
-        policy.mode = mode.value().copied().unwrap_or_default();
-        let action = self.part::<DenyAction>(given("denyAction"), "spec.denyAction", "Drop holds");
-        if action.value().is_some_and(|action| *action != DenyAction::Drop) {
-            self.not_built("spec.denyAction", "Drop holds", "write Drop or leave it out");
-        }
-        let detail = self.part::<DenyDetail>(given("denyDetail"), "spec.denyDetail", "None holds");
-        if detail.value().is_some_and(|detail| *detail != DenyDetail::None) {
-            self.not_built("spec.denyDetail", "None holds", "write None or leave it out");
-        }
+        (policy.mode, policy.deny_action, policy.deny_detail) =
+            self.answers(|field| spec.and_then(|spec| spec.get(field)));
         policy.clean = policy.sound && !self.has_error();
         policy
     }
@@ -65,6 +56,8 @@ impl Reader<'_> {
             priority: Part::Bad,
             subject: Part::Bad,
             mode: Mode::Enforce,
+            deny_action: DenyAction::Drop,
+            deny_detail: DenyDetail::None,
             ingress: Part::Bad,
             egress: Part::Bad,
         };

@@ -43,6 +43,8 @@ impl Placed for PolicyObject {
             pod_selector,
             policy_types,
             mode,
+            deny_action,
+            deny_detail,
             ingress,
             egress,
             ingress_deny,
@@ -51,6 +53,7 @@ impl Placed for PolicyObject {
         (kind, namespace, name, sound, clean)
             == (&other.kind, &other.namespace, &other.name, &other.sound, &other.clean)
             && (pod_selector, policy_types, mode) == (&other.pod_selector, &other.policy_types, &other.mode)
+            && (deny_action, deny_detail) == (&other.deny_action, &other.deny_detail)
             && (ingress, egress) == (&other.ingress, &other.egress)
             && (ingress_deny, egress_deny) == (&other.ingress_deny, &other.egress_deny)
     }
@@ -82,8 +85,22 @@ impl<R: PartialEq> Placed for TieredObject<R> {
     }
 
     fn says_the_same(&self, other: &Self) -> bool {
-        let Self { name, source: _, sound, clean, tier, priority, subject, mode, ingress, egress } = self;
+        let Self {
+            name,
+            source: _,
+            sound,
+            clean,
+            tier,
+            priority,
+            subject,
+            mode,
+            deny_action,
+            deny_detail,
+            ingress,
+            egress,
+        } = self;
         (name, sound, clean, mode) == (&other.name, &other.sound, &other.clean, &other.mode)
+            && (deny_action, deny_detail) == (&other.deny_action, &other.deny_detail)
             && (tier, priority, subject) == (&other.tier, &other.priority, &other.subject)
             && (ingress, egress) == (&other.ingress, &other.egress)
     }

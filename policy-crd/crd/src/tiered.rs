@@ -5,7 +5,7 @@
 
 use crate::cluster_l7::{Action, Subject, Tier};
 use crate::cluster_network::{ClusterPeer, ClusterProtocol};
-use crate::l7::Mode;
+use crate::l7::{DenyAction, DenyDetail, Mode};
 use crate::object::Source;
 use crate::policy::{Part, RuleObject};
 use std::sync::Arc;
@@ -34,6 +34,10 @@ pub struct TieredObject<R> {
     pub subject: Part<Subject>,
     /// `spec.mode`; enforcing where it cannot be read, and for a kind that has none.
     pub mode: Mode,
+    /// `spec.denyAction`.
+    pub deny_action: DenyAction,
+    /// `spec.denyDetail`; nothing is told where it cannot be read.
+    pub deny_detail: DenyDetail,
     /// `spec.ingress`.
     pub ingress: Part<Vec<TieredRule<R>>>,
     /// `spec.egress`.

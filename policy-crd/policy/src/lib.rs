@@ -35,7 +35,7 @@ pub use host::{HostMatch, NameMatch};
 pub use http::{Conditions, HttpMatch, MethodMatch, PathMatch};
 pub use miss::Miss;
 pub use observe::StageKind;
-pub use origin::{Kind, Mode, Origin, Policy, PolicyId, RuleName};
+pub use origin::{DenyAction, DenyDetail, Kind, Mode, OnDeny, Origin, Policy, PolicyId, RuleName};
 pub use port::{PortRange, PortSet, Protocol};
 pub use prefix::{Prefix, PrefixTable};
 pub use profile::{

@@ -84,6 +84,37 @@ pub enum Mode {
     Audit,
 }
 
+/// What a refused L3/L4 flow gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub enum DenyAction {
+    /// Silence.
+    #[default]
+    Drop,
+    /// A reset, or an unreachable.
+    Reject,
+}
+
+/// What a refused request is told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub enum DenyDetail {
+    /// That it is refused, and the kind of the reason.
+    #[default]
+    None,
+    /// The policy and the rule too.
+    Rule,
+    /// The nearest miss too.
+    NearestMiss,
+}
+
+/// How what a policy refuses is answered. No verdict reads it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct OnDeny {
+    /// A connection.
+    pub action: DenyAction,
+    /// A request.
+    pub detail: DenyDetail,
+}
+
 /// A policy's place in [`Snapshot::policies`](crate::Snapshot::policies).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PolicyId(pub u32);
@@ -97,6 +128,8 @@ pub struct Policy {
     pub origin: Origin,
     /// The effective mode: the weakest of the cluster's cap, the namespace's label and `spec.mode`.
     pub mode: Mode,
+    /// How what it refuses is answered.
+    pub on_deny: OnDeny,
 }
 
 /// A rule's name: `metadata`-like name where the object has one, else its place, as `ingress[0]`.

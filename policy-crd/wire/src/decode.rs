@@ -176,7 +176,28 @@ fn policy(place: u32, message: &pb::Policy) -> Decoded<Arc<core::Policy>> {
     let namespace = text("namespace", &message.namespace, limits::NAME_BYTES)?;
     let name = filled("name", &message.name, limits::NAME_BYTES)?;
     let origin = core::Origin { kind, namespace, name };
-    Ok(Arc::new(core::Policy { id: core::PolicyId(place), origin, mode }))
+    Ok(Arc::new(core::Policy { id: core::PolicyId(place), origin, mode, on_deny: on_deny(message)? }))
+}
+
+fn on_deny(message: &pb::Policy) -> Decoded<core::OnDeny> {
+    let action = match message.deny_action() {
+        pb::DenyAction::Unspecified => {
+            let reason = format!("{} is no answer known here", message.deny_action);
+            return Err(DecodeError::new("deny_action", reason));
+        }
+        pb::DenyAction::Drop => core::DenyAction::Drop,
+        pb::DenyAction::Reject => core::DenyAction::Reject,
+    };
+    let detail = match message.deny_detail() {
+        pb::DenyDetail::Unspecified => {
+            let reason = format!("{} is no answer known here", message.deny_detail);
+            return Err(DecodeError::new("deny_detail", reason));
+        }
+        pb::DenyDetail::None => core::DenyDetail::None,
+        pb::DenyDetail::Rule => core::DenyDetail::Rule,
+        pb::DenyDetail::NearestMiss => core::DenyDetail::NearestMiss,
+    };
+    Ok(core::OnDeny { action, detail })
 }
 
 fn classes(messages: Vec<pb::Class>) -> Decoded<Vec<core::Class>> {

@@ -112,6 +112,17 @@ fn policy(policy: &core::Policy) -> pb::Policy {
         namespace: policy.origin.namespace.to_string(),
         name: policy.origin.name.to_string(),
         mode: mode.into(),
+        deny_action: match policy.on_deny.action {
+            core::DenyAction::Drop => pb::DenyAction::Drop,
+            core::DenyAction::Reject => pb::DenyAction::Reject,
+        }
+        .into(),
+        deny_detail: match policy.on_deny.detail {
+            core::DenyDetail::None => pb::DenyDetail::None,
+            core::DenyDetail::Rule => pb::DenyDetail::Rule,
+            core::DenyDetail::NearestMiss => pb::DenyDetail::NearestMiss,
+        }
+        .into(),
     }
 }
 

@@ -132,6 +132,8 @@ fn sample() -> pb::Snapshot {
         namespace: "shop".into(),
         name: "cart".into(),
         mode: pb::Mode::Enforce.into(),
+        deny_action: pb::DenyAction::Drop.into(),
+        deny_detail: pb::DenyDetail::None.into(),
     }];
     message.conditions = vec![conditions()];
     let address = vec![10, 0, 0, 1];
@@ -174,6 +176,10 @@ const DAMAGES: &[(&str, Damage)] = &[
     ("policies[0].kind", |m| m.policies[0].kind = 0),
     ("policies[0].kind", |m| m.policies[0].kind = 99),
     ("policies[0].mode", |m| m.policies[0].mode = 99),
+    ("policies[0].deny_action", |m| m.policies[0].deny_action = 0),
+    ("policies[0].deny_action", |m| m.policies[0].deny_action = 99),
+    ("policies[0].deny_detail", |m| m.policies[0].deny_detail = 0),
+    ("policies[0].deny_detail", |m| m.policies[0].deny_detail = 99),
     ("policies[0].name", |m| m.policies[0].name.clear()),
     ("policies[0].name", |m| m.policies[0].name = "n".repeat(limits::NAME_BYTES + 1)),
     ("policies", |m| m.policies = vec![m.policies[0].clone(); limits::POLICIES + 1]),

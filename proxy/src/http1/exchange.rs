@@ -5,7 +5,7 @@
 use super::Upstream;
 use super::body::{Broken, Pump, read_more};
 use super::head::{self, Bad, Changes, Framing, RequestHead, ResponseHead};
-use crate::answer::Refusal;
+use crate::answer::{Denial, Refusal};
 use crate::judge;
 use crate::limits::{HEAD_BYTES, INTERIM_ANSWERS};
 use crate::proxy::{Accepted, Proxy};
@@ -92,7 +92,7 @@ impl Exchange<'_> {
                     verdict = self.flow.revoked() => {
                         record.judged(verdict);
                         "revoked".clone_into(&mut record.error);
-                        let refusal = Refusal::Denied(verdict.deciding().reason);
+                        let refusal = Refusal::Denied(Denial::of(verdict));
                         let whole = progress.uploaded.load(Ordering::Relaxed);
                         break match progress.status.load(Ordering::Relaxed) {
                             0 if whole && !self.head.close => After::Revoked(refusal),

@@ -8,7 +8,7 @@ pub mod body;
 mod exchange;
 pub mod head;
 
-use crate::answer::Refusal;
+use crate::answer::{Denial, Refusal};
 use crate::judge;
 use crate::limits::{DISCARD_BYTES, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
 use crate::proxy::{Accepted, Proxy, reset};
@@ -200,7 +200,7 @@ impl Connection {
 
     async fn deny(&mut self, head: &RequestHead, verdict: &Verdict, record: Record) -> Step {
         let close = self.must_close(head);
-        let refusal = Refusal::Denied(verdict.deciding().reason);
+        let refusal = Refusal::Denied(Denial::of(verdict));
         self.answer(refusal, close, head.method == "HEAD", record).await;
         if close { Step::Close } else { self.discard(head).await }
     }

@@ -2,7 +2,7 @@
 
 use super::Connection;
 use super::pump::{self, Broken};
-use crate::answer::Refusal;
+use crate::answer::{Denial, Refusal};
 use crate::http1::body::is_no_trailer;
 use crate::http1::describe;
 use crate::http1::head::is_authority;
@@ -50,7 +50,7 @@ pub(super) async fn serve(
         let reason =
             if matches!(refusal, Refusal::Malformed(_)) { Reason::ParseError } else { Reason::Limit };
         record.judged(&judge::refuse(reason));
-        refuse(&mut respond, refusal, grpc, to_head, &mut record);
+        refuse(&mut respond, &refusal, grpc, to_head, &mut record);
         return proxy.records.finish(record);
     }
     let (mut verdict, path) = said.judge(&view, &connection.leg);
@@ -60,11 +60,11 @@ pub(super) async fn serve(
     }
     record.judged(&verdict);
     if verdict.decision() == Decision::Deny {
-        refuse(&mut respond, Refusal::Denied(verdict.deciding().reason), grpc, to_head, &mut record);
+        refuse(&mut respond, &Refusal::Denied(Denial::of(&verdict)), grpc, to_head, &mut record);
         return proxy.records.finish(record);
     }
     if path.is_some_and(|path| !set_path(&mut parts, &path)) {
-        refuse(&mut respond, Refusal::Malformed(":path"), grpc, to_head, &mut record);
+        refuse(&mut respond, &Refusal::Malformed(":path"), grpc, to_head, &mut record);
         return proxy.records.finish(record);
     }
     if let Some(value) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
@@ -162,7 +162,7 @@ fn span(connection: &Connection, headers: &HeaderMap, record: &mut Record) -> Op
 /// Answers in the server's place.
 fn refuse(
     respond: &mut SendResponse<Bytes>,
-    refusal: Refusal,
+    refusal: &Refusal,
     grpc: bool,
     to_head: bool,
     record: &mut Record,
@@ -198,7 +198,7 @@ impl Exchange<'_> {
             biased;
             verdict = flow.revoked() => {
                 self.record.judged(verdict);
-                return self.refuse(Refusal::Denied(verdict.deciding().reason));
+                return self.refuse(&Refusal::Denied(Denial::of(verdict)));
             }
             send = send_request(self.connection, parts, whole) => send,
             reset = poll_fn(|cx| self.respond.poll_reset(cx)) => {
@@ -209,7 +209,7 @@ impl Exchange<'_> {
         };
         let (answer, mut to_server) = match send {
             Ok(sent) => sent,
-            Err(Unsent::Refused(refusal)) => return self.refuse(refusal),
+            Err(Unsent::Refused(refusal)) => return self.refuse(&refusal),
             Err(Unsent::Gone) => return self.reset(Reset::REFUSED_STREAM, "server_closed"),
         };
         let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -249,7 +249,7 @@ impl Exchange<'_> {
             Ended::Revoked(verdict) => {
                 to_server.send_reset(Reset::CANCEL);
                 self.record.judged(&verdict);
-                self.revoke(Refusal::Denied(verdict.deciding().reason));
+                self.revoke(&Refusal::Denied(Denial::of(&verdict)));
                 "revoked".clone_into(&mut self.record.error);
             }
             Ended::Broken(Broken::Receiver(reason)) => {
@@ -264,14 +264,14 @@ impl Exchange<'_> {
                     // The server did not look at the stream: the client may send it again.
                     self.reset(Reset::REFUSED_STREAM, "server_closed");
                 } else {
-                    self.refuse(Refusal::BadAnswer("none came"));
+                    self.refuse(&Refusal::BadAnswer("none came"));
                 }
             }
         }
     }
 
     /// Closes an open stream with the reason, in the words that its protocol has left.
-    fn revoke(&mut self, refusal: Refusal) {
+    fn revoke(&mut self, refusal: &Refusal) {
         match &mut self.answering {
             None => self.refuse(refusal),
             Some(stream) if self.grpc => {
@@ -282,7 +282,7 @@ impl Exchange<'_> {
         }
     }
 
-    fn refuse(&mut self, refusal: Refusal) {
+    fn refuse(&mut self, refusal: &Refusal) {
         refuse(&mut self.respond, refusal, self.grpc, self.to_head, &mut self.record);
     }
 

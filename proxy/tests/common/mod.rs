@@ -6,8 +6,8 @@ pub mod http2;
 
 use sluice_policy::{
     Class, ClassId, ClassSet, Conditions, Endpoint, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, Identity,
-    IsolatedPorts, Isolation, Kind, Layer, Mode, Origin, PathMatch, Policy, PolicyId, PortSet, Prefix,
-    PrefixTable, Profile, ProfileId, Rule, Scope, Side, Snapshot, Workload,
+    IsolatedPorts, Isolation, Kind, Layer, Mode, OnDeny, Origin, PathMatch, Policy, PolicyId, PortSet,
+    Prefix, PrefixTable, Profile, ProfileId, Rule, Scope, Side, Snapshot, Workload,
 };
 use sluice_proxy::dial::Dialer;
 use sluice_proxy::proxy::Proxy;
@@ -45,6 +45,7 @@ pub struct Rules {
     /// No condition at all: L3/L4 alone.
     pub plain: bool,
     pub mode: Mode,
+    pub on_deny: OnDeny,
 }
 
 pub fn http(methods: &[&str], path: Option<PathMatch>) -> HttpMatch {
@@ -61,12 +62,13 @@ pub fn shop() -> Rules {
         grpc: vec![GrpcMatch::grpc("shop.v1.Cart", ["GetCart".into(), "WatchCart".into()])],
         plain: false,
         mode: Mode::Enforce,
+        on_deny: OnDeny::default(),
     }
 }
 
 pub fn snapshot(generation: u64, rules: &Rules) -> Arc<Snapshot> {
     let origin = Origin { kind: Kind::L7NetworkPolicy, namespace: "shop".into(), name: "cart".into() };
-    let policy = Arc::new(Policy { id: PolicyId(0), origin, mode: rules.mode });
+    let policy = Arc::new(Policy { id: PolicyId(0), origin, mode: rules.mode, on_deny: rules.on_deny });
     let conditions =
         Conditions { http: rules.http.clone(), grpc: rules.grpc.clone(), ..Conditions::default() };
     let rule = Rule {

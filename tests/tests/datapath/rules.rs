@@ -3,8 +3,8 @@
 use sluice_policy::http::HttpMatch;
 use sluice_policy::{
     Class, ClassId, ClassSet, Conditions, Direction, Endpoint, Identity, IsolatedPorts, Isolation, Kind,
-    Layer, Mode, Origin, Policy, PolicyId, PortRange, PortSet, Prefix, Profile, ProfileId, Protocol, Rule,
-    Scope, Snapshot, Workload,
+    Layer, Mode, OnDeny, Origin, Policy, PolicyId, PortRange, PortSet, Prefix, Profile, ProfileId, Protocol,
+    Rule, Scope, Snapshot, Workload,
 };
 use sluice_tests::{Pod, World};
 use std::net::{IpAddr, Ipv4Addr};
@@ -106,6 +106,7 @@ fn profile(pod: &str, peers: &[&Pod], lines: &[Line]) -> Profile {
             id: PolicyId(id),
             origin: Origin { kind: Kind::L7NetworkPolicy, namespace: "test".into(), name: pod.into() },
             mode: line.mode,
+            on_deny: OnDeny::default(),
         });
         let side = match line.direction {
             Direction::Ingress => &mut profile.ingress,

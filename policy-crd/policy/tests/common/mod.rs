@@ -6,7 +6,7 @@ pub mod shares;
 
 use sluice_policy::{
     ClassId, ClassSet, Conditions, Connection, HttpMatch, HttpVersion, IsolatedPorts, Isolation, Kind, Mode,
-    Origin, PathMatch, Policy, PolicyId, PortRange, PortSet, Protocol, Request, Rule, Scope, Side,
+    OnDeny, Origin, PathMatch, Policy, PolicyId, PortRange, PortSet, Protocol, Request, Rule, Scope, Side,
 };
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ pub fn side() -> Side {
 
 pub fn policy(id: u32, kind: Kind, mode: Mode) -> Arc<Policy> {
     let origin = Origin { kind, namespace: "shop".into(), name: format!("p{id}").into() };
-    Arc::new(Policy { id: PolicyId(id), origin, mode })
+    Arc::new(Policy { id: PolicyId(id), origin, mode, on_deny: OnDeny::default() })
 }
 
 pub fn isolate(policy: &Arc<Policy>) -> Isolation {

@@ -3,10 +3,11 @@
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use sluice_policy::{
-    Class, ClassId, ClassSet, Conditions, Endpoint, GrpcMatch, GrpcProtocol, HeaderMatch, HeaderTest,
-    HostMatch, HttpMatch, Identity, IsolatedPorts, Isolation, Kind, Layer, MethodMatch, Mode, NameMatch,
-    Origin, PathMatch, Policy, PolicyId, PortRange, PortSet, Prefix, PrefixTable, Profile, ProfileId,
-    Protocol, QueryMatch, Regex, Rule, Scope, Side, Snapshot, TierAction, TierRule, Workload,
+    Class, ClassId, ClassSet, Conditions, DenyAction, DenyDetail, Endpoint, GrpcMatch, GrpcProtocol,
+    HeaderMatch, HeaderTest, HostMatch, HttpMatch, Identity, IsolatedPorts, Isolation, Kind, Layer,
+    MethodMatch, Mode, NameMatch, OnDeny, Origin, PathMatch, Policy, PolicyId, PortRange, PortSet, Prefix,
+    PrefixTable, Profile, ProfileId, Protocol, QueryMatch, Regex, Rule, Scope, Side, Snapshot, TierAction,
+    TierRule, Workload,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -28,14 +29,20 @@ fn workload() -> impl Strategy<Value = Arc<Workload>> {
 }
 
 fn policies() -> impl Strategy<Value = Vec<Arc<Policy>>> {
-    let origin = (0..Kind::ALL.len(), name(), name(), any::<bool>());
-    vec(origin, 1..4).prop_map(|origins| {
-        let policy = |(id, (kind, namespace, name, audit)): (u32, (usize, Arc<str>, Arc<str>, bool))| {
-            let origin = Origin { kind: Kind::ALL[kind], namespace, name };
-            let mode = if audit { Mode::Audit } else { Mode::Enforce };
-            Arc::new(Policy { id: PolicyId(id), origin, mode })
-        };
-        (0..).zip(origins).map(policy).collect()
+    let origin = (0..Kind::ALL.len(), name(), name()).prop_map(|(kind, namespace, name)| Origin {
+        kind: Kind::ALL[kind],
+        namespace,
+        name,
+    });
+    let mode = prop_oneof![Just(Mode::Audit), Just(Mode::Enforce)];
+    let action = prop_oneof![Just(DenyAction::Drop), Just(DenyAction::Reject)];
+    let detail = prop_oneof![Just(DenyDetail::None), Just(DenyDetail::Rule), Just(DenyDetail::NearestMiss)];
+    let on_deny = (action, detail).prop_map(|(action, detail)| OnDeny { action, detail });
+    vec((origin, mode, on_deny), 1..4).prop_map(|policies| {
+        let numbered = (0..).zip(policies);
+        let policy =
+            |(id, (origin, mode, on_deny))| Arc::new(Policy { id: PolicyId(id), origin, mode, on_deny });
+        numbered.map(policy).collect()
     })
 }
 
