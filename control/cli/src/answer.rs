@@ -2,8 +2,10 @@
 //!
 //! Knows nothing of how they were reached.
 
+use crate::trace::{self, Shown, StageView};
 use serde::Serialize;
 use sluice_compile::query::{Query, Said};
+use sluice_policy::trace::{Trace, Traced};
 use sluice_policy::verdict::AuditFinding;
 use sluice_policy::{NearestMiss, SideVerdict, Verdict};
 use std::fmt::Write as _;
@@ -34,6 +36,12 @@ struct Side {
     /// Enforcing denies, and would not with the audited policies.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     would_allow: bool,
+    /// Who the other end was taken for, if a trace is asked for and anything is judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    peer: Option<String>,
+    /// Stage by stage, if asked for; empty where nothing is judged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    trace: Option<Vec<StageView>>,
 }
 
 #[derive(Debug, Serialize)]
@@ -56,6 +64,14 @@ impl Answer {
             ingress: Side::new(&verdict.ingress),
         }
     }
+
+    /// With what the walk saw.
+    pub(crate) fn traced(traced: &Traced, shown: &Shown<'_>) -> Self {
+        let mut answer = Self::new(&traced.verdict);
+        answer.egress.add(traced.egress.as_ref(), shown);
+        answer.ingress.add(traced.ingress.as_ref(), shown);
+        answer
+    }
 }
 
 impl Side {
@@ -76,7 +92,16 @@ impl Side {
             nearest_miss_rule: miss.map(|miss| miss.rule.to_string()),
             would_deny,
             would_allow: side.audit.would_allow,
+            peer: None,
+            trace: None,
         }
+    }
+
+    fn add(&mut self, trace: Option<&Trace>, shown: &Shown<'_>) {
+        let view = trace.map(|trace| trace::view(trace, shown));
+        let (peer, stages) = view.map(|view| (view.peer, view.stages)).unzip();
+        self.peer = peer;
+        self.trace = Some(stages.unwrap_or_default());
     }
 }
 
@@ -119,6 +144,17 @@ pub(crate) fn text(query: &Query, verdict: &Verdict, judged_by_request: bool) ->
         );
     }
     out
+}
+
+/// What the walk saw on both sides, for people.
+pub(crate) fn trace_text(query: &Query, traced: &Traced, shown: &Shown<'_>) -> String {
+    let Verdict { egress, ingress } = &traced.verdict;
+    [("egress", &query.from, egress, &traced.egress), ("ingress", &query.to, ingress, &traced.ingress)]
+        .map(|(direction, who, side, trace)| {
+            let view = trace.as_ref().map(|trace| trace::view(trace, shown));
+            format!("\n{}", trace::text(direction, who, side, view.as_ref()))
+        })
+        .concat()
 }
 
 fn miss_text(miss: &NearestMiss) -> String {

@@ -4,6 +4,7 @@
 
 use crate::answer::Answer;
 use crate::question::Question;
+use crate::trace::Shown;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use sluice_compile::query::Cluster;
@@ -12,8 +13,16 @@ use std::io::{BufRead, Read, Write};
 /// Longest line: a request's headers have their own limit far below it.
 const MAX_LINE: u64 = 1 << 20;
 
+/// Who answers, and how.
+pub(crate) struct Answerer<'c> {
+    pub(crate) cluster: &'c Cluster,
+    pub(crate) shown: Shown<'c>,
+    /// Every answer has its trace, whether its question asks for it or not.
+    pub(crate) trace: bool,
+}
+
 /// Answers until the input ends.
-pub(crate) fn run(cluster: &Cluster, mut input: impl BufRead, mut output: impl Write) -> Result<()> {
+pub(crate) fn run(answerer: &Answerer<'_>, mut input: impl BufRead, mut output: impl Write) -> Result<()> {
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -25,7 +34,7 @@ pub(crate) fn run(cluster: &Cluster, mut input: impl BufRead, mut output: impl W
             skip_line(&mut input)?;
             Err(anyhow::anyhow!("the line has more than {MAX_LINE} bytes"))
         } else {
-            answer(cluster, &line)
+            answerer.answer(&line)
         };
         let answer = answer.unwrap_or_else(|error| json!({ "error": format!("{error:#}") }).to_string());
         // Whoever asks line by line waits for each answer.
@@ -38,14 +47,22 @@ pub(crate) fn run(cluster: &Cluster, mut input: impl BufRead, mut output: impl W
     }
 }
 
-fn answer(cluster: &Cluster, line: &[u8]) -> Result<String> {
-    let text = std::str::from_utf8(line).context("the line is not UTF-8")?.trim();
-    if text.is_empty() {
-        bail!("an empty line asks nothing: write a question as JSON");
+impl Answerer<'_> {
+    fn answer(&self, line: &[u8]) -> Result<String> {
+        let text = std::str::from_utf8(line).context("the line is not UTF-8")?.trim();
+        if text.is_empty() {
+            bail!("an empty line asks nothing: write a question as JSON");
+        }
+        let question: Question = serde_json::from_str(text).context("the line is no question")?;
+        let trace = self.trace || question.trace;
+        let query = question.into_query()?;
+        let answer = if trace {
+            Answer::traced(&self.cluster.trace(&query)?, &self.shown)
+        } else {
+            Answer::new(&self.cluster.ask(&query)?)
+        };
+        Ok(serde_json::to_string(&answer)?)
     }
-    let question: Question = serde_json::from_str(text).context("the line is no question")?;
-    let verdict = cluster.ask(&question.into_query()?)?;
-    Ok(serde_json::to_string(&Answer::new(&verdict))?)
 }
 
 fn skip_line(input: &mut impl BufRead) -> Result<()> {

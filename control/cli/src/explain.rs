@@ -1,7 +1,10 @@
 //! `sluice explain`: manifests and a question in, the verdict out.
 
 use crate::answer::{self, Answer};
-use crate::{batch, question};
+use crate::batch::{self, Answerer};
+use crate::places::Places;
+use crate::question;
+use crate::trace::Shown;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use sluice_compile::query::{Cluster, Query, Said};
@@ -23,6 +26,7 @@ Problems of the manifests go to standard error; what is wrong is judged fail clo
 Examples:
   sluice explain -f examples/shop --from shop/frontend --to shop/cart:8080 --http 'GET /api/v1/items'
   sluice explain -f examples/shop --from shop/billing --to shop/cart:grpc --grpc shop.v1.Cart/GetCart
+  sluice explain -f examples/shop --from shop/intruder --to shop/cart:grpc --trace
   sluice explain -f examples/shop --batch < questions.jsonl";
 
 /// Arguments of `explain`.
@@ -63,6 +67,9 @@ pub(crate) struct Arguments {
     /// One question a line in (JSON, on standard input), one answer a line out (JSON), in order
     #[arg(long, conflicts_with_all = ["from", "to", "http", "grpc", "headers"])]
     batch: bool,
+    /// Show how the verdict came about: every stage of both sides, every rule and what it failed on
+    #[arg(long)]
+    trace: bool,
     /// How to answer
     #[arg(short = 'o', long, value_enum, default_value = "text")]
     output: Output,
@@ -106,22 +113,45 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     };
     let cluster = Cluster::new(&loaded.objects, rollout);
     show(loaded.problems.iter().chain(&cluster.problems), arguments.verbose);
+    let places = Places::new(&loaded.objects);
+    let shown = Shown { snapshot: cluster.snapshot(), places: &places };
     if arguments.batch {
         let output = BufWriter::new(std::io::stdout().lock());
-        batch::run(&cluster, std::io::stdin().lock(), output)?;
+        let answerer = Answerer { cluster: &cluster, shown, trace: arguments.trace };
+        batch::run(&answerer, std::io::stdin().lock(), output)?;
         return Ok(ExitCode::SUCCESS);
     }
     let query = query(arguments)?;
-    let verdict = cluster.ask(&query)?;
-    let text = match arguments.output {
-        Output::Json => serde_json::to_string(&Answer::new(&verdict))? + "\n",
-        Output::Text => answer::text(&query, &verdict, cluster.judged_by_request(&query)),
-    };
+    let (text, decision) = answer(&cluster, &shown, &query, arguments)?;
     std::io::stdout().write_all(text.as_bytes()).context("standard output")?;
-    Ok(match verdict.decision() {
+    Ok(match decision {
         Decision::Allow => ExitCode::SUCCESS,
         Decision::Deny => ExitCode::from(1),
     })
+}
+
+/// The answer as it is printed, and what it comes to.
+fn answer(
+    cluster: &Cluster,
+    shown: &Shown<'_>,
+    query: &Query,
+    arguments: &Arguments,
+) -> Result<(String, Decision)> {
+    let short = |verdict| answer::text(query, verdict, cluster.judged_by_request(query));
+    if !arguments.trace {
+        let verdict = cluster.ask(query)?;
+        let text = match arguments.output {
+            Output::Json => serde_json::to_string(&Answer::new(&verdict))? + "\n",
+            Output::Text => short(&verdict),
+        };
+        return Ok((text, verdict.decision()));
+    }
+    let traced = cluster.trace(query)?;
+    let text = match arguments.output {
+        Output::Json => serde_json::to_string(&Answer::traced(&traced, shown))? + "\n",
+        Output::Text => short(&traced.verdict) + &answer::trace_text(query, &traced, shown),
+    };
+    Ok((text, traced.verdict.decision()))
 }
 
 /// Loads every path as one cluster, so that an object given in two of them is told.

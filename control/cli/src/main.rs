@@ -8,7 +8,9 @@ mod demo;
 mod explain;
 mod manifest;
 mod migrate;
+mod places;
 mod question;
+mod trace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -19,6 +19,9 @@ pub(crate) struct Question {
     port: Option<PortGiven>,
     http: Option<HttpGiven>,
     grpc: Option<GrpcGiven>,
+    /// Whether the answer shall tell every stage and rule.
+    #[serde(default)]
+    pub(crate) trace: bool,
 }
 
 #[derive(Debug, Deserialize)]

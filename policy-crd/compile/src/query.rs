@@ -9,7 +9,8 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use sluice_crd::{Objects, Problem};
 use sluice_policy::path::Path;
 use sluice_policy::{
-    Direction, Endpoint, Facts, HttpVersion, Protocol, Request, RowAction, Snapshot, Source, Verdict,
+    Direction, Endpoint, Facts, HttpVersion, Protocol, Request, RowAction, SideVerdict, Snapshot, Source,
+    Traced, Verdict,
 };
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -86,6 +87,57 @@ pub enum Said {
     },
 }
 
+impl Said {
+    /// Asks with the facts that it makes.
+    fn ask<T>(&self, judge: impl FnOnce(Facts<'_>) -> T) -> T {
+        match self {
+            Self::Nothing => judge(Facts::Connection),
+            Self::Http { method, target, host, headers } => {
+                let (path, query) = target
+                    .split_once('?')
+                    .map_or((target.as_str(), None), |(path, query)| (path, Some(query)));
+                let headers = lower_case(headers);
+                let headers = borrowed(&headers);
+                let request = Request {
+                    version: HttpVersion::Http1,
+                    method,
+                    path: Path::new(path),
+                    query,
+                    host: host.as_deref(),
+                    upgrade: upgrade(&headers),
+                    headers: &headers,
+                };
+                judge(Facts::Request(&request))
+            }
+            Self::Grpc { service, method, headers } => {
+                let path = format!("/{service}/{method}");
+                let mut headers = lower_case(headers);
+                headers.insert(0, ("content-type".to_owned(), "application/grpc".to_owned()));
+                let headers = borrowed(&headers);
+                let request = Request {
+                    version: HttpVersion::Http2,
+                    method: "POST",
+                    path: Path::new(&path),
+                    query: None,
+                    host: None,
+                    upgrade: None,
+                    headers: &headers,
+                };
+                judge(Facts::Request(&request))
+            }
+        }
+    }
+}
+
+/// A question with its names resolved.
+#[derive(Clone, Copy)]
+struct Put {
+    source: Source,
+    to: IpAddr,
+    protocol: Protocol,
+    port: u16,
+}
+
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryError(String);
@@ -128,55 +180,44 @@ impl Cluster {
     /// # Errors
     /// Says which part of the question names nothing, and what to write instead.
     pub fn ask(&self, query: &Query) -> Result<Verdict, QueryError> {
+        let judge = |Put { source, to, protocol, port }: Put, facts: Facts<'_>| {
+            self.snapshot.judge(source, to, protocol, port, facts)
+        };
+        let unjudged = || Verdict { egress: SideVerdict::unjudged(), ingress: SideVerdict::unjudged() };
+        Ok(self.put(query, judge)?.unwrap_or_else(unjudged))
+    }
+
+    /// Answers a question, and tells how the answer came about. The verdict is that of [`ask`](Self::ask).
+    ///
+    /// # Errors
+    /// As [`ask`](Self::ask).
+    pub fn trace(&self, query: &Query) -> Result<Traced, QueryError> {
+        let trace = |Put { source, to, protocol, port }: Put, facts: Facts<'_>| {
+            self.snapshot.trace(source, to, protocol, port, facts)
+        };
+        let unjudged = || Traced {
+            verdict: Verdict { egress: SideVerdict::unjudged(), ingress: SideVerdict::unjudged() },
+            egress: None,
+            ingress: None,
+        };
+        Ok(self.put(query, trace)?.unwrap_or_else(unjudged))
+    }
+
+    /// Puts a question to whoever judges. `None`: a pod reaching itself is never judged.
+    fn put<T>(
+        &self,
+        query: &Query,
+        judge: impl FnOnce(Put, Facts<'_>) -> T,
+    ) -> Result<Option<T>, QueryError> {
         let from = self.resolve(&query.from)?;
         let to = self.resolve(&query.to)?;
         let (from, to) = same_family(&from, &to);
         let port = self.port(query)?;
         if from == to {
-            // A pod reaching itself is never judged.
-            return Ok(Verdict {
-                egress: sluice_policy::SideVerdict::unjudged(),
-                ingress: sluice_policy::SideVerdict::unjudged(),
-            });
+            return Ok(None);
         }
-        let source = self.source(from, to);
-        let judge = |facts: Facts<'_>| self.snapshot.judge(source, to, query.protocol, port, facts);
-        match &query.said {
-            Said::Nothing => Ok(judge(Facts::Connection)),
-            Said::Http { method, target, host, headers } => {
-                let (path, query) = target
-                    .split_once('?')
-                    .map_or((target.as_str(), None), |(path, query)| (path, Some(query)));
-                let headers = lower_case(headers);
-                let headers = borrowed(&headers);
-                let request = Request {
-                    version: HttpVersion::Http1,
-                    method,
-                    path: Path::new(path),
-                    query,
-                    host: host.as_deref(),
-                    upgrade: upgrade(&headers),
-                    headers: &headers,
-                };
-                Ok(judge(Facts::Request(&request)))
-            }
-            Said::Grpc { service, method, headers } => {
-                let path = format!("/{service}/{method}");
-                let mut headers = lower_case(headers);
-                headers.insert(0, ("content-type".to_owned(), "application/grpc".to_owned()));
-                let headers = borrowed(&headers);
-                let request = Request {
-                    version: HttpVersion::Http2,
-                    method: "POST",
-                    path: Path::new(&path),
-                    query: None,
-                    host: None,
-                    upgrade: None,
-                    headers: &headers,
-                };
-                Ok(judge(Facts::Request(&request)))
-            }
-        }
+        let put = Put { source: self.source(from, to), to, protocol: query.protocol, port };
+        Ok(Some(query.said.ask(|facts| judge(put, facts))))
     }
 
     /// A node asks for itself: what comes through it has an address of its own.

@@ -46,7 +46,7 @@ pub use query::QueryMatch;
 pub use regex::Regex;
 pub use request::{HttpVersion, Request};
 pub use snapshot::{Class, Endpoint, Endpoints, Identity, Snapshot, Source, Workload};
-pub use trace::Trace;
+pub use trace::{Trace, Traced};
 pub use verdict::{
     Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Outcome, Reason, SideVerdict, Verdict,
 };

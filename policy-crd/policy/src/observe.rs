@@ -13,6 +13,8 @@ use std::sync::Arc;
 pub enum StageKind {
     /// The Admin tier.
     Admin,
+    /// The endpoint's own node asks: it passes, and nothing else is asked.
+    Host,
     /// The deny rules of namespaced policies.
     Deny,
     /// An allow layer.
@@ -58,8 +60,8 @@ pub(crate) trait Observe {
     /// A stage begins.
     fn stage(&mut self, _kind: StageKind) {}
 
-    /// The layer that has begun: isolated by this policy, or silent.
-    fn isolation(&mut self, _by: Option<&Arc<Policy>>) {}
+    /// The layer that has begun: isolated by this policy, or silent. Then the audited policy that would isolate it.
+    fn isolation(&mut self, _by: Option<&Arc<Policy>>, _audited: Option<&Arc<Policy>>) {}
 
     /// A rule of the stage, in order.
     fn rule(&mut self, _visit: &Visit<'_>) {}

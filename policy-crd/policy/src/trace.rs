@@ -4,11 +4,15 @@
 //! nobody asks for it on the way of a packet. Knows nothing of texts or of who reads it.
 
 use crate::asked::Effect;
+use crate::class::ClassId;
 use crate::miss::Miss;
 use crate::observe::{Observe, StageKind, Step, Visit};
 use crate::origin::{Policy, RuleName};
-use crate::profile::{Rule, Side};
-use crate::verdict::{Connection, Facts, SideVerdict};
+use crate::port::Protocol;
+use crate::profile::{Direction, Rule, Side};
+use crate::snapshot::{Snapshot, Source};
+use crate::verdict::{Connection, Facts, SideVerdict, Verdict};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 /// Most rules listed of one stage, of those that take part and of audited ones each: what people can still read.
@@ -16,8 +20,10 @@ use std::sync::Arc;
 pub const MAX_LISTED: usize = 64;
 
 /// How one side came to its verdict.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trace {
+    /// Who the other end was taken for.
+    pub peer: ClassId,
     /// The stages in the order in which they were asked. The Admin tier comes more than once where a Pass waits for
     /// a request: both ways are walked.
     pub stages: Vec<Stage>,
@@ -30,8 +36,10 @@ pub struct Trace {
 pub struct Stage {
     /// Which.
     pub kind: StageKind,
-    /// Of an allow layer: the policy that isolates. `None`: the layer is silent, and its rules are not asked.
+    /// Of an allow layer: the policy that isolates. `None`: the layer is silent, whatever its rules match.
     pub isolated_by: Option<Arc<Policy>>,
+    /// Of a silent layer: the audited policy that would isolate.
+    pub would_isolate: Option<Arc<Policy>>,
     /// Its rules.
     pub rules: Listed,
     /// The rules of audited policies, which take no part in the verdict.
@@ -87,9 +95,15 @@ pub enum StageEnd {
 }
 
 impl Stage {
+    /// Whether it is an allow layer in which nothing isolates.
+    #[must_use]
+    pub const fn is_silent(&self) -> bool {
+        matches!(self.kind, StageKind::Layer(_)) && self.isolated_by.is_none()
+    }
+
     fn new(kind: StageKind) -> Self {
         let (rules, audited) = (Listed::default(), Listed::default());
-        Self { kind, isolated_by: None, rules, audited, end: StageEnd::Next }
+        Self { kind, isolated_by: None, would_isolate: None, rules, audited, end: StageEnd::Next }
     }
 
     /// The rule that decides the stage.
@@ -124,7 +138,7 @@ impl TracedRule {
 /// Writes the trace. `rules` stands beside [`Stage::rules`] of the last stage, rule by rule.
 #[derive(Default)]
 struct Recorder {
-    trace: Trace,
+    stages: Vec<Stage>,
     rules: Vec<*const Rule>,
 }
 
@@ -147,17 +161,17 @@ impl Observe for Recorder {
 
     fn stage(&mut self, kind: StageKind) {
         self.rules.clear();
-        self.trace.stages.push(Stage::new(kind));
+        self.stages.push(Stage::new(kind));
     }
 
-    fn isolation(&mut self, by: Option<&Arc<Policy>>) {
-        if let Some(stage) = self.trace.stages.last_mut() {
-            stage.isolated_by = by.cloned();
+    fn isolation(&mut self, by: Option<&Arc<Policy>>, audited: Option<&Arc<Policy>>) {
+        if let Some(stage) = self.stages.last_mut() {
+            (stage.isolated_by, stage.would_isolate) = (by.cloned(), audited.cloned());
         }
     }
 
     fn rule(&mut self, visit: &Visit<'_>) {
-        let Some(stage) = self.trace.stages.last_mut() else { return };
+        let Some(stage) = self.stages.last_mut() else { return };
         let Visit { rule, effect, taken, matched, asked } = *visit;
         let traced = TracedRule {
             policy: rule.policy.clone(),
@@ -190,7 +204,7 @@ impl Observe for Recorder {
             Step::Refused(nearest) => StageEnd::Refused(nearest.and_then(|rule| self.place(rule))),
             Step::Next => StageEnd::Next,
         };
-        if let Some(stage) = self.trace.stages.last_mut() {
+        if let Some(stage) = self.stages.last_mut() {
             stage.end = end;
         }
     }
@@ -202,9 +216,45 @@ impl Side {
     pub fn trace(&self, connection: &Connection, facts: Facts<'_>) -> (SideVerdict, Trace) {
         let mut recorder = Recorder::default();
         let verdict = self.judge_watched(connection, facts, &mut recorder);
-        let mut trace = recorder.trace;
-        let asked = |kind: &StageKind| trace.stages.iter().any(|stage| stage.kind == *kind);
-        trace.not_asked = self.stages_with_rules().into_iter().filter(|kind| !asked(kind)).collect();
-        (verdict, trace)
+        let stages = recorder.stages;
+        let asked = |kind: &StageKind| stages.iter().any(|stage| stage.kind == *kind);
+        let not_asked = self.stages_with_rules().into_iter().filter(|kind| !asked(kind)).collect();
+        (verdict, Trace { peer: connection.peer, stages, not_asked })
+    }
+}
+
+/// Both sides of a verdict, with what the walk saw.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traced {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The source's egress side; `None` where nothing is judged.
+    pub egress: Option<Trace>,
+    /// The destination's ingress side; `None` where nothing is judged.
+    pub ingress: Option<Trace>,
+}
+
+impl Snapshot {
+    /// Judges as [`judge`](Self::judge) does, in the same walk, and tells what it saw.
+    #[must_use]
+    pub fn trace(
+        &self,
+        source: impl Into<Source>,
+        destination: IpAddr,
+        protocol: Protocol,
+        port: u16,
+        facts: Facts<'_>,
+    ) -> Traced {
+        let (mut egress, mut ingress) = (None, None);
+        let verdict =
+            self.both(source.into(), destination, (protocol, port), |direction, side, connection| {
+                let (verdict, trace) = side.trace(connection, facts);
+                match direction {
+                    Direction::Egress => egress = Some(trace),
+                    Direction::Ingress => ingress = Some(trace),
+                }
+                verdict
+            });
+        Traced { verdict, egress, ingress }
     }
 }

@@ -144,11 +144,16 @@ impl Layer {
     fn walk<O: Observe>(&self, kind: LayerKind, asked: Asked<'_>, observer: &mut O) -> Option<Walked<'_>> {
         observer.stage(StageKind::Layer(kind));
         let isolating = self.isolated_by(asked.connection, asked.taking);
-        observer.isolation(isolating);
         let Some(isolating) = isolating else {
+            // Whoever explains wants to see what would have a say, were the layer not silent.
+            if O::EVERY_RULE {
+                observer.isolation(None, self.isolated_by(asked.connection, Taking::All));
+                self.first_allow(asked, observer);
+            }
             observer.step(Step::Next);
             return None;
         };
+        observer.isolation(Some(isolating), None);
         if let Some(rule) = self.first_allow(asked, observer) {
             observer.step(Step::By(rule));
             return Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule));
@@ -255,6 +260,7 @@ impl Side {
     fn walk_namespaced<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Walked<'_> {
         if asked.connection.from_host {
             // The node reaches the pods that run on it, whatever isolates them.
+            observer.stage(StageKind::Host);
             return Walked::not_isolated();
         }
         if let Some(rule) = self.first_deny(asked, observer) {
@@ -419,8 +425,19 @@ impl Snapshot {
         port: u16,
         facts: Facts<'_>,
     ) -> Verdict {
-        let source = source.into();
-        let side = |endpoint: IpAddr, peer: Source, direction: Direction| {
+        let asked = (protocol, port);
+        self.both(source.into(), destination, asked, |_, side, connection| side.judge(connection, facts))
+    }
+
+    /// Asks both ends, where there is anything to be asked.
+    pub(crate) fn both(
+        &self,
+        source: Source,
+        destination: IpAddr,
+        (protocol, port): (Protocol, u16),
+        mut judge: impl FnMut(Direction, &Side, &Connection) -> SideVerdict,
+    ) -> Verdict {
+        let mut side = |endpoint: IpAddr, peer: Source, direction: Direction| {
             let Some(endpoint) = self.endpoint_at(endpoint) else {
                 return SideVerdict::unjudged();
             };
@@ -432,7 +449,7 @@ impl Snapshot {
                 return SideVerdict::plain(Decision::Deny, Reason::IdentityMissing);
             };
             let connection = self.connection(endpoint, direction, peer, protocol, port);
-            profile.side(direction).judge(&connection, facts)
+            judge(direction, profile.side(direction), &connection)
         };
         Verdict {
             egress: side(source.address(), Source::Address(destination), Direction::Egress),
