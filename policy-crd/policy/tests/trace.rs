@@ -265,6 +265,41 @@ fn a_trace_tells_what_the_walk_did() {
     }
 }
 
+/// Whoever is not watched may take short cuts past rules that cannot match; whoever is watched sees all of them.
+#[test]
+fn many_rules_watched_and_unwatched_come_to_the_same() {
+    const POLICIES: u32 = 60;
+    let config = ProptestConfig { cases: 60, failure_persistence: None, ..ProptestConfig::default() };
+    let shares: Vec<_> = (0..POLICIES).map(share).collect();
+    let mode = prop_oneof![9 => Just(Mode::Enforce), 1 => Just(Mode::Audit)];
+    let modes = prop::collection::vec(mode, POLICIES as usize);
+    let strategy = (shares, modes, prop::collection::vec(question(), 40));
+    let seen: RefCell<[u32; 2]> = RefCell::default();
+    let result = TestRunner::new(config).run(&strategy, |(shares, modes, questions)| {
+        // The Admin tier or a deny for everybody would decide most of it: of the first policies some sides have none.
+        let bare = (modes.iter().filter(|mode| **mode == Mode::Audit).count() % 3) * 20;
+        let mut side = Side::default();
+        for (at, (share, mode)) in shares.iter().zip(&modes).enumerate() {
+            share.add(&mut side, *mode);
+            if at < bare {
+                side.admin.clear();
+                side.deny.clear();
+            }
+        }
+        for (connection, said) in questions {
+            let (verdict, trace) = traced(&side, &connection, said);
+            prop_assert_eq!(&verdict, &said.ask(|facts| side.judge(&connection, facts)));
+            check_verdict(&verdict, &trace)?;
+            seen.borrow_mut()[usize::from(verdict.decision == Decision::Allow)] += 1;
+        }
+        Ok(())
+    });
+    result.unwrap_or_else(|error| panic!("{error}"));
+    let [denied, allowed] = seen.into_inner();
+    println!("{denied} denied, {allowed} allowed");
+    assert!(denied > 100 && allowed > 100, "{denied} {allowed}");
+}
+
 #[test]
 fn stages_that_were_not_asked_are_named() {
     let np = policy(0, Kind::NetworkPolicy, Mode::Enforce);
