@@ -126,12 +126,20 @@ fn what_is_in_doubt_grants_nothing() {
     let mut fqdn = slice("a", "outside", json!([{"addresses": ["host.example"]}]));
     fqdn["addressType"] = json!("FQDN");
     fqdn["metadata"]["name"] = json!("outside-2");
+    let special = |address: &str| {
+        let mut slice = slice("a", "outside", json!([{"addresses": [address]}]));
+        slice["metadata"]["name"] = json!("outside-3");
+        slice
+    };
     let by_name = json!({"k8sService": {"serviceName": "outside", "namespace": "a"}});
     for (path, item, more) in [
         ("", json!({}), vec![]),
         ("", json!({"k8sService": {"serviceName": "a"}, "k8sServiceSelector": {"selector": {}}}), vec![]),
         (".k8sService", json!({"k8sService": {"namespace": "a"}}), vec![]),
-        (".k8sService", by_name, vec![fqdn]),
+        (".k8sService", by_name.clone(), vec![fqdn]),
+        (".k8sService", by_name.clone(), vec![special("169.254.169.254")]),
+        (".k8sService", by_name.clone(), vec![special("127.0.0.1")]),
+        (".k8sService", by_name, vec![special("::ffff:0.0.0.0")]),
         (
             ".k8sServiceSelector.selector",
             json!({"k8sServiceSelector": {"selector": {"matchLabels": {"reserved:host": ""}}}}),
@@ -156,4 +164,13 @@ fn what_is_in_doubt_grants_nothing() {
             json!({"egress": [{"toEntities": ["all"]}], "egressDeny": [{"toServices": [item.clone()]}]});
         assert_eq!(egress(deny, &more).0, [DENY; 7], "{item}");
     }
+}
+
+#[test]
+fn items_are_bounded() {
+    let item = json!({"k8sService": {"serviceName": "clients", "namespace": "a"}});
+    let rules = |number: usize| json!({"egress": [{"toServices": vec![item.clone(); number]}]});
+    assert_eq!(egress(rules(256), &[]).0, named(&["a/client"]));
+    let (got, problems) = egress(rules(257), &[]);
+    assert_eq!((got, errors(&problems).len()), ([DENY; 7], 1), "{problems:#?}");
 }

@@ -23,6 +23,9 @@ use std::sync::Arc;
 /// list of names must not become a long one of addresses. A Service has at most some thousand endpoints.
 const MAX_FROM_SERVICES: usize = 1 << 15;
 
+/// Most items of `toServices` in one policy: each is compared with every Service of the cluster.
+const MAX_ITEMS: usize = 256;
+
 /// The label of an `EndpointSlice` that names its Service.
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label that every Namespace has.
@@ -49,7 +52,7 @@ struct Address {
 #[derive(Default)]
 struct Slices {
     addresses: Vec<Address>,
-    /// Some endpoint is no address: a name, or what cannot be read.
+    /// Some endpoint is no address that the API server would take: a name, or the loopback of whoever reads it.
     unknown: bool,
 }
 
@@ -114,7 +117,7 @@ impl Slices {
         for endpoint in slice.endpoints.iter() {
             for text in &endpoint.addresses {
                 match text.parse::<IpAddr>() {
-                    Ok(address) if slice.address_type != "FQDN" => {
+                    Ok(address) if slice.address_type != "FQDN" && !is_special(canonical(address)) => {
                         let serving = is_serving(endpoint);
                         self.addresses.push(Address { address: canonical(address), serving });
                     }
@@ -123,6 +126,16 @@ impl Slices {
             }
         }
     }
+}
+
+/// What the API server refuses as an endpoint: addresses that mean another host to everybody who uses them, and a
+/// cloud's own 169.254.169.254.
+fn is_special(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    };
+    address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local
 }
 
 /// Whether Services send traffic there: ready, or still serving while it ends.
@@ -134,13 +147,15 @@ fn is_serving(endpoint: &Endpoint) -> bool {
 /// The Services as one policy sees them.
 pub(super) struct View<'a> {
     services: &'a Services<'a>,
+    /// Items asked so far.
+    asked: Cell<usize>,
     /// Peers taken from them so far.
     taken: Cell<usize>,
 }
 
 impl<'a> View<'a> {
     pub(super) fn new(services: &'a Services<'a>) -> Self {
-        Self { services, taken: Cell::new(0) }
+        Self { services, asked: Cell::new(0), taken: Cell::new(0) }
     }
 
     /// One item of `toServices`. `None`: in doubt, and told.
@@ -152,6 +167,12 @@ impl<'a> View<'a> {
         path: &str,
         report: &mut Report<'_>,
     ) -> Option<Vec<PeerItem>> {
+        self.asked.set(self.asked.get() + 1);
+        if self.asked.get() > MAX_ITEMS {
+            let reason = format!("more than {MAX_ITEMS} items of toServices in one policy");
+            report.error(path, reason, "write several policies, or select Services by their labels");
+            return None;
+        }
         let (found, path) = match (&given.k8s_service_selector, &given.k8s_service) {
             (Some(selected), None) => {
                 let path = format!("{path}.k8sServiceSelector");
@@ -250,8 +271,8 @@ impl<'a> View<'a> {
             }
         }
         if unknown {
-            let reason = "an endpoint of the Service is no address";
-            report.error(path, reason, "write IPv4 or IPv6 addresses into its EndpointSlices");
+            let reason = "an endpoint of the Service is no address of another host";
+            report.error(path, reason, "correct its EndpointSlices");
             return None;
         }
         let taken = self.taken.get().saturating_add(out.len() + addresses.len());
