@@ -168,6 +168,9 @@ fn text(migrated: &Migrated, errors: &[&Problem], arguments: &Arguments) -> Stri
     for error in errors {
         let _ = writeln!(out, "error: {error}");
     }
+    for warning in &migrated.warnings {
+        let _ = writeln!(out, "warning: {warning}");
+    }
     let losses = migrated.losses.iter().filter(|_| arguments.report.is_none());
     for loss in losses {
         let _ = writeln!(out, "{}: {}", loss.kind, loss.problem);
@@ -177,11 +180,10 @@ fn text(migrated: &Migrated, errors: &[&Problem], arguments: &Arguments) -> Stri
         counted(migrated, Outcome::WithLoss),
         counted(migrated, Outcome::Refused),
     );
-    let written = migrated.manifests.len();
+    let (given, written) = (migrated.originals.len(), migrated.manifests.len());
     let _ = writeln!(
         out,
-        "{} policies of Cilium: {whole} without loss, {lossy} with loss, {refused} refused; {written} manifests",
-        migrated.originals.len()
+        "policies of Cilium: {given}, without loss: {whole}, with loss: {lossy}, refused: {refused}; manifests: {written}"
     );
     if arguments.fail_on_loss && whole < migrated.originals.len() {
         let _ = writeln!(out, "nothing is written: --fail-on-loss");
@@ -222,6 +224,7 @@ fn report(migrated: &Migrated, errors: &[&Problem]) -> Value {
         "policies": originals.collect::<Vec<_>>(),
         "manifests": manifests.collect::<Vec<_>>(),
         "losses": losses.collect::<Vec<_>>(),
+        "warnings": migrated.warnings.iter().map(place).collect::<Vec<_>>(),
         "errors": errors.iter().map(|problem| place(problem)).collect::<Vec<_>>(),
         "counts": {
             "whole": counted(migrated, Outcome::Whole), "withLoss": counted(migrated, Outcome::WithLoss),

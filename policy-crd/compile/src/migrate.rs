@@ -22,7 +22,6 @@ use crate::lower::{self, PolicyIr};
 use crate::tiers;
 use groups::Place;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
-use labels::Chosen;
 use loss::Told;
 use names::Names;
 use sluice_crd::{
@@ -40,6 +39,8 @@ pub struct Migrated {
     pub manifests: Vec<Manifest>,
     /// The losses, in the order of the input.
     pub losses: Vec<Loss>,
+    /// What else is worth knowing of the originals, that changes no verdict.
+    pub warnings: Vec<Problem>,
     /// What became of each policy of Cilium, by kind, namespace and name.
     pub originals: Vec<Original>,
 }
@@ -99,6 +100,7 @@ pub fn migrate(objects: &Objects) -> Migrated {
     let mut told: Vec<Told<'_>> = given.iter().map(|object| Told::new(&object.source)).collect();
     let mut refused = vec![false; given.len()];
     let mut units: Vec<Unit> = Vec::new();
+    let mut warnings = Vec::new();
     for (number, object) in given.iter().enumerate() {
         let mut problems = Vec::new();
         let lowered = cilium::policy(object, &named, &mut problems);
@@ -106,6 +108,7 @@ pub fn migrate(objects: &Objects) -> Migrated {
             refused[number] = true;
         }
         lowering_losses(&problems, &mut told[number]);
+        warnings.extend(problems.into_iter().filter(|problem| problem.severity == Severity::Warning));
         if !refused[number] {
             for (spec, ir) in object.specs.iter().zip(&lowered) {
                 units.extend(units::of_spec(object, number, spec, ir, &index.namespaces, &mut told[number]));
@@ -117,9 +120,10 @@ pub fn migrate(objects: &Objects) -> Migrated {
     units.extend(stay.map(|policy| staying(policy, &index)));
     let baseline = has_baseline(objects);
     let places = groups::places(&units, baseline);
+    let others = others(objects, &index);
     for (number, place) in places.iter().enumerate().take(migrated) {
         tell_of_company(&units, number, place, &places, &mut told);
-        tell_of_others(&units[number], place, objects, &mut told);
+        tell_of_others(&units[number], place, &others, &mut told);
     }
     let mut names = Names::default();
     for policy in &objects.policies {
@@ -141,7 +145,9 @@ pub fn migrate(objects: &Objects) -> Migrated {
     }
     losses.sort();
     losses.dedup();
-    Migrated { manifests, losses, originals }
+    warnings.sort();
+    warnings.dedup();
+    Migrated { manifests, losses, warnings, originals }
 }
 
 /// Whether an error leaves open whom the policy is about.
@@ -159,7 +165,7 @@ fn lowering_losses(problems: &[Problem], told: &mut Told<'_>) {
     }
 }
 
-/// A `NetworkPolicy` of the input as a unit that stays where it is.
+/// A policy of the input as a unit that stays where it is.
 fn staying(policy: &PolicyObject, index: &Index) -> Unit {
     let ir = lower::policy(policy, &mut Vec::new());
     let mut unheard = Told::new(&policy.source);
@@ -174,6 +180,12 @@ fn staying(policy: &PolicyObject, index: &Index) -> Unit {
         pods: ir.selector.requirements().to_vec(),
         sides: Direction::ALL.map(side),
     }
+}
+
+/// The `L7NetworkPolicy` objects of the input.
+fn others(objects: &Objects, index: &Index) -> Vec<Unit> {
+    let of_layer = objects.policies.iter().filter(|policy| policy.kind == PolicyKind::L7NetworkPolicy);
+    of_layer.map(|policy| staying(policy, index)).collect()
 }
 
 fn name_of(source: &Source, name: &Arc<str>) -> Arc<str> {
@@ -208,7 +220,7 @@ fn tell_of_company(
             );
         }
         if place.torn {
-            let reason = "a NetworkPolicy isolates, so that an allow without default deny cannot be said beside the others of these pods";
+            let reason = "where a NetworkPolicy must say who may connect, an allow without default deny cannot be said";
             told[policy].tell(
                 LossKind::Narrowed,
                 &path,
@@ -236,28 +248,19 @@ fn tell_of_company(
 }
 
 /// An `L7NetworkPolicy` that was there before restricts these pods, and results in its layer would open it.
-fn tell_of_others(unit: &Unit, places: &[Place; 2], objects: &Objects, told: &mut [Told<'_>]) {
+fn tell_of_others(unit: &Unit, places: &[Place; 2], others: &[Unit], told: &mut [Told<'_>]) {
     let Some(policy) = unit.policy else { return };
-    for other in objects.policies.iter().filter(|other| other.kind == PolicyKind::L7NetworkPolicy) {
-        if other.namespace != unit.namespace {
-            continue;
-        }
-        let ir = lower::policy(other, &mut Vec::new());
-        let meets =
-            Chosen::new(&ir.selector).is_some_and(|chosen| labels::may_meet(&chosen.pods, &unit.pods));
+    let beside = others.iter().filter(|other| other.namespace == unit.namespace);
+    for other in beside.filter(|other| labels::may_meet(&other.pods, &unit.pods)) {
         for direction in Direction::ALL {
-            if places[direction as usize].l && meets && units::isolates(ir.side(direction)) {
+            if places[direction as usize].l && other.side(direction).speaks() {
                 let reason = format!(
-                    "{} restricts the same pods: beside the result, which is of its kind, either of them is enough",
-                    name_of(&other.source, &other.name)
+                    "{} is about the same pods: beside the result, which is of its kind, either of them is enough",
+                    other.from
                 );
                 let path = format!("{}.{}", unit.path, direction.as_str());
-                told[policy].tell(
-                    LossKind::Widened,
-                    &path,
-                    reason,
-                    "write what both shall say into one L7NetworkPolicy",
-                );
+                let remedy = "write what both shall say into one L7NetworkPolicy";
+                told[policy].tell(LossKind::Widened, &path, reason, remedy);
             }
         }
     }

@@ -7,6 +7,7 @@ use crate::cilium::selector::{CLUSTER, CLUSTER_NAME, NAMESPACE, NAMESPACE_LABELS
 use crate::index::NAME_LABEL;
 use crate::selector::{Labels, Requirement, Selector, Test};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+use sluice_crd::limits::{MAX_SELECTOR, MAX_SELECTOR_VALUES};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -103,6 +104,15 @@ fn meets(test: &Test, value: Option<&str>) -> bool {
         Test::Exists => value.is_some(),
         Test::DoesNotExist => value.is_none(),
     }
+}
+
+/// Whether our kinds take a selector as long as this.
+pub(super) fn fits(requirements: &[Requirement]) -> bool {
+    let values = |one: &Requirement| match &one.test {
+        Test::In(values) | Test::NotIn(values) => values.len(),
+        Test::Exists | Test::DoesNotExist => 0,
+    };
+    requirements.len() <= MAX_SELECTOR && requirements.iter().all(|one| values(one) <= MAX_SELECTOR_VALUES)
 }
 
 /// The selector as Kubernetes writes it: what must be one value as a label, the rest as expressions.

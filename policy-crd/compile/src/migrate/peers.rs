@@ -3,17 +3,17 @@
 //! Knows nothing of what is said over a connection. Of a deny the superset is written where a peer cannot be said
 //! exactly, of an allow nothing.
 
-use super::labels::{Chosen, written};
+use super::labels::{Chosen, fits, written};
 use super::loss::LossKind::{Dropped, Frozen, Narrowed};
 use super::loss::Told;
 use crate::index::{NAME_LABEL, NamespaceEntry};
 use crate::peers::{PeerItem, Peers, PortItem, Ports};
 use crate::selector::Selector;
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use sluice_crd::limits::{MAX_PORT_NAME, MAX_SERVICE_ACCOUNTS};
+use sluice_crd::limits::{MAX_EXCEPT, MAX_PORT_NAME, MAX_SERVICE_ACCOUNTS};
 use sluice_crd::{Entity, IpBlock, Peer, Port, ServiceAccountRef};
 use sluice_policy::{PortRange, Prefix};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// The namespaces of the cluster, by name.
@@ -57,19 +57,33 @@ impl Whom {
 pub(super) fn whom(peers: &Peers, at: At<'_>, told: &mut Told<'_>) -> Whom {
     let Peers::Any(items) = peers else { return Whom::Everybody };
     let mut out: Vec<Peer> = Vec::new();
-    let everything = |item: &PeerItem| matches!(item, PeerItem::Outside { cidr, except } if cidr.mapped_len() == all_of(*cidr) && except.is_empty());
-    let families = items.iter().filter(|item| everything(item)).count();
-    if families > 1 {
-        out.push(Peer { entities: Some(vec![Entity::World]), ..Peer::default() });
-    }
-    for item in items.iter().filter(|item| families < 2 || !everything(item)) {
-        for peer in peer(item, at, told) {
-            if !out.contains(&peer) {
-                out.push(peer);
+    let mut entities: Vec<Entity> = Vec::new();
+    let families = items.iter().filter(|item| is_family(item)).count();
+    for item in items {
+        match item {
+            PeerItem::Entities(some) => entities.extend(some),
+            // Both families are the world.
+            item if families > 1 && is_family(item) => entities.push(Entity::World),
+            item => {
+                for peer in peer(item, at, told) {
+                    if !out.contains(&peer) {
+                        out.push(peer);
+                    }
+                }
             }
         }
     }
+    let mut seen = BTreeSet::new();
+    entities.retain(|entity| seen.insert(*entity));
+    if !entities.is_empty() {
+        out.push(Peer { entities: Some(entities), ..Peer::default() });
+    }
     Whom::Any(out)
+}
+
+/// Whether it is everything of one family that is outside the cluster.
+fn is_family(item: &PeerItem) -> bool {
+    matches!(item, PeerItem::Outside { cidr, except } if cidr.mapped_len() == all_of(*cidr) && except.is_empty())
 }
 
 /// The length, in IPv6's 128 bits, of a prefix that holds all of its family.
@@ -84,13 +98,14 @@ fn peer(item: &PeerItem, at: At<'_>, told: &mut Told<'_>) -> Vec<Peer> {
         }
         PeerItem::Elsewhere { namespaces, pods } => selected(namespaces, pods, at, told),
         PeerItem::Block { cidr, except } => {
-            vec![Peer { ip_block: Some(block(*cidr, except)), ..Peer::default() }]
+            let block = |ip_block| Peer { ip_block: Some(ip_block), ..Peer::default() };
+            block_of(*cidr, except, at, told).map(block).into_iter().collect()
         }
-        PeerItem::Outside { cidr, except } => vec![Peer {
-            ip_block: Some(block(*cidr, except)),
-            entities: Some(vec![Entity::World]),
-            ..Peer::default()
-        }],
+        PeerItem::Outside { cidr, except } => {
+            let entities = Some(vec![Entity::World]);
+            let block = |ip_block| Peer { ip_block: Some(ip_block), entities, ..Peer::default() };
+            block_of(*cidr, except, at, told).map(block).into_iter().collect()
+        }
         PeerItem::Entities(entities) => {
             vec![Peer { entities: Some(entities.iter().copied().collect()), ..Peer::default() }]
         }
@@ -152,15 +167,38 @@ fn merge(all: Peer, one: &Peer) -> Option<Peer> {
     })
 }
 
-fn block(cidr: Prefix, except: &[Prefix]) -> IpBlock {
-    let except: Vec<String> = except.iter().map(ToString::to_string).collect();
-    IpBlock { cidr: cidr.to_string(), except: (!except.is_empty()).then_some(except) }
+/// `ipBlock`. `None`: it has more exceptions than one can have, and an allow may not lose them.
+fn block_of(cidr: Prefix, except: &[Prefix], at: At<'_>, told: &mut Told<'_>) -> Option<IpBlock> {
+    let mut given: Vec<String> = except.iter().map(ToString::to_string).collect();
+    if given.len() > MAX_EXCEPT {
+        let reason = format!("{} exceptions, an ipBlock takes {MAX_EXCEPT}", given.len());
+        if !at.deny {
+            told.tell(
+                Dropped,
+                at.path,
+                format!("{reason}: the peer is left out"),
+                "write the CIDRs that remain",
+            );
+            return None;
+        }
+        told.tell(
+            Narrowed,
+            at.path,
+            format!("{reason}: the rule denies them, too"),
+            "write the CIDRs that remain",
+        );
+        given.clear();
+    }
+    Some(IpBlock { cidr: cidr.to_string(), except: (!given.is_empty()).then_some(given) })
 }
 
 /// Pods by their labels, their namespace's and their service account.
 fn selected(namespaces: &Selector, pods: &Selector, at: At<'_>, told: &mut Told<'_>) -> Vec<Peer> {
     let Some(mut chosen) = Chosen::new(pods) else { return Vec::new() };
     chosen.namespaces.extend(namespaces.requirements().iter().cloned());
+    if !fits(&chosen.pods) || !fits(&chosen.namespaces) {
+        return unsaid(&Chosen::default(), "the selector is longer than our kinds take", at, told);
+    }
     if chosen.accounts.is_empty() {
         return vec![by_labels(&chosen, at)];
     }

@@ -2,7 +2,7 @@
 //!
 //! A clusterwide policy becomes one unit for each namespace. Knows nothing of other policies.
 
-use super::labels::Chosen;
+use super::labels::{self, Chosen};
 use super::loss::LossKind::{Dropped, Frozen, Narrowed};
 use super::loss::Told;
 use super::peers::{At, Namespaces, Whom, ports, whom};
@@ -83,6 +83,11 @@ pub(super) fn of_spec(
     if !subject.accounts.is_empty() {
         let reason = "podSelector does not know service accounts: the policy is left out, and its pods are not closed by it";
         told.tell(Dropped, &path, reason, "label the pods, and select by the label");
+        return Vec::new();
+    }
+    if !labels::fits(&subject.pods) {
+        let reason = "the selector is longer than our kinds take: the policy is left out, and its pods are not closed by it";
+        told.tell(Dropped, &path, reason, "select by fewer labels");
         return Vec::new();
     }
     frozen(spec, told);

@@ -13,8 +13,8 @@ use k8s_openapi::api::networking::v1::{
     NetworkPolicyPort, NetworkPolicySpec,
 };
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use sluice_crd::limits::{MAX_MATCHES, MAX_PEERS, MAX_PORTS, MAX_RULES};
-use sluice_crd::{IsolationScope, L7NetworkPolicySpec, L7Rule, L7Rules, Peer, Port};
+use sluice_crd::limits::{MAX_MATCHES, MAX_PEERS, MAX_PORTS, MAX_RULES, MAX_SERVER_NAMES};
+use sluice_crd::{IsolationScope, L7NetworkPolicySpec, L7Rule, L7Rules, Peer, Port, TlsRules};
 use sluice_policy::Direction;
 
 /// The kinds of results.
@@ -225,15 +225,16 @@ fn rules(all: &[Said], direction: Direction) -> Vec<L7Rule> {
 
 fn conditions(rules: Option<&L7Rules>) -> Vec<Option<L7Rules>> {
     let Some(rules) = rules else { return vec![None] };
-    match &rules.http {
-        Some(http) if http.len() > MAX_MATCHES => {
-            let part = |some: &[_]| Some(L7Rules { http: Some(some.to_vec()), ..L7Rules::default() });
-            let mut out: Vec<Option<L7Rules>> = http.chunks(MAX_MATCHES).map(part).collect();
-            if rules.tls.is_some() {
-                out.push(Some(L7Rules { http: None, ..rules.clone() }));
-            }
-            out
-        }
-        _ => vec![Some(rules.clone())],
+    let http = rules.http.as_deref().unwrap_or_default();
+    let names = rules.tls.as_ref().map_or(&[][..], |tls| &tls.server_names);
+    if http.len() <= MAX_MATCHES && names.len() <= MAX_SERVER_NAMES {
+        return vec![Some(rules.clone())];
     }
+    let http =
+        http.chunks(MAX_MATCHES).map(|some| L7Rules { http: Some(some.to_vec()), ..L7Rules::default() });
+    let tls = names.chunks(MAX_SERVER_NAMES).map(|some| {
+        let tls = Some(TlsRules { server_names: some.to_vec() });
+        L7Rules { tls, ..L7Rules::default() }
+    });
+    http.chain(tls).map(Some).collect()
 }
