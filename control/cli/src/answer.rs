@@ -140,7 +140,7 @@ pub(crate) fn text(query: &Query, verdict: &Verdict, judged_by_request: bool) ->
     }
     if judged_by_request {
         out.push_str(
-            "  The connection is let through; each request on it is judged: ask with --http or --grpc.\n",
+            "  The connection is let through; each request on it is judged: ask with --http, --grpc or --tls.\n",
         );
     }
     out
@@ -186,6 +186,8 @@ fn said(query: &Query) -> String {
     match &query.said {
         Said::Nothing => port,
         Said::Http { method, target, .. } => format!("{port}  {method} {target}"),
+        Said::Tls { server_name: Some(name) } => format!("{port}  TLS to {name}"),
+        Said::Tls { server_name: None } => format!("{port}  TLS without a readable server name"),
         Said::Grpc { service, method, .. } => format!("{port}  gRPC {service}/{method}"),
     }
 }

@@ -51,6 +51,9 @@ pub(crate) struct Arguments {
     /// A gRPC call, as shop.v1.Cart/GetCart
     #[arg(long, value_name = "SERVICE/METHOD")]
     grpc: Option<String>,
+    /// A TLS connection, by the server name that its client asks for; '' for one without, or with an encrypted one
+    #[arg(long, value_name = "SERVER NAME", conflicts_with_all = ["http", "grpc", "headers"])]
+    tls: Option<String>,
     /// A header of the request, as name:value; may be given more than once
     #[arg(long = "header", value_name = "NAME:VALUE")]
     headers: Vec<String>,
@@ -65,7 +68,7 @@ pub(crate) struct Arguments {
     #[arg(long, requires = "as_labelled", value_enum, default_value = "enforce")]
     max_enforcement: Cap,
     /// One question a line in (JSON, on standard input), one answer a line out (JSON), in order
-    #[arg(long, conflicts_with_all = ["from", "to", "http", "grpc", "headers"])]
+    #[arg(long, conflicts_with_all = ["from", "to", "http", "grpc", "tls", "headers"])]
     batch: bool,
     /// Show how the verdict came about: every stage of both sides, every rule and what it failed on
     #[arg(long)]
@@ -190,22 +193,23 @@ fn query(arguments: &Arguments) -> Result<Query> {
     let (to, port) = question::destination(to)?;
     let protocol = question::protocol(Some(&arguments.protocol))?;
     let headers = headers(&arguments.headers)?;
-    let said = match (&arguments.http, &arguments.grpc) {
-        (Some(request), _) => {
+    let said = match (&arguments.http, &arguments.grpc, &arguments.tls) {
+        (Some(request), _, _) => {
             let (method, target) = request
                 .split_once(' ')
                 .with_context(|| format!("\"{request}\" is no request: write it as 'GET /path'"))?;
             let host = headers.iter().find(|(name, _)| name == "host").map(|(_, value)| value.clone());
             question::http(method.to_owned(), target.trim().to_owned(), host, headers)?
         }
-        (None, Some(call)) => {
+        (None, Some(call), _) => {
             let (service, method) = call
                 .trim_start_matches('/')
                 .split_once('/')
                 .with_context(|| format!("\"{call}\" is no call: write it as shop.v1.Cart/GetCart"))?;
             question::grpc(service.to_owned(), method.to_owned(), headers)?
         }
-        (None, None) => {
+        (None, None, Some(name)) => question::tls(Some(name.clone())),
+        (None, None, None) => {
             ensure!(headers.is_empty(), "--header belongs to a request: add --http or --grpc");
             Said::Nothing
         }

@@ -19,6 +19,7 @@ pub(crate) struct Question {
     port: Option<PortGiven>,
     http: Option<HttpGiven>,
     grpc: Option<GrpcGiven>,
+    tls: Option<TlsGiven>,
     /// Whether the answer shall tell every stage and rule.
     #[serde(default)]
     pub(crate) trace: bool,
@@ -50,6 +51,12 @@ struct GrpcGiven {
     headers: BTreeMap<String, Values>,
 }
 
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TlsGiven {
+    server_name: Option<String>,
+}
+
 /// A header's value, or several occurrences of it.
 #[derive(Debug, Deserialize)]
 #[serde(untagged, expecting = "a header's value, or a list of them")]
@@ -67,11 +74,12 @@ impl Question {
             Some(PortGiven::Name(name)) => (self.to, Some(Port::Named(name))),
             None => destination(&self.to)?,
         };
-        let said = match (self.http, self.grpc) {
-            (Some(_), Some(_)) => bail!("a request is either http or grpc: remove one"),
-            (Some(http), None) => self::http(http.method, http.path, http.host, flatten(http.headers))?,
-            (None, Some(grpc)) => self::grpc(grpc.service, grpc.method, flatten(grpc.headers))?,
-            (None, None) => Said::Nothing,
+        let said = match (self.http, self.grpc, self.tls) {
+            (Some(http), None, None) => self::http(http.method, http.path, http.host, flatten(http.headers))?,
+            (None, Some(grpc), None) => self::grpc(grpc.service, grpc.method, flatten(grpc.headers))?,
+            (None, None, Some(tls)) => self::tls(tls.server_name),
+            (None, None, None) => Said::Nothing,
+            _ => bail!("a question is about one of http, grpc and tls: remove the others"),
         };
         query(self.from, to, protocol, port, said)
     }
@@ -98,7 +106,7 @@ pub(crate) fn query(
 ) -> Result<Query> {
     ensure!(
         said == Said::Nothing || protocol == Protocol::Tcp,
-        "requests travel over TCP: leave --protocol {protocol} out, or leave the request out"
+        "requests and TLS travel over TCP: leave --protocol {protocol} out, or leave the request out"
     );
     let port = match port {
         Some(Port::Number(0)) if protocol.has_ports() => bail!("there is no port 0: write 1 to 65535"),
@@ -160,6 +168,11 @@ pub(crate) fn grpc(service: String, method: String, headers: Vec<(String, String
     let word = |text: &str| !text.is_empty() && !text.contains('/');
     ensure!(word(&service) && word(&method), "a call is service/method: write it as shop.v1.Cart/GetCart");
     Ok(Said::Grpc { service, method, headers })
+}
+
+/// A TLS connection; without a name it is one that nobody can read.
+pub(crate) fn tls(server_name: Option<String>) -> Said {
+    Said::Tls { server_name: server_name.filter(|name| !name.is_empty()) }
 }
 
 #[cfg(test)]

@@ -144,3 +144,53 @@ fn a_batch_answers_every_line_in_order() {
     assert_eq!(answers[0]["policy"], "L7NetworkPolicy/shop/cart");
     assert!(answers[5]["error"].as_str().unwrap().contains("more than"));
 }
+
+#[test]
+fn a_tls_connection_is_known_by_its_server_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = "\
+apiVersion: v1
+kind: Pod
+metadata: { name: shop, namespace: a }
+---
+apiVersion: policy.sluice.dev/v1alpha1
+kind: L7NetworkPolicy
+metadata: { name: out, namespace: a }
+spec:
+  podSelector: {}
+  policyTypes: [ Egress ]
+  egress:
+  - name: stripe
+    to: [ { ipBlock: { cidr: 203.0.113.0/24 } } ]
+    ports: [ { port: 443 } ]
+    rules: { tls: { serverNames: [ api.stripe.com, '*.example.com' ] } }
+";
+    std::fs::write(folder.path().join("a.yaml"), manifest).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let base = ["explain", "-f", path, "--from", "a/shop", "--to", "203.0.113.7:443"];
+    for (said, code, word) in [
+        (&["--tls", "api.stripe.com"][..], 0, "TLS to api.stripe.com"),
+        (&["--tls", "API.Stripe.com."], 0, "rule stripe"),
+        (&["--tls", "a.example.com"], 0, "rule stripe"),
+        (&["--tls", "example.com"], 1, "server name example.com not in [api.stripe.com, *.example.com]"),
+        (&["--tls", ""], 1, "no readable server name"),
+        (&["--http", "GET /"], 1, "not TLS"),
+        (&["--tls", "a", "--http", "GET /"], 2, ""),
+        (&["--tls", "a", "--protocol", "UDP"], 2, ""),
+    ] {
+        let output = sluice(&[&base[..], said].concat(), "");
+        assert_eq!(output.status.code(), Some(code), "{said:?}: {}", text(&output.stderr));
+        assert!(text(&output.stdout).contains(word), "{said:?}: {}", text(&output.stdout));
+    }
+    let lines = [
+        r#"{"from":"a/shop","to":"203.0.113.7","port":443,"tls":{"serverName":"api.stripe.com"}}"#,
+        r#"{"from":"a/shop","to":"203.0.113.7","port":443,"tls":{}}"#,
+        r#"{"from":"a/shop","to":"203.0.113.7","port":443,"tls":{},"grpc":{"service":"a","method":"b"}}"#,
+    ];
+    let output = sluice(&["explain", "-f", path, "--batch"], &lines.join("\n"));
+    let answers: Vec<serde_json::Value> =
+        text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(answers[0]["verdict"], "allow");
+    assert_eq!(answers[1]["verdict"], "deny");
+    assert!(answers[2]["error"].as_str().unwrap().contains("one of http, grpc and tls"));
+}

@@ -76,6 +76,11 @@ pub enum Said {
         /// Header fields.
         headers: Vec<(String, String)>,
     },
+    /// A TLS connection; what is said inside is not known.
+    Tls {
+        /// The server name that the client asks for; `None` where there is none, or only an encrypted one.
+        server_name: Option<String>,
+    },
     /// A gRPC call.
     Grpc {
         /// The service, with its package.
@@ -92,6 +97,11 @@ impl Said {
     fn ask<T>(&self, judge: impl FnOnce(Facts<'_>) -> T) -> T {
         match self {
             Self::Nothing => judge(Facts::Connection),
+            Self::Tls { server_name } => {
+                // As the data plane reads it (RFC 6066 §3): names have no case, and no trailing dot.
+                let name = server_name.as_ref().map(|name| name.to_ascii_lowercase());
+                judge(Facts::Tls(name.as_ref().map(|name| name.strip_suffix('.').unwrap_or(name))))
+            }
             Self::Http { method, target, host, headers } => {
                 let (path, query) = target
                     .split_once('?')
