@@ -29,6 +29,10 @@ pub(crate) fn strict(path: &str) -> Option<String> {
     if normal.match_indices("%25").any(|(at, _)| hex(at + 3) && hex(at + 4)) {
         return None;
     }
+    // And those that survive in a decoder which takes overlong forms: two bytes that are no UTF-8 (Unicode 15 §3.9).
+    if lenient_utf8(&decoded(&normal)) != decoded(&normal) {
+        return None;
+    }
     // Looked for before dot segments go: `/a//../b` is `/a/b` to one server and `/b` to another.
     let odd = normal.contains(['\\', '\0', ';']) || normal.contains("//") || !normal.starts_with('/');
     (!odd && !climbs(&normal)).then(|| without_dots(&normal))
@@ -76,7 +80,17 @@ pub(crate) fn readings(path: &str, far: bool) -> BTreeSet<String> {
     /// More than any path of the generators has.
     const MOST: usize = 4_000;
     let near_steps: [fn(&str) -> String; 5] = [decoded, no_dots, merged, slashed, without_parameters];
-    let far_steps: [fn(&str) -> String; 6] = [lenient_utf8, cut, trimmed, lower, no_trailing_slash, normal];
+    let far_steps: [fn(&str) -> String; 9] = [
+        lenient_utf8,
+        cut,
+        trimmed,
+        lower,
+        no_trailing_slash,
+        normal,
+        rooted,
+        without_authority,
+        without_dots_at_end,
+    ];
     let steps: Vec<_> = near_steps.into_iter().chain(far_steps.into_iter().filter(|_| far)).collect();
     let mut found = BTreeSet::from([path.to_owned()]);
     let mut new = vec![path.to_owned()];
@@ -149,8 +163,34 @@ fn lower(path: &str) -> String {
     path.to_ascii_lowercase()
 }
 
+/// A path that is empty is `/` (RFC 9110 §4.2.3), and one without its first slash gets it.
+fn rooted(path: &str) -> String {
+    if path.starts_with('/') || path == "*" { path.to_owned() } else { format!("/{path}") }
+}
+
+/// `http://host/path` (RFC 9112 §3.2.2), and `//host/path` to who resolves a reference.
+fn without_authority(path: &str) -> String {
+    let rest = ["http://", "https://", "//"].iter().find_map(|before| path.strip_prefix(before));
+    rest.map_or_else(
+        || path.to_owned(),
+        |rest| rest.split_once('/').map_or("/".to_owned(), |(_, path)| format!("/{path}")),
+    )
+}
+
+/// Dots and blanks at the end of a name are dropped by some file systems, and three dots are two to some.
+fn without_dots_at_end(path: &str) -> String {
+    let name = |name: &str| {
+        let bare = name.trim_end_matches(' ');
+        if bare.chars().all(|c| c == '.') {
+            return bare.chars().take(2).collect();
+        }
+        bare.trim_end_matches(['.', ' ']).to_owned()
+    };
+    path.split('/').map(name).collect::<Vec<String>>().join("/")
+}
+
 fn no_trailing_slash(path: &str) -> String {
-    path.strip_suffix('/').unwrap_or(path).to_owned()
+    path.strip_suffix('/').filter(|shorter| !shorter.is_empty()).unwrap_or(path).to_owned()
 }
 
 fn normal(path: &str) -> String {
