@@ -7,6 +7,7 @@ use sluice_policy::path::Path;
 use sluice_policy::{Facts, HttpVersion, Protocol, Request, Snapshot, Verdict};
 
 /// The verdict of a snapshot of all nodes.
+#[allow(dead_code, reason = "not every test binary asks whole questions")]
 pub(crate) fn judge(snapshot: &Snapshot, asked: &Asked) -> Verdict {
     let protocol = Protocol::parse(asked.protocol).expect("a protocol");
     with_facts(&asked.said, |facts| snapshot.judge(asked.from, asked.to, protocol, asked.port, facts))
