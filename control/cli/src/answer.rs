@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of how they were reached.
 
-use crate::trace::{self, Shown, StageView};
+use crate::trace::{self, NoteView, Shown, StageView};
 use serde::Serialize;
 use sluice_compile::query::{Query, Said};
 use sluice_policy::trace::{Trace, Traced};
@@ -39,6 +39,9 @@ struct Side {
     /// Who the other end was taken for, if a trace is asked for and anything is judged.
     #[serde(skip_serializing_if = "Option::is_none")]
     peer: Option<String>,
+    /// What must be known of policies that select the pod, if a trace is asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    notes: Vec<NoteView>,
     /// Stage by stage, if asked for; empty where nothing is judged.
     #[serde(skip_serializing_if = "Option::is_none")]
     trace: Option<Vec<StageView>>,
@@ -66,8 +69,10 @@ impl Answer {
     }
 
     /// With what the walk saw.
-    pub(crate) fn traced(traced: &Traced, shown: &Shown<'_>) -> Self {
+    pub(crate) fn traced(query: &Query, traced: &Traced, shown: &Shown<'_>) -> Self {
         let mut answer = Self::new(&traced.verdict);
+        answer.egress.notes = trace::notes(&query.from, shown);
+        answer.ingress.notes = trace::notes(&query.to, shown);
         answer.egress.add(traced.egress.as_ref(), shown);
         answer.ingress.add(traced.ingress.as_ref(), shown);
         answer
@@ -93,6 +98,7 @@ impl Side {
             would_deny,
             would_allow: side.audit.would_allow,
             peer: None,
+            notes: Vec::new(),
             trace: None,
         }
     }
@@ -152,7 +158,7 @@ pub(crate) fn trace_text(query: &Query, traced: &Traced, shown: &Shown<'_>) -> S
     [("egress", &query.from, egress, &traced.egress), ("ingress", &query.to, ingress, &traced.ingress)]
         .map(|(direction, who, side, trace)| {
             let view = trace.as_ref().map(|trace| trace::view(trace, shown));
-            format!("\n{}", trace::text(direction, who, side, view.as_ref()))
+            format!("\n{}", trace::text(direction, who, side, view.as_ref(), &trace::notes(who, shown)))
         })
         .concat()
 }

@@ -7,7 +7,6 @@ use crate::question::Question;
 use crate::trace::Shown;
 use anyhow::{Context, Result, bail};
 use serde_json::json;
-use sluice_compile::query::Cluster;
 use std::io::{BufRead, Read, Write};
 
 /// Longest line: a request's headers have their own limit far below it.
@@ -15,7 +14,6 @@ const MAX_LINE: u64 = 1 << 20;
 
 /// Who answers, and how.
 pub(crate) struct Answerer<'c> {
-    pub(crate) cluster: &'c Cluster,
     pub(crate) shown: Shown<'c>,
     /// Every answer has its trace, whether its question asks for it or not.
     pub(crate) trace: bool,
@@ -56,10 +54,11 @@ impl Answerer<'_> {
         let question: Question = serde_json::from_str(text).context("the line is no question")?;
         let trace = self.trace || question.trace;
         let query = question.into_query()?;
+        let cluster = self.shown.cluster;
         let answer = if trace {
-            Answer::traced(&self.cluster.trace(&query)?, &self.shown)
+            Answer::traced(&query, &cluster.trace(&query)?, &self.shown)
         } else {
-            Answer::new(&self.cluster.ask(&query)?)
+            Answer::new(&cluster.ask(&query)?)
         };
         Ok(serde_json::to_string(&answer)?)
     }

@@ -117,15 +117,15 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     let cluster = Cluster::new(&loaded.objects, rollout);
     show(loaded.problems.iter().chain(&cluster.problems), arguments.verbose);
     let places = Places::new(&loaded.objects);
-    let shown = Shown { snapshot: cluster.snapshot(), places: &places };
+    let shown = Shown { cluster: &cluster, places: &places };
     if arguments.batch {
         let output = BufWriter::new(std::io::stdout().lock());
-        let answerer = Answerer { cluster: &cluster, shown, trace: arguments.trace };
+        let answerer = Answerer { shown, trace: arguments.trace };
         batch::run(&answerer, std::io::stdin().lock(), output)?;
         return Ok(ExitCode::SUCCESS);
     }
     let query = query(arguments)?;
-    let (text, decision) = answer(&cluster, &shown, &query, arguments)?;
+    let (text, decision) = answer(&shown, &query, arguments)?;
     std::io::stdout().write_all(text.as_bytes()).context("standard output")?;
     Ok(match decision {
         Decision::Allow => ExitCode::SUCCESS,
@@ -134,12 +134,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 }
 
 /// The answer as it is printed, and what it comes to.
-fn answer(
-    cluster: &Cluster,
-    shown: &Shown<'_>,
-    query: &Query,
-    arguments: &Arguments,
-) -> Result<(String, Decision)> {
+fn answer(shown: &Shown<'_>, query: &Query, arguments: &Arguments) -> Result<(String, Decision)> {
+    let cluster = shown.cluster;
     let short = |verdict| answer::text(query, verdict, cluster.judged_by_request(query));
     if !arguments.trace {
         let verdict = cluster.ask(query)?;
@@ -151,7 +147,7 @@ fn answer(
     }
     let traced = cluster.trace(query)?;
     let text = match arguments.output {
-        Output::Json => serde_json::to_string(&Answer::traced(&traced, shown))? + "\n",
+        Output::Json => serde_json::to_string(&Answer::traced(query, &traced, shown))? + "\n",
         Output::Text => short(&traced.verdict) + &answer::trace_text(query, &traced, shown),
     };
     Ok((text, traced.verdict.decision()))

@@ -4,6 +4,7 @@
 
 use crate::places::Places;
 use serde::Serialize;
+use sluice_compile::query::{Cluster, Note, Standing};
 use sluice_crd::Plain;
 use sluice_policy::trace::{Listed, RuleResult, Stage, StageEnd, Trace, TracedRule};
 use sluice_policy::{
@@ -118,6 +119,30 @@ pub(crate) struct SideView {
     pub(crate) stages: Vec<StageView>,
 }
 
+/// What must be known of a policy that selects the endpoint, beside its rules.
+#[derive(Debug, Serialize)]
+pub(crate) struct NoteView {
+    policy: String,
+    standing: &'static str,
+    #[serde(skip)]
+    words: &'static str,
+}
+
+/// The notes of one end of the question.
+pub(crate) fn notes(who: &str, shown: &Shown<'_>) -> Vec<NoteView> {
+    let view = |note: &Note<'_>| {
+        let (standing, words) = match note.standing {
+            Standing::NotAccepted => {
+                ("not_accepted", "has errors; what is wrong in it is judged on the closed side")
+            }
+            Standing::NotEnforced => ("not_enforced", "selects this pod and is not in force for it"),
+            Standing::Off => ("off", "is switched off by the rollout"),
+        };
+        NoteView { policy: note.origin.to_string(), standing, words }
+    };
+    shown.cluster.notes(who).iter().map(view).collect()
+}
+
 /// The view of one side.
 pub(crate) fn view(trace: &Trace, shown: &Shown<'_>) -> SideView {
     let asked = trace.stages.iter().map(|stage| StageView::new(stage, shown.places));
@@ -130,13 +155,13 @@ pub(crate) fn view(trace: &Trace, shown: &Shown<'_>) -> SideView {
         rules: Vec::new(),
         more: 0,
     });
-    SideView { peer: peer(trace.peer, shown.snapshot), stages: asked.chain(not_asked).collect() }
+    SideView { peer: peer(trace.peer, shown.cluster.snapshot()), stages: asked.chain(not_asked).collect() }
 }
 
 /// What a trace is shown with.
 #[derive(Clone, Copy)]
 pub(crate) struct Shown<'c> {
-    pub(crate) snapshot: &'c Snapshot,
+    pub(crate) cluster: &'c Cluster,
     pub(crate) places: &'c Places,
 }
 
@@ -298,7 +323,13 @@ impl RuleView {
 }
 
 /// One side for people. `who` is its endpoint.
-pub(crate) fn text(direction: &str, who: &str, side: &SideVerdict, trace: Option<&SideView>) -> String {
+pub(crate) fn text(
+    direction: &str,
+    who: &str,
+    side: &SideVerdict,
+    trace: Option<&SideView>,
+    notes: &[NoteView],
+) -> String {
     let mut out = String::new();
     wrap(
         &mut out,
@@ -306,6 +337,9 @@ pub(crate) fn text(direction: &str, who: &str, side: &SideVerdict, trace: Option
         2,
         &format!("{direction} of {who}: {}, {}", side.outcome().as_str(), side.reason.as_str()),
     );
+    for note in notes {
+        wrap(&mut out, 2, 4, &format!("note: {} {}", note.policy, note.words));
+    }
     let Some(SideView { peer, stages }) = trace else {
         let why = match side.reason {
             Reason::IdentityMissing => "several pods claim the address, so that nobody is known by it",

@@ -69,6 +69,7 @@ fn without_trace(mut answer: Value) -> Value {
         let side = answer[side].as_object_mut().unwrap();
         assert!(side.remove("trace").unwrap().is_array());
         side.remove("peer");
+        side.remove("notes");
     }
     answer
 }
@@ -175,6 +176,45 @@ fn a_trace_is_read_at_80_columns() {
     let path = folder.path().to_str().unwrap();
     let text = sluice(&[&base[..], &[path, "--from", "203.0.113.7", "--to", "a/p:80"]].concat(), "");
     assert!(text.contains(&format!("NetworkPolicy/a/{name}")), "{text}");
+}
+
+#[test]
+fn what_a_policy_does_not_do_is_noted() {
+    let question = json!({"from": "web/client", "to": "web/api", "port": 8080});
+    let answer = &answers("examples/mistakes", &["--trace"], &lines(&[question]))[0];
+    let note = json!([{"policy": "L7NetworkPolicy/web/api", "standing": "not_accepted"}]);
+    assert_eq!(answer["ingress"]["notes"], note);
+    assert!(answer["egress"].get("notes").is_none());
+    let ask = |arguments: &[&str]| {
+        let base = [
+            "explain",
+            "--trace",
+            "-f",
+            "examples/shop",
+            "--from",
+            "shop/frontend",
+            "--to",
+            "shop/cart:8080",
+        ];
+        sluice(&[&base[..], arguments].concat(), "")
+    };
+    assert!(!ask(&[]).contains("note:"));
+    let off = ask(&["--as-labelled", "--max-enforcement", "off"]);
+    assert!(off.contains("note: L7NetworkPolicy/shop/cart is switched off by the rollout"), "{off}");
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = "apiVersion: v1\nkind: Pod\nmetadata: { name: p, namespace: a }\n\
+        status: { podIP: 10.0.0.1 }\n---\n\
+        apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: { name: n, namespace: a }\n\
+        spec: { podSelector: {} }\n";
+    std::fs::write(folder.path().join("a.yaml"), manifest).unwrap();
+    let path = folder.path().to_str().unwrap();
+    for to in ["a/p:80", "10.0.0.1:80"] {
+        let base = ["explain", "--trace", "-f", path, "--from", "203.0.113.7", "--to", to];
+        assert!(!sluice(&base, "").contains("note:"), "{to}");
+        let text = sluice(&[&base[..], &["--as-labelled"]].concat(), "");
+        let note = "note: NetworkPolicy/a/n selects this pod and is not in force for it";
+        assert!(text.contains(note), "{text}");
+    }
 }
 
 #[test]

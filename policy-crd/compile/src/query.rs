@@ -9,8 +9,8 @@ use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use sluice_crd::{Objects, Problem};
 use sluice_policy::path::Path;
 use sluice_policy::{
-    Direction, Endpoint, Facts, HttpVersion, Protocol, Request, RowAction, SideVerdict, Snapshot, Source,
-    Traced, Verdict,
+    Direction, Endpoint, Facts, HttpVersion, Origin, Protocol, Request, RowAction, SideVerdict, Snapshot,
+    Source, Traced, Verdict, Workload,
 };
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -148,6 +148,26 @@ struct Put {
     port: u16,
 }
 
+/// What must be known of a policy that selects a pod, beside its rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note<'c> {
+    /// The policy.
+    pub origin: &'c Origin,
+    /// What of it.
+    pub standing: Standing,
+}
+
+/// Why a policy that selects a pod does not do all that it says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// Something in it is wrong: that is judged fail closed, the rest as written.
+    NotAccepted,
+    /// The pod is outside the dataplane, or on the host's network.
+    NotEnforced,
+    /// The rollout has switched it off.
+    Off,
+}
+
 /// Why a question has no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueryError(String);
@@ -211,6 +231,27 @@ impl Cluster {
             ingress: None,
         };
         Ok(self.put(query, trace)?.unwrap_or_else(unjudged))
+    }
+
+    /// What must be known of the policies that select a pod, given as in a question; of an address the pod's that has
+    /// it.
+    #[must_use]
+    pub fn notes(&self, peer: &str) -> Vec<Note<'_>> {
+        let by_address = || {
+            let address = canonical(peer.parse::<IpAddr>().ok()?);
+            let workload = self.snapshot.workloads.get(&address)?;
+            Some((&*workload.namespace, &*workload.pod))
+        };
+        let Some((namespace, pod)) = peer.split_once('/').or_else(by_address) else { return Vec::new() };
+        let has = |pods: &[Arc<Workload>]| pods.iter().any(|w| &*w.namespace == namespace && &*w.pod == pod);
+        let note = |state: &'_ PolicyState| match state {
+            PolicyState { mode: None, selected, .. } if has(selected) => Some(Standing::Off),
+            PolicyState { not_enforced, .. } if has(not_enforced) => Some(Standing::NotEnforced),
+            PolicyState { accepted: false, selected, .. } if has(selected) => Some(Standing::NotAccepted),
+            _ => None,
+        };
+        let states = self.policies.iter();
+        states.filter_map(|state| Some(Note { origin: &state.origin, standing: note(state)? })).collect()
     }
 
     /// Puts a question to whoever judges. `None`: a pod reaching itself is never judged.
