@@ -72,7 +72,8 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         (false, false) => 1,
         (false, true) => 0,
     };
-    if code == 0 || !arguments.fail_on_loss {
+    let writes = code == 0 || !arguments.fail_on_loss;
+    if writes {
         results(&migrated.manifests, arguments)?;
     }
     if let Some(path) = &arguments.report {
@@ -80,7 +81,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         std::fs::write(path, report).with_context(|| format!("{} cannot be written", path.display()))?;
     }
     // Nobody is left to tell that standard error is closed.
-    let _ = std::io::stderr().write_all(text(&migrated, &errors, arguments).as_bytes());
+    let _ = std::io::stderr().write_all(text(&migrated, &errors, arguments, writes).as_bytes());
     Ok(ExitCode::from(code))
 }
 
@@ -163,7 +164,7 @@ fn counted(migrated: &Migrated, outcome: Outcome) -> usize {
 }
 
 /// The report for people.
-fn text(migrated: &Migrated, errors: &[&Problem], arguments: &Arguments) -> String {
+fn text(migrated: &Migrated, errors: &[&Problem], arguments: &Arguments, writes: bool) -> String {
     let mut out = String::new();
     for error in errors {
         let _ = writeln!(out, "error: {error}");
@@ -180,12 +181,13 @@ fn text(migrated: &Migrated, errors: &[&Problem], arguments: &Arguments) -> Stri
         counted(migrated, Outcome::WithLoss),
         counted(migrated, Outcome::Refused),
     );
-    let (given, written) = (migrated.originals.len(), migrated.manifests.len());
+    let given = migrated.originals.len();
+    let written = if writes { migrated.manifests.len() } else { 0 };
     let _ = writeln!(
         out,
         "policies of Cilium: {given}, without loss: {whole}, with loss: {lossy}, refused: {refused}; manifests: {written}"
     );
-    if arguments.fail_on_loss && whole < migrated.originals.len() {
+    if !writes {
         let _ = writeln!(out, "nothing is written: --fail-on-loss");
     }
     out

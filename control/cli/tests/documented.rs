@@ -1,5 +1,5 @@
-//! What the documents show is what the program prints: every `$ sluice explain …` of their console blocks is
-//! run.
+//! What the documents show is what the program prints: every `$ sluice explain …` and `$ sluice migrate …` of their
+//! console blocks is run.
 
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
@@ -27,7 +27,8 @@ fn shown(text: &str) -> Vec<Shown> {
             "```" => inside = false,
             _ if !inside => {}
             _ if line.starts_with("$ ") => {
-                ours = line.starts_with("$ sluice explain ");
+                ours =
+                    ["explain", "migrate"].iter().any(|verb| line.starts_with(&format!("$ sluice {verb} ")));
                 if let (true, Some(command)) = (ours, line.strip_prefix("$ sluice ")) {
                     out.push(Shown { command: command.into(), output: Vec::new() });
                 }
@@ -80,7 +81,8 @@ fn run(line: &str) -> Vec<String> {
 
 #[test]
 fn documents_show_what_is_printed() {
-    let mut documents = vec![root().join("docs/explain.md"), root().join("README.md")];
+    let mut documents =
+        vec![root().join("docs/explain.md"), root().join("docs/migrate.md"), root().join("README.md")];
     for folder in std::fs::read_dir(root().join("examples")).unwrap() {
         documents.push(folder.unwrap().path().join("README.md"));
     }

@@ -28,6 +28,7 @@ pub(crate) struct Words {
     paths: BTreeSet<String>,
     hosts: BTreeSet<String>,
     headers: Vec<(String, String)>,
+    servers: BTreeSet<String>,
 }
 
 impl Words {
@@ -85,6 +86,12 @@ impl Words {
     fn field(&mut self, key: &str, value: &Value) {
         let text = value.as_str().map(ToOwned::to_owned).or_else(|| value.as_i64().map(|n| n.to_string()));
         let Some(text) = text else {
+            if key == "serverNames" {
+                let all = value.as_array().into_iter().flatten().filter_map(Value::as_str);
+                self.servers.extend(
+                    all.flat_map(|name| [name.to_owned(), name.replace("**", "a.b"), name.replace('*', "a")]),
+                );
+            }
             if key == "headers" {
                 let all = value.as_array().into_iter().flatten().filter_map(Value::as_str);
                 self.headers.extend(all.map(|header| {
@@ -248,23 +255,31 @@ impl Dice {
     }
 }
 
+/// A question, and what a TLS client says where one asks.
+pub(crate) struct Question {
+    pub(crate) query: Query,
+    /// The server name, if one is sent.
+    pub(crate) tls: Option<Option<String>>,
+}
+
 /// What questions are made of.
 pub(crate) struct Asker {
-    pods: Vec<String>,
+    /// The two addresses of each.
+    pods: Vec<[String; 2]>,
     outside: Vec<String>,
     ports: Vec<u16>,
     methods: Vec<String>,
     paths: Vec<String>,
     hosts: Vec<String>,
     headers: Vec<(String, String)>,
+    servers: Vec<Option<String>>,
 }
 
 impl Asker {
     pub(crate) fn new(words: &Words, world: &[Value]) -> Self {
         let pods = world.iter().filter(|object| object["kind"] == "Pod");
-        let name = |pod: &Value| {
-            let text = |key: &str| pod["metadata"][key].as_str().unwrap_or_default().to_owned();
-            format!("{}/{}", text("namespace"), text("name"))
+        let addresses = |pod: &Value| {
+            [0, 1].map(|at| pod["status"]["podIPs"][at]["ip"].as_str().unwrap_or_default().to_owned())
         };
         let mut outside: Vec<String> = words.cidrs.iter().flat_map(|cidr| near(cidr)).collect();
         // The world, nodes, and an address of the pods' range that no pod has.
@@ -297,25 +312,37 @@ impl Asker {
                 .flat_map(|host| [host.to_uppercase(), format!("{host}:8080"), format!("{host}.")]),
         );
         hosts.push("other.example".to_owned());
+        let mut servers: Vec<Option<String>> = words.servers.iter().cloned().map(Some).collect();
+        servers.extend([None, Some("other.example".to_owned())]);
         let mut headers = words.headers.clone();
         headers.extend(words.headers.iter().map(|(name, _)| (name.clone(), "other".to_owned())));
         headers.push(("upgrade".to_owned(), "websocket".to_owned()));
         headers.push(("x-other".to_owned(), "1".to_owned()));
-        Self { pods: pods.map(name).collect(), outside, ports, methods, paths, hosts, headers }
+        Self { pods: pods.map(addresses).collect(), outside, ports, methods, paths, hosts, headers, servers }
     }
 
     /// One question; at least one of its ends is a pod.
-    pub(crate) fn question(&self, dice: &mut Dice) -> Query {
-        let pod = dice.of(&self.pods).clone();
-        let other = if dice.often(3) { dice.of(&self.pods).clone() } else { dice.of(&self.outside).clone() };
+    pub(crate) fn question(&self, dice: &mut Dice) -> Question {
+        let [v4, v6] = dice.of(&self.pods);
+        let (pod, other) = if dice.often(3) {
+            let family = usize::from(!dice.often(4));
+            ([v4, v6][family].clone(), dice.of(&self.pods)[family].clone())
+        } else {
+            let outside = dice.of(&self.outside).clone();
+            (if outside.contains(':') { v6.clone() } else { v4.clone() }, outside)
+        };
         let (from, to) = if dice.often(2) { (pod, other) } else { (other, pod) };
         let port = Port::Number(*dice.of(&self.ports));
         let said = if dice.often(3) { self.request(dice) } else { Said::Nothing };
+        let tls = !self.servers.is_empty() && matches!(said, Said::Nothing) && dice.often(2);
+        let tls = tls.then(|| dice.of(&self.servers).clone());
         let protocol = match said {
-            Said::Nothing => *dice.of(&[Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp]),
+            Said::Nothing if tls.is_none() => {
+                *dice.of(&[Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp])
+            }
             _ => Protocol::Tcp,
         };
-        Query { from, to, protocol, port, said }
+        Question { query: Query { from, to, protocol, port, said }, tls }
     }
 
     fn request(&self, dice: &mut Dice) -> Said {

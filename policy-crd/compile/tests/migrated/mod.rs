@@ -6,12 +6,13 @@
 
 pub(crate) mod around;
 
+use around::Question;
 use serde_json::{Value, json};
 use sluice_compile::Rollout;
 use sluice_compile::migrate::{LossKind, Manifest, Migrated, Written, migrate};
-use sluice_compile::query::{Cluster, Query};
+use sluice_compile::query::{Cluster, Port, Query};
 use sluice_crd::{Loaded, Severity, load_value};
-use sluice_policy::Decision;
+use sluice_policy::{Decision, Facts, Reason, Verdict};
 
 /// A manifest as the API server would take it.
 pub(crate) fn value(manifest: &Manifest) -> Value {
@@ -82,11 +83,32 @@ impl Pair {
 
     /// The verdict before and after. A difference that no loss speaks of is an error.
     pub(crate) fn ask(&self, query: &Query) -> Result<[Decision; 2], String> {
-        let of = |cluster: &Cluster| {
-            let verdict = cluster.ask(query).unwrap_or_else(|error| panic!("{query:?}: {error}"));
-            [verdict.egress.decision, verdict.ingress.decision]
+        let of = |cluster: &Cluster| cluster.ask(query).unwrap_or_else(|error| panic!("{query:?}: {error}"));
+        self.compare(&of(&self.before), &of(&self.after), query)
+    }
+
+    /// The same for a question that may come over TLS; and whether a rule of the original lets it through.
+    pub(crate) fn judge(&self, question: &Question) -> Result<([Decision; 2], bool), String> {
+        let Question { query, tls } = question;
+        let of = |cluster: &Cluster| match (tls, &query.port) {
+            (Some(name), Port::Number(port)) => {
+                let address = |text: &str| -> std::net::IpAddr { text.parse().unwrap() };
+                let (from, to) = (address(&query.from), address(&query.to));
+                let facts = Facts::Tls(name.as_deref());
+                cluster.snapshot().judge(from, to, query.protocol, *port, facts)
+            }
+            _ => cluster.ask(query).unwrap_or_else(|error| panic!("{query:?}: {error}")),
         };
-        let (was, is) = (of(&self.before), of(&self.after));
+        let before = of(&self.before);
+        let granted = [&before.egress, &before.ingress].iter().any(|side| side.reason == Reason::RuleMatched);
+        let decisions =
+            self.compare(&before, &of(&self.after), query).map_err(|error| format!("{tls:?} {error}"))?;
+        Ok((decisions, granted && decisions[0] == Decision::Allow))
+    }
+
+    fn compare(&self, was: &Verdict, is: &Verdict, query: &Query) -> Result<[Decision; 2], String> {
+        let of = |verdict: &Verdict| [verdict.egress.decision, verdict.ingress.decision];
+        let (was, is) = (of(was), of(is));
         for (was, is) in was.into_iter().zip(is) {
             let told = match (was, is) {
                 (Decision::Allow, Decision::Deny) => self.lost(&[LossKind::Narrowed, LossKind::Dropped]),
