@@ -194,8 +194,9 @@ fn judge(text: &str, counts: &Mutex<Counts>) -> Result<(), Failed> {
     if class == Class::Refused || class == Class::Waits {
         return Ok(());
     }
-    let asker = Asker::new(&words, &around);
+    let mut asker = Asker::new(&words, &around);
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
+    asker.look_at(&pair.before, &mut dice);
     let (mut granted, mut denied, mut changed) = (0, 0, 0);
     for _ in 0..QUESTIONS {
         let ([was, is], by_rule) = pair.judge(&asker.question(&mut dice))?;

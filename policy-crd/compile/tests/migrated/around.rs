@@ -4,8 +4,8 @@
 //! Knows nothing of what the policy means.
 
 use serde_json::{Map, Value, json};
-use sluice_compile::query::{Port, Query, Said};
-use sluice_policy::{Prefix, Protocol};
+use sluice_compile::query::{Cluster, Port, Query, Said};
+use sluice_policy::{Decision, Prefix, Protocol, Reason};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
@@ -262,8 +262,13 @@ pub(crate) struct Question {
     pub(crate) tls: Option<Option<String>>,
 }
 
+/// Connections looked through for those that a policy decides.
+const TRIED: usize = 6000;
+
 /// What questions are made of.
 pub(crate) struct Asker {
+    /// Connections that a rule of the original lets through, and those that the original denies.
+    decided: [Vec<Query>; 2],
     /// The two addresses of each.
     pods: Vec<[String; 2]>,
     outside: Vec<String>,
@@ -318,11 +323,54 @@ impl Asker {
         headers.extend(words.headers.iter().map(|(name, _)| (name.clone(), "other".to_owned())));
         headers.push(("upgrade".to_owned(), "websocket".to_owned()));
         headers.push(("x-other".to_owned(), "1".to_owned()));
-        Self { pods: pods.map(addresses).collect(), outside, ports, methods, paths, hosts, headers, servers }
+        Self {
+            decided: [Vec::new(), Vec::new()],
+            pods: pods.map(addresses).collect(),
+            outside,
+            ports,
+            methods,
+            paths,
+            hosts,
+            headers,
+            servers,
+        }
     }
 
-    /// One question; at least one of its ends is a pod.
+    /// Finds connections that the policies decide, so that questions are not all of what they leave alone.
+    pub(crate) fn look_at(&mut self, cluster: &Cluster, dice: &mut Dice) {
+        for _ in 0..TRIED {
+            let query = self.connection(dice);
+            let verdict = cluster.ask(&query).unwrap_or_else(|error| panic!("{query:?}: {error}"));
+            let granted =
+                [&verdict.egress, &verdict.ingress].iter().any(|side| side.reason == Reason::RuleMatched);
+            match verdict.decision() {
+                Decision::Allow if granted => self.decided[0].push(query),
+                Decision::Deny => self.decided[1].push(query),
+                Decision::Allow => {}
+            }
+        }
+    }
+
+    /// One question; at least one of its ends is a pod. Half of them on what a rule lets through, a quarter on what is
+    /// denied, where there is any of it.
     pub(crate) fn question(&self, dice: &mut Dice) -> Question {
+        let known = match dice.roll(4) {
+            0 | 1 => &self.decided[0],
+            2 => &self.decided[1],
+            _ => &Vec::new(),
+        };
+        let query = if known.is_empty() { self.connection(dice) } else { dice.of(known).clone() };
+        if query.protocol != Protocol::Tcp || !dice.often(3) {
+            return Question { query, tls: None };
+        }
+        if !dice.often(4) {
+            return Question { query, tls: Some(dice.of(&self.servers).clone()) };
+        }
+        Question { query: Query { said: self.request(dice), ..query }, tls: None }
+    }
+
+    /// A connection.
+    fn connection(&self, dice: &mut Dice) -> Query {
         let [v4, v6] = dice.of(&self.pods);
         let (pod, other) = if dice.often(3) {
             let family = usize::from(!dice.often(4));
@@ -333,16 +381,8 @@ impl Asker {
         };
         let (from, to) = if dice.often(2) { (pod, other) } else { (other, pod) };
         let port = Port::Number(*dice.of(&self.ports));
-        let said = if dice.often(3) { self.request(dice) } else { Said::Nothing };
-        let tls = !self.servers.is_empty() && matches!(said, Said::Nothing) && dice.often(2);
-        let tls = tls.then(|| dice.of(&self.servers).clone());
-        let protocol = match said {
-            Said::Nothing if tls.is_none() => {
-                *dice.of(&[Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp])
-            }
-            _ => Protocol::Tcp,
-        };
-        Question { query: Query { from, to, protocol, port, said }, tls }
+        let all = [Protocol::Tcp, Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp];
+        Query { from, to, protocol: *dice.of(&all), port, said: Said::Nothing }
     }
 
     fn request(&self, dice: &mut Dice) -> Said {
