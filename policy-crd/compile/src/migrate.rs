@@ -20,7 +20,7 @@ use crate::cilium;
 use crate::index::Index;
 use crate::lower::{self, PolicyIr};
 use crate::tiers;
-use groups::Place;
+use groups::{Loose, Place};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use loss::Told;
 use names::Names;
@@ -115,13 +115,13 @@ pub fn migrate(objects: &Objects) -> Migrated {
             }
         }
     }
-    let migrated = units.len();
     let stay = objects.policies.iter().filter(|policy| policy.kind == PolicyKind::NetworkPolicy);
     units.extend(stay.map(|policy| staying(policy, &index)));
+    groups::bind(&mut units, |unit, direction, loose| tell_of_loose(unit, direction, loose, &mut told));
     let baseline = has_baseline(objects);
     let places = groups::places(&units, baseline);
     let others = others(objects, &index);
-    for (number, place) in places.iter().enumerate().take(migrated) {
+    for (number, place) in places.iter().enumerate() {
         tell_of_company(&units, number, place, &places, &mut told);
         tell_of_others(&units[number], place, &others, &mut told);
     }
@@ -179,6 +179,7 @@ fn staying(policy: &PolicyObject, index: &Index) -> Unit {
         name: policy.name.to_string(),
         pods: ir.selector.requirements().to_vec(),
         sides: Direction::ALL.map(side),
+        beside: None,
     }
 }
 
@@ -197,6 +198,25 @@ fn has_baseline(objects: &Objects) -> bool {
     tiers::lower(objects, &mut Vec::new()).iter().any(of_tier)
 }
 
+/// What becomes of an allow that closes nothing.
+fn tell_of_loose(unit: &Unit, direction: Direction, loose: Loose, told: &mut [Told<'_>]) {
+    let Some(policy) = unit.policy else { return };
+    let path = format!("{}.{}", unit.path, direction.as_str());
+    let (kind, reason, remedy) = match loose {
+        Loose::Idle => (
+            LossKind::Frozen,
+            "without default deny it allows only what another policy closes, and none of the input does: it is left out",
+            "migrate it with the policies that close these pods",
+        ),
+        Loose::TooLong => (
+            LossKind::Dropped,
+            "without default deny it is for the pods that others close, and its selector with theirs is longer than our kinds take",
+            "select by fewer labels",
+        ),
+    };
+    told[policy].tell(kind, &path, reason, remedy);
+}
+
 /// What the layers cost a policy that shares its pods with others.
 fn tell_of_company(
     units: &[Unit],
@@ -210,24 +230,6 @@ fn tell_of_company(
     for direction in Direction::ALL {
         let place = places[direction as usize];
         let path = format!("{}.{}", unit.path, direction.as_str());
-        if place.idle {
-            let reason = "without default deny it allows only what another policy closes, and none of the input does: it is left out";
-            told[policy].tell(
-                LossKind::Frozen,
-                &path,
-                reason,
-                "migrate it with the policies that close these pods",
-            );
-        }
-        if place.torn {
-            let reason = "where a NetworkPolicy must say who may connect, an allow without default deny cannot be said";
-            told[policy].tell(
-                LossKind::Narrowed,
-                &path,
-                reason,
-                "remove enableDefaultDeny, or write the allow into one of the others",
-            );
-        }
         if !place.l {
             continue;
         }
@@ -253,7 +255,7 @@ fn tell_of_others(unit: &Unit, places: &[Place; 2], others: &[Unit], told: &mut 
     let beside = others.iter().filter(|other| other.namespace == unit.namespace);
     for other in beside.filter(|other| labels::may_meet(&other.pods, &unit.pods)) {
         for direction in Direction::ALL {
-            if places[direction as usize].l && other.side(direction).speaks() {
+            if places[direction as usize].l && other.side(direction).isolates {
                 let reason = format!(
                     "{} is about the same pods: beside the result, which is of its kind, either of them is enough",
                     other.from

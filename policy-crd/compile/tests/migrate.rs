@@ -266,6 +266,30 @@ fn a_deny_beats_every_allow_and_isolates_only_where_it_did() {
 }
 
 #[test]
+fn an_allow_that_closes_nothing_is_for_the_pods_that_others_close() {
+    let open = json!({"ingress": false});
+    let allow = |labels: Value| {
+        policy(
+            "open",
+            &json!({"endpointSelector": {"matchLabels": labels}, "enableDefaultDeny": open, "ingress": [plain("80")]}),
+        )
+    };
+    let alone = pair(&[allow(json!({"tier": "x"}))]);
+    assert_eq!((kinds(&alone), losses(&alone)), (vec![], vec![(Frozen, "spec.ingress")]));
+    let closed = policy("closed", &json!({"endpointSelector": server(), "ingress": [plain("81")]}));
+    let both = pair(&[allow(json!({"tier": "x"})), closed.clone()]);
+    assert_eq!((kinds(&both), losses(&both)), (vec!["NetworkPolicy"; 2], vec![]));
+    assert_eq!((ask(&both, 80, ""), ask(&both, 81, ""), ask(&both, 82, "")), (ALLOWED, ALLOWED, DENIED));
+    let selectors: Vec<&Value> =
+        both.result.iter().map(|object| &object["spec"]["podSelector"]["matchLabels"]).collect();
+    assert_eq!(selectors, [&json!({"app": "server"}), &json!({"app": "server", "tier": "x"})]);
+    // All of its pods are closed: it is as if it closed them.
+    let within = pair(&[allow(json!({"app": "server", "tier": "x"})), closed]);
+    assert_eq!((kinds(&within), losses(&within)), (vec!["NetworkPolicy"; 2], vec![]));
+    assert_eq!((ask(&within, 80, ""), ask(&within, 82, "")), (ALLOWED, DENIED));
+}
+
+#[test]
 fn an_empty_rule_closes() {
     let pair = pair(&[policy("p", &json!({"endpointSelector": server(), "ingress": [{}]}))]);
     assert_eq!(

@@ -31,11 +31,6 @@ pub(super) struct Side {
 }
 
 impl Side {
-    /// Whether it takes part in what is allowed.
-    pub(super) fn speaks(&self) -> bool {
-        self.isolates || !self.allow.is_empty()
-    }
-
     /// Whether `NetworkPolicy` can say who may connect, exactly.
     pub(super) fn is_plain(&self) -> bool {
         self.allow.iter().all(|rule| rule.whom.is_plain())
@@ -61,6 +56,8 @@ pub(super) struct Unit {
     pub(super) name: String,
     pub(super) pods: Vec<Requirement>,
     pub(super) sides: [Side; 2],
+    /// The policy that closes these pods, where this one allows without closing any.
+    pub(super) beside: Option<Arc<str>>,
 }
 
 impl Unit {
@@ -106,6 +103,7 @@ pub(super) fn of_spec(
         pods: subject.pods.clone(),
         sides: Direction::ALL.map(|direction| side(ir.side(direction), &namespace, namespaces, told)),
         namespace,
+        beside: None,
     };
     homes.into_iter().map(one).collect()
 }

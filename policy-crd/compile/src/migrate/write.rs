@@ -26,21 +26,15 @@ pub(super) fn unit(unit: &Unit, places: [Place; 2], names: &mut Names) -> Vec<Ma
     let chosen = |wanted: &dyn Fn(&Place) -> bool| -> Vec<Direction> {
         Direction::ALL.into_iter().filter(|direction| wanted(&places[*direction as usize])).collect()
     };
-    let in_k = chosen(&|place| place.k);
-    let closed = chosen(&|place| place.l && place.isolates);
-    let open = chosen(&|place| place.l && !place.isolates);
+    let (in_k, in_l) = (chosen(&|place| place.k), chosen(&|place| place.l));
     let denies = unit.sides.iter().any(|side| !side.deny.is_empty());
     let mut out = Vec::new();
     // What stays in K is there already.
     if !in_k.is_empty() && unit.policy.is_some() {
-        out.push(network_policy(unit, &in_k, &closed, names));
+        out.push(network_policy(unit, &in_k, &in_l, names));
     }
-    if !closed.is_empty() {
-        let isolation = None;
-        out.extend(l7(unit, &closed, isolation, denies, names));
-    }
-    if !open.is_empty() || (closed.is_empty() && denies) {
-        out.extend(l7(unit, &open, Some(IsolationScope::None), closed.is_empty(), names));
+    if !in_l.is_empty() || denies {
+        out.extend(l7(unit, &in_l, names));
     }
     out
 }
@@ -54,7 +48,12 @@ fn types(directions: &[Direction]) -> Vec<String> {
 }
 
 fn origin(unit: &Unit) -> String {
-    if unit.path == "spec" { unit.from.to_string() } else { format!("{} {}", unit.from, unit.path) }
+    let place = if unit.path == "spec" { String::new() } else { format!(" {}", unit.path) };
+    let beside = unit
+        .beside
+        .as_ref()
+        .map(|from| format!(", which closes nothing itself, for the pods that {from} closes"));
+    format!("{}{place}{}", unit.from, beside.unwrap_or_default())
 }
 
 /// Who may connect: exactly where `NetworkPolicy` can say it, else everybody, for layer L narrows it.
@@ -137,21 +136,14 @@ fn plain_port(port: &Port) -> NetworkPolicyPort {
 }
 
 /// What they may say, in as many objects as the bound on rules makes of it.
-fn l7(
-    unit: &Unit,
-    directions: &[Direction],
-    isolation: Option<IsolationScope>,
-    denies: bool,
-    names: &mut Names,
-) -> Vec<Manifest> {
+fn l7(unit: &Unit, directions: &[Direction], names: &mut Names) -> Vec<Manifest> {
     let allow = |direction: Direction| match directions.contains(&direction) {
         true => rules(&unit.side(direction).allow, direction),
         false => Vec::new(),
     };
-    let deny = |direction: Direction| match denies {
-        true => rules(&unit.side(direction).deny, direction),
-        false => Vec::new(),
-    };
+    let deny = |direction: Direction| rules(&unit.side(direction).deny, direction);
+    // Denies alone close nothing.
+    let isolation = directions.is_empty().then_some(IsolationScope::None);
     let [ingress, egress] = Direction::ALL.map(allow);
     let [ingress_deny, egress_deny] = Direction::ALL.map(deny);
     let most = [&ingress, &egress, &ingress_deny, &egress_deny].into_iter().map(Vec::len).max().unwrap_or(0);
