@@ -2,10 +2,12 @@
 //!
 //! Knows nothing of how a verdict is reached: `explain` runs the same engine as the data plane.
 
+mod analyze;
 mod answer;
 mod batch;
 mod demo;
 mod explain;
+mod input;
 mod manifest;
 mod migrate;
 mod places;
@@ -32,6 +34,8 @@ enum Verb {
     Explain(explain::Arguments),
     /// Cilium's policies into NetworkPolicy and L7NetworkPolicy, with every loss told.
     Migrate(migrate::Arguments),
+    /// What is probably not meant in manifests: findings with codes, drawn on the YAML.
+    Analyze(analyze::Arguments),
     /// Builds a small world on this machine, enforces policies in it and shows what happens.
     #[command(disable_help_flag = true)]
     Demo(demo::Arguments),
@@ -41,6 +45,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().verb {
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Migrate(arguments) => migrate::run(&arguments),
+        Verb::Analyze(arguments) => analyze::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
     };
     result.unwrap_or_else(|error| {

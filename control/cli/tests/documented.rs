@@ -1,5 +1,4 @@
-//! What the documents show is what the program prints: every `$ sluice explain …` and `$ sluice migrate …` of their
-//! console blocks is run.
+//! What the documents show is what the program prints: every command of [`VERBS`] in their console blocks is run.
 
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
@@ -10,6 +9,9 @@ use std::process::{Command, Stdio};
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
+
+/// The verbs that only read files.
+const VERBS: [&str; 3] = ["explain", "analyze", "migrate"];
 
 /// A command and the lines that shall follow it.
 #[derive(Debug)]
@@ -27,8 +29,7 @@ fn shown(text: &str) -> Vec<Shown> {
             "```" => inside = false,
             _ if !inside => {}
             _ if line.starts_with("$ ") => {
-                ours =
-                    ["explain", "migrate"].iter().any(|verb| line.starts_with(&format!("$ sluice {verb} ")));
+                ours = VERBS.iter().any(|verb| line.starts_with(&format!("$ sluice {verb} ")));
                 if let (true, Some(command)) = (ours, line.strip_prefix("$ sluice ")) {
                     out.push(Shown { command: command.into(), output: Vec::new() });
                 }
@@ -81,8 +82,8 @@ fn run(line: &str) -> Vec<String> {
 
 #[test]
 fn documents_show_what_is_printed() {
-    let mut documents =
-        vec![root().join("docs/explain.md"), root().join("docs/migrate.md"), root().join("README.md")];
+    let mut documents: Vec<PathBuf> = VERBS.map(|verb| root().join(format!("docs/{verb}.md"))).into();
+    documents.push(root().join("README.md"));
     for folder in std::fs::read_dir(root().join("examples")).unwrap() {
         documents.push(folder.unwrap().path().join("README.md"));
     }

@@ -4,6 +4,7 @@
 //! files, clocks, sockets or the API server. Control compiles with it for every node, the CLI and the tests for
 //! all nodes at once.
 
+pub mod analyze;
 mod cilium;
 mod classes;
 mod cluster_peers;

@@ -102,6 +102,39 @@ impl Selector {
         &self.requirements
     }
 
+    /// The keys that it reads, each with the values that it asks for, if it asks for values.
+    pub(crate) fn wanted(&self) -> impl Iterator<Item = (&str, Option<&[Arc<str>]>)> {
+        self.requirements.iter().map(|requirement| {
+            let values = match &requirement.test {
+                Test::In(values) => Some(&values[..]),
+                Test::NotIn(_) | Test::Exists | Test::DoesNotExist => None,
+            };
+            (&*requirement.key, values)
+        })
+    }
+
+    /// Labels that it selects, with nothing in them that it does not ask for: one set for each of the first values
+    /// that it takes. None where it contradicts itself.
+    pub(crate) fn examples(&self, most: usize) -> Vec<Labels> {
+        let example = |choice: usize| {
+            let mut out = Labels::new();
+            for requirement in &self.requirements {
+                let value = match &requirement.test {
+                    Test::In(values) => &*values[choice.min(values.len() - 1)],
+                    Test::Exists => "made-up",
+                    Test::NotIn(_) | Test::DoesNotExist => continue,
+                };
+                out.entry(requirement.key.to_string()).or_insert_with(|| value.to_owned());
+            }
+            out
+        };
+        let longest = self.wanted().filter_map(|(_, values)| Some(values?.len())).max().unwrap_or(1);
+        let mut out: Vec<Labels> = (0..longest.min(most)).map(example).collect();
+        out.retain(|labels| self.matches(labels));
+        out.dedup();
+        out
+    }
+
     /// The keys that it reads.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.requirements.iter().map(|requirement| &requirement.key)

@@ -114,6 +114,12 @@ impl Source {
         Place { file: self.file.clone(), line, column, end_column: extent.end }
     }
 
+    /// Whether a path of this object is written.
+    #[must_use]
+    pub fn has(&self, path: &str) -> bool {
+        self.spans.has(&format!("{}{path}", self.prefix))
+    }
+
     /// The same place without the positions of its fields: for kinds that come in great numbers.
     pub(crate) fn slim(&self) -> Self {
         let at = self.spans.find(self.prefix.trim_end_matches('.'));

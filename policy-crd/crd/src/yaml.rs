@@ -53,6 +53,11 @@ impl Spans {
         }
     }
 
+    /// Whether the field is written.
+    pub(crate) fn has(&self, path: &str) -> bool {
+        self.0.contains_key(path)
+    }
+
     /// One place for everything.
     pub(crate) fn at(extent: Option<Extent>) -> Self {
         Self(extent.map(|extent| (String::new(), extent)).into_iter().collect())

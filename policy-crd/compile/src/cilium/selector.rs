@@ -57,6 +57,31 @@ pub(crate) fn value(pod: &PodEntry, namespace: Option<&NamespaceEntry>, key: &st
     }
 }
 
+/// What a key under [`PREFIX`] is a label of.
+pub(crate) enum Derived<'k> {
+    /// The pod, by this key.
+    Own(&'k str),
+    /// Its namespace's name.
+    Namespace,
+    /// Its namespace, by this key.
+    NamespaceLabel(&'k str),
+    /// Its service account's name.
+    ServiceAccount,
+    /// Its cluster's name.
+    Cluster,
+}
+
+/// What a key under [`PREFIX`] is a label of; `None`: it is no such key.
+pub(crate) fn derived(key: &str) -> Option<Derived<'_>> {
+    let key = key.strip_prefix(PREFIX)?;
+    Some(match key {
+        NAMESPACE => Derived::Namespace,
+        SERVICE_ACCOUNT => Derived::ServiceAccount,
+        CLUSTER => Derived::Cluster,
+        _ => key.strip_prefix(NAMESPACE_LABELS).map_or(Derived::Own(key), Derived::NamespaceLabel),
+    })
+}
+
 /// Nobody at all.
 pub(crate) fn nobody() -> Selector {
     requirement("", "Exists", Vec::new()).unwrap_or_default()
