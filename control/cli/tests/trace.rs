@@ -265,3 +265,33 @@ spec:
     assert_eq!(line("ingress[1]"), Some("a.yaml:13:5"), "{found:?}");
     assert!(line("ingress[0]").is_some_and(|at| at.starts_with("a.yaml:2")), "{found:?}");
 }
+
+#[test]
+fn a_node_that_asks_its_own_pod_is_told_as_such() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = "\
+apiVersion: v1
+kind: Node
+metadata: { name: n1 }
+status: { addresses: [ { type: InternalIP, address: 192.168.0.1 } ] }
+---
+apiVersion: v1
+kind: Pod
+metadata: { name: p, namespace: a }
+spec: { nodeName: n1, containers: [ { name: c } ] }
+status: { podIP: 10.0.0.1 }
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: { name: n, namespace: a }
+spec: { podSelector: {} }
+";
+    std::fs::write(folder.path().join("a.yaml"), manifest).unwrap();
+    let path = folder.path().to_str().unwrap();
+    let question = |from: &str| json!({"from": from, "to": "a/p", "port": 80, "trace": true});
+    let answers = answers(path, &[], &lines(&[question("192.168.0.1"), question("a/p")]));
+    assert_eq!(answers[0]["ingress"]["peer"], "node n1");
+    let stages = json!([{"stage": "Host", "result": "allow"}, {"stage": "K", "result": "not_asked"}]);
+    assert_eq!(answers[0]["ingress"]["trace"], stages);
+    assert_eq!(answers[1]["ingress"]["trace"], json!([]), "a pod reaching itself is never judged");
+}
