@@ -8,10 +8,10 @@ mod common;
 
 use common::{Size, manifests, objects};
 use sluice_compile::{NodeScope, Options, Rollout, compile};
-use sluice_policy::{Direction, Snapshot};
+use sluice_policy::Snapshot;
 
 fn rules(snapshot: &Snapshot) -> usize {
-    let sides = snapshot.profiles.iter().flat_map(|p| Direction::ALL.map(|direction| p.side(direction)));
+    let sides = snapshot.profiles.iter().flat_map(|p| [&p.ingress, &p.egress]);
     sides.map(|side| side.rules().count()).sum()
 }
 
@@ -27,7 +27,7 @@ fn main() {
             let profiles = compiled.snapshot.profiles.len();
             let dropped = {
                 let mut snapshot = compiled.snapshot;
-                allocation_counter::measure(|| snapshot.profiles = Vec::new())
+                allocation_counter::measure(|| snapshot.profiles = sluice_policy::Profiles::default())
             };
             let held = dropped.bytes_current.unsigned_abs();
             println!(

@@ -124,7 +124,7 @@ pub fn compile(objects: &Objects, options: &Options) -> Compiled {
         .collect();
     let snapshot = Snapshot {
         generation: options.generation,
-        profiles: builder.finish(),
+        profiles: builder.finish().into(),
         policies: handles.iter().flatten().cloned().collect(),
         classes: classes.described(),
         addresses: classes.addresses,

@@ -3,7 +3,8 @@
 //! Knows nothing of the order in which rules are asked; the walk does.
 
 use crate::class::ClassId;
-use crate::miss::Miss;
+use crate::index::Probe;
+use crate::miss::{Miss, depth};
 use crate::origin::{Mode, Policy};
 use crate::port::Protocol;
 use crate::profile::{Rule, Scope, TierAction};
@@ -40,6 +41,8 @@ pub(crate) struct Asked<'q> {
     pub(crate) facts: Facts<'q>,
     /// Who takes part.
     pub(crate) taking: Taking<'q>,
+    /// What the side's index is asked, where it has one. Without it every rule is asked.
+    pub(crate) probe: Option<&'q Probe<'q>>,
 }
 
 /// What a rule does with what it matches.
@@ -68,6 +71,16 @@ impl Rule {
             self.denies(asked.connection, asked.facts)
         } else {
             self.allows(asked.connection, asked.facts)
+        }
+    }
+
+    /// Whether the rule reaches the connection, whatever is said.
+    pub(crate) fn reaches(&self, effect: Effect, connection: &Connection) -> bool {
+        let Connection { peer, protocol, port, .. } = *connection;
+        if effect.refuses() {
+            self.denies_reach(peer, protocol, port)
+        } else {
+            self.allows_reach(peer, protocol, port)
         }
     }
 
@@ -129,6 +142,22 @@ impl Rule {
             (Some(_), Facts::Unknown) => Some(Miss::Unreadable),
             (Some(conditions), Facts::Request(request)) => conditions.nearest_miss(request),
             (Some(conditions), Facts::Tls(name)) => conditions.nearest_miss_tls(name),
+        }
+    }
+
+    /// The depth of what an allow failed on, which makes no texts; `None` if it grants.
+    pub(crate) fn miss_depth(&self, asked: Asked<'_>) -> Option<u8> {
+        let Connection { peer, protocol, port, .. } = *asked.connection;
+        if !self.allows_reach(peer, protocol, port) {
+            let named =
+                peer != ClassId::MISSING && self.scopes.iter().any(|scope| scope.peers.contains(peer));
+            return Some(if named { depth::PORT } else { depth::PEER });
+        }
+        match (&self.conditions, asked.facts) {
+            (None, _) | (Some(_), Facts::Connection) => None,
+            (Some(_), Facts::Unknown) => Some(depth::UNREADABLE),
+            (Some(conditions), Facts::Request(request)) => conditions.miss_depth(request),
+            (Some(conditions), Facts::Tls(name)) => (!conditions.allows_tls(name)).then_some(depth::HOST),
         }
     }
 

@@ -4,11 +4,13 @@
 //! cannot disagree, because both ask the same walk. Knows nothing of maps or of eBPF.
 
 use crate::class::ClassId;
+use crate::indexed::IndexedSide;
 use crate::port::{PortRange, Protocol};
 use crate::profile::{Direction, IsolatedPorts, ProfileId, Side};
 use crate::snapshot::Snapshot;
 use crate::verdict::Connection;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// What the kernel does with a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -70,20 +72,58 @@ impl Snapshot {
             Direction::ALL.map(|direction| (ProfileId(id), direction, profile.side(direction)))
         });
         sides.flat_map(move |(profile, direction, side)| {
-            let cuts = Protocol::ALL.map(|protocol| (protocol, Cuts::of(side, protocol)));
+            let mut folded = Folded::new(side);
             (0..classes).map(ClassId).flat_map(move |class| {
                 let own = direction == Direction::Ingress && self.is_own_node(class);
-                let peer = if own { ClassId::MISSING } else { class };
-                let entry =
-                    move |protocol, ports, row| RowEntry { profile, direction, class, protocol, ports, row };
-                cuts.iter()
-                    .flat_map(|(protocol, cuts)| {
-                        let rows = cuts.fold(|port| side.row(&Connection::new(peer, *protocol, port)));
-                        rows.into_iter().map(|(ports, row)| entry(*protocol, ports, row)).collect::<Vec<_>>()
-                    })
-                    .collect::<Vec<_>>()
+                let rows = folded.rows(if own { ClassId::MISSING } else { class });
+                (0..rows.len()).map(move |at| {
+                    let (protocol, ports, row) = rows[at];
+                    RowEntry { profile, direction, class, protocol, ports, row }
+                })
             })
         })
+    }
+}
+
+/// The rows of one class: by protocol and ports.
+type ClassRows = Arc<[(Protocol, PortPrefix, Row)]>;
+
+/// The rows of one side. Classes that no rule tells apart have the same, which are folded once.
+struct Folded<'a> {
+    side: IndexedSide<'a>,
+    cuts: [(Protocol, Cuts); Protocol::ALL.len()],
+    /// By group, once folded.
+    groups: Vec<Option<ClassRows>>,
+}
+
+impl<'a> Folded<'a> {
+    fn new(side: IndexedSide<'a>) -> Self {
+        let cuts = Protocol::ALL.map(|protocol| (protocol, Cuts::of(&side, protocol)));
+        Self { side, cuts, groups: vec![None; side.index.groups.len()] }
+    }
+
+    fn rows(&mut self, class: ClassId) -> ClassRows {
+        // Nobody shares the verdicts of the peer that nobody knows.
+        if class == ClassId::MISSING {
+            return self.fold(class);
+        }
+        let group = self.side.index.groups.of(class) as usize;
+        if let Some(Some(rows)) = self.groups.get(group) {
+            return rows.clone();
+        }
+        let rows = self.fold(class);
+        if let Some(known) = self.groups.get_mut(group) {
+            *known = Some(rows.clone());
+        }
+        rows
+    }
+
+    fn fold(&self, peer: ClassId) -> ClassRows {
+        let rows = self.cuts.iter().flat_map(|(protocol, cuts)| {
+            let rows = cuts.fold(|port| self.side.row(&Connection::new(peer, *protocol, port)));
+            rows.into_iter().map(|(ports, row)| (*protocol, ports, row))
+        });
+        rows.collect()
     }
 }
 
@@ -120,8 +160,15 @@ impl Cuts {
             starts.insert(*first);
             starts.extend(last.checked_add(1));
         }
-        let named = |port: u16| ranges.iter().any(|(first, last)| *first <= port && port <= *last);
-        let unnamed = starts.iter().copied().find(|port| !named(*port));
+        ranges.sort_unstable();
+        let mut begun = ranges.iter().peekable();
+        let mut named_to = None;
+        let unnamed = starts.iter().copied().find(|port| {
+            while let Some((_, last)) = begun.next_if(|(first, _)| first <= port) {
+                named_to = named_to.max(Some(*last));
+            }
+            named_to < Some(*port)
+        });
         Self { starts: starts.into_iter().collect(), unnamed }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Knows nothing of frames or messages; a call is known by its path and by the marks of its protocol.
 
-use crate::miss::Miss;
+use crate::miss::{Miss, depth};
 use crate::request::{HttpVersion, Request};
 use std::fmt;
 use std::sync::Arc;
@@ -28,6 +28,11 @@ impl GrpcProtocol {
             Self::GrpcWeb => "GRPCWeb",
             Self::Connect => "Connect",
         }
+    }
+
+    /// Whether the request has every mark of any.
+    pub(crate) fn is_any(request: &Request<'_>) -> bool {
+        [Self::Grpc, Self::GrpcWeb, Self::Connect].into_iter().any(|protocol| protocol.marks(request))
     }
 
     /// Whether the request has every mark of it.
@@ -78,7 +83,7 @@ impl GrpcMatch {
     }
 
     /// Splits `/service/method`.
-    fn split(path: &str) -> Option<(&str, &str)> {
+    pub(crate) fn split(path: &str) -> Option<(&str, &str)> {
         let (service, method) = path.strip_prefix('/')?.split_once('/')?;
         (!service.is_empty() && !method.is_empty() && !method.contains('/')).then_some((service, method))
     }
@@ -118,6 +123,24 @@ impl GrpcMatch {
             Some(Miss::AmbiguousPath { got: path.into() })
         } else {
             Some(self.path_miss(path))
+        }
+    }
+
+    /// The depth of [`miss`](Self::miss), which makes no texts.
+    pub(crate) fn miss_depth(&self, request: &Request<'_>) -> Option<u8> {
+        let path = request.path.raw();
+        if self.allows(request) {
+            None
+        } else if !self.is_carried(request) {
+            Some(depth::UNREADABLE)
+        } else if request.path.strict() != Some(path) {
+            Some(depth::AMBIGUOUS_PATH)
+        } else {
+            Some(match Self::split(path) {
+                None => depth::PATH,
+                Some((service, _)) if service != &*self.service => depth::HOST,
+                Some(_) => depth::METHOD,
+            })
         }
     }
 

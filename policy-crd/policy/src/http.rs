@@ -6,7 +6,7 @@
 use crate::grpc::GrpcMatch;
 use crate::header::HeaderMatch;
 use crate::host::{HostMatch, NameMatch};
-use crate::miss::Miss;
+use crate::miss::{Miss, depth};
 use crate::path;
 use crate::query::QueryMatch;
 use crate::regex::Regex;
@@ -256,6 +256,23 @@ impl HttpMatch {
         })
     }
 
+    /// The depth of [`miss`](Self::miss), which makes no texts.
+    fn miss_depth(&self, request: &Request<'_>) -> Option<u8> {
+        if !self.allows_host(request) {
+            Some(depth::HOST)
+        } else if !self.allows_path(request) {
+            Some(if request.path.strict().is_some() { depth::PATH } else { depth::AMBIGUOUS_PATH })
+        } else if !self.allows_method(request) {
+            Some(depth::METHOD)
+        } else if !self.allows_upgrade(request) {
+            Some(depth::UPGRADE)
+        } else if !self.headers.iter().all(|header| header.allows(request).is_ok()) {
+            Some(depth::HEADER)
+        } else {
+            self.query.iter().any(|query| query.allows(request).is_err()).then_some(depth::QUERY)
+        }
+    }
+
     pub(crate) fn denies(&self, request: &Request<'_>) -> bool {
         self.denies_method(request)
             && self.path.as_ref().is_none_or(|path| path.denies(request))
@@ -338,6 +355,16 @@ impl Conditions {
         let http = self.http.iter().filter_map(|item| item.miss(request));
         let grpc = self.grpc.iter().filter_map(|item| item.miss(request));
         Some(nearest(http.chain(grpc)).unwrap_or_else(|| self.no_request()))
+    }
+
+    /// The depth of [`nearest_miss`](Self::nearest_miss), which makes no texts.
+    pub(crate) fn miss_depth(&self, request: &Request<'_>) -> Option<u8> {
+        if self.allows(request) {
+            return None;
+        }
+        let http = self.http.iter().filter_map(|item| item.miss_depth(request));
+        let grpc = self.grpc.iter().filter_map(|item| item.miss_depth(request));
+        Some(http.chain(grpc).max().unwrap_or_else(|| self.no_request().depth()))
     }
 
     /// What a TLS connection failed on; `None` if its server name is granted.

@@ -113,22 +113,37 @@ pub enum Miss {
     NoCondition,
 }
 
+/// How far a rule comes that misses: [`Miss::depth`], for those who ask before they know what to say.
+pub(crate) mod depth {
+    pub(crate) const PEER: u8 = 0;
+    pub(crate) const PORT: u8 = 1;
+    pub(crate) const NO_CONDITION: u8 = 2;
+    pub(crate) const UNREADABLE: u8 = 3;
+    pub(crate) const HOST: u8 = 4;
+    pub(crate) const AMBIGUOUS_PATH: u8 = 5;
+    pub(crate) const PATH: u8 = 6;
+    pub(crate) const METHOD: u8 = 7;
+    pub(crate) const UPGRADE: u8 = 8;
+    pub(crate) const HEADER: u8 = 9;
+    pub(crate) const QUERY: u8 = 10;
+}
+
 impl Miss {
     /// How far the rule came: the deepest miss is the nearest one.
     #[must_use]
     pub const fn depth(&self) -> u8 {
         match self {
-            Self::Peer | Self::UnknownPeer => 0,
-            Self::Port { .. } | Self::Protocol { .. } => 1,
-            Self::NoCondition | Self::NoRequest => 2,
-            Self::Unreadable | Self::NotGrpc { .. } | Self::NotTls => 3,
-            Self::GrpcService { .. } | Self::Host { .. } | Self::ServerName { .. } => 4,
-            Self::AmbiguousPath { .. } => 5,
-            Self::Path { .. } => 6,
-            Self::Method { .. } | Self::GrpcMethod { .. } => 7,
-            Self::Upgrade { .. } => 8,
-            Self::Header { .. } => 9,
-            Self::Query { .. } => 10,
+            Self::Peer | Self::UnknownPeer => depth::PEER,
+            Self::Port { .. } | Self::Protocol { .. } => depth::PORT,
+            Self::NoCondition | Self::NoRequest => depth::NO_CONDITION,
+            Self::Unreadable | Self::NotGrpc { .. } | Self::NotTls => depth::UNREADABLE,
+            Self::GrpcService { .. } | Self::Host { .. } | Self::ServerName { .. } => depth::HOST,
+            Self::AmbiguousPath { .. } => depth::AMBIGUOUS_PATH,
+            Self::Path { .. } => depth::PATH,
+            Self::Method { .. } | Self::GrpcMethod { .. } => depth::METHOD,
+            Self::Upgrade { .. } => depth::UPGRADE,
+            Self::Header { .. } => depth::HEADER,
+            Self::Query { .. } => depth::QUERY,
         }
     }
 }

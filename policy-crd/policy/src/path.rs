@@ -48,16 +48,25 @@ impl<'a> Path<'a> {
         }
     }
 
+    /// Whether the path has no readings but itself and those that are [alike](Self::alike); most paths are so.
+    pub(crate) fn is_plain(&self) -> bool {
+        let dots_at_end = || self.raw.ends_with('.') || self.raw.contains("./");
+        matches!(self.strict, Some(Cow::Borrowed(_))) && !self.raw.contains('%') && !dots_at_end()
+    }
+
+    /// What routers take for a plain path: in lower case, without the slash at its end.
+    pub(crate) fn alike(&self) -> impl Iterator<Item = String> + use<> {
+        readings::alike(self.raw)
+    }
+
     /// Whether any reading satisfies `test`. Only denies ask this. With a reading those are among them that routers
     /// take for the same path: in lower case, without the slash at its end.
     pub fn any_reading(&self, mut test: impl FnMut(&str) -> bool) -> bool {
         if test(self.raw) || self.strict.as_deref().is_some_and(&mut test) {
             return true;
         }
-        // A plain path has no other, and most paths are plain.
-        let dots_at_end = || self.raw.ends_with('.') || self.raw.contains("./");
-        if matches!(self.strict, Some(Cow::Borrowed(_))) && !self.raw.contains('%') && !dots_at_end() {
-            return readings::alike(self.raw).any(|reading| test(&reading));
+        if self.is_plain() {
+            return self.alike().any(|reading| test(&reading));
         }
         let readings = self.readings.get_or_init(|| Readings::of(self.raw));
         readings.bottomless || readings.texts.iter().any(|reading| test(reading))

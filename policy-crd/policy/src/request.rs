@@ -80,6 +80,12 @@ impl Request<'_> {
             })
     }
 
+    /// The path, if it is [plain](Path::is_plain) and no header asks for another.
+    pub(crate) fn plain_path(&self) -> Option<&str> {
+        let others = || PATH_HEADERS.into_iter().any(|name| self.loose_values(name).next().is_some());
+        (self.path.is_plain() && !others()).then_some(self.path.raw())
+    }
+
     /// The methods that are asked for beside the request's own.
     pub(crate) fn method_overrides(&self) -> impl Iterator<Item = Cow<'_, str>> {
         let headers = METHOD_HEADERS.into_iter().flat_map(|name| self.loose_values(name));

@@ -3,10 +3,11 @@
 //! The compiler builds it, the wire carries it, the loader turns it into rows and the proxy judges by it.
 
 use crate::class::ClassId;
+use crate::indexed::{IndexedProfile, Profiles};
 use crate::origin::Policy;
 use crate::port::Protocol;
 use crate::prefix::PrefixTable;
-use crate::profile::{Direction, Profile, ProfileId};
+use crate::profile::{Direction, ProfileId};
 use crate::verdict::Connection;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -26,7 +27,7 @@ pub struct Snapshot {
     /// The endpoints of this node that are in the dataplane.
     pub endpoints: Endpoints,
     /// The distinct profiles, by [`ProfileId`].
-    pub profiles: Vec<Profile>,
+    pub profiles: Profiles,
     /// Who has which address, for names in telemetry. No verdict reads it.
     pub workloads: HashMap<IpAddr, Arc<Workload>>,
 }
@@ -79,8 +80,8 @@ impl Snapshot {
 
     /// A profile by its id.
     #[must_use]
-    pub fn profile(&self, ProfileId(id): ProfileId) -> Option<&Profile> {
-        self.profiles.get(id as usize)
+    pub fn profile(&self, ProfileId(id): ProfileId) -> Option<&IndexedProfile> {
+        self.profiles.get(id as usize).map(Arc::as_ref)
     }
 }
 

@@ -5,6 +5,7 @@
 
 use crate::asked::Effect;
 use crate::class::ClassId;
+use crate::index::SideIndex;
 use crate::miss::Miss;
 use crate::observe::{Observe, StageKind, Step, Visit};
 use crate::origin::{Policy, RuleName};
@@ -214,8 +215,18 @@ impl Side {
     /// Judges as [`judge`](Self::judge) does, in the same walk, and tells what it saw.
     #[must_use]
     pub fn trace(&self, connection: &Connection, facts: Facts<'_>) -> (SideVerdict, Trace) {
+        self.trace_by(None, connection, facts)
+    }
+
+    /// The same; what is not shown, of audited policies, is found through the side's index.
+    pub(crate) fn trace_by(
+        &self,
+        index: Option<&SideIndex>,
+        connection: &Connection,
+        facts: Facts<'_>,
+    ) -> (SideVerdict, Trace) {
         let mut recorder = Recorder::default();
-        let verdict = self.judge_watched(connection, facts, &mut recorder);
+        let verdict = self.judge_watched(index, connection, facts, &mut recorder);
         let stages = recorder.stages;
         let asked = |kind: &StageKind| stages.iter().any(|stage| stage.kind == *kind);
         let not_asked = self.stages_with_rules().into_iter().filter(|kind| !asked(kind)).collect();

@@ -5,13 +5,15 @@
 
 use crate::asked::{Asked, Effect, Taking};
 use crate::class::ClassId;
-use crate::fold::{Row, RowAction};
+use crate::index::{Probe, SideIndex, audited};
+use crate::indexed::IndexedSide;
 use crate::miss::Miss;
-use crate::observe::{Nobody, Observe, StageKind, Step, Visit};
-use crate::origin::{Mode, Policy, RuleName};
+use crate::observe::{Nobody, Observe, StageKind, Step};
+use crate::origin::{Policy, RuleName};
 use crate::port::Protocol;
-use crate::profile::{Direction, Layer, LayerKind, Rule, Side, TierAction, TierRule};
+use crate::profile::{Direction, LayerKind, Rule, Side, TierAction};
 use crate::snapshot::{Snapshot, Source};
+use crate::stages::Rules;
 use crate::verdict::{
     Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Reason, SideVerdict, Verdict,
 };
@@ -19,8 +21,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What one walk over one set of policies came to.
-struct Walked<'a> {
-    decision: Decision,
+pub(crate) struct Walked<'a> {
+    pub(crate) decision: Decision,
     reason: Reason,
     policy: Option<&'a Arc<Policy>>,
     rule: Option<&'a RuleName>,
@@ -84,139 +86,30 @@ impl<'a> Walked<'a> {
     }
 }
 
-/// The first rule that matches, with its place. The one loop over rules of every stage.
-fn first<'a, O: Observe>(
-    rules: impl Iterator<Item = (&'a Rule, Effect)>,
-    asked: Asked<'_>,
-    observer: &mut O,
-) -> Option<(usize, &'a Rule)> {
-    let mut found = None;
-    for (place, (rule, effect)) in rules.enumerate() {
-        let taken = asked.taking.takes(&rule.policy);
-        let matched = (taken || O::EVERY_RULE) && rule.matches(effect, asked);
-        observer.rule(&Visit { rule, effect, taken, matched, asked });
-        if taken && matched && found.is_none() {
-            found = Some((place, rule));
-            if !O::EVERY_RULE {
-                break;
-            }
-        }
-    }
-    found
-}
-
-/// The first rule of a tier that matches, from a place on.
-fn first_in_tier<'a, O: Observe>(
-    tier: &'a [TierRule],
-    from: usize,
-    asked: Asked<'_>,
-    observer: &mut O,
-) -> Option<(usize, &'a TierRule)> {
-    let rules = tier.iter().skip(from).map(|tiered| (&tiered.rule, Effect::Tier(tiered.action)));
-    let (place, _) = first(rules, asked, observer)?;
-    Some((from + place, tier.get(from + place)?))
-}
-
-impl Layer {
-    /// The policy that isolates this port in this layer, if any does.
-    fn isolated_by(&self, connection: &Connection, taking: Taking<'_>) -> Option<&Arc<Policy>> {
-        self.isolation
-            .iter()
-            .find(|i| taking.takes(&i.policy) && i.ports.contains(connection.protocol, connection.port))
-            .map(|isolation| &isolation.policy)
-    }
-
-    /// The first allow that grants.
-    fn first_allow<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Option<&Rule> {
-        let rules = self.allow.iter().map(|rule| (rule, Effect::Allow));
-        first(rules, asked, observer).map(|(_, rule)| rule)
-    }
-
-    /// The allow that came nearest, and what it failed on. Only a refusal pays for its explanation.
-    fn nearest(&self, asked: Asked<'_>) -> Option<(&Rule, Miss)> {
-        let allows = self.allow.iter().filter(|rule| asked.taking.takes(&rule.policy));
-        allows
-            .filter_map(|rule| Some((rule, rule.miss(Effect::Allow, asked)?)))
-            .reduce(|best, next| if next.1.depth() > best.1.depth() { next } else { best })
-    }
-
-    /// Asks the layer's allows; `None` where nothing isolates.
-    fn walk<O: Observe>(&self, kind: LayerKind, asked: Asked<'_>, observer: &mut O) -> Option<Walked<'_>> {
-        observer.stage(StageKind::Layer(kind));
-        let isolating = self.isolated_by(asked.connection, asked.taking);
-        let Some(isolating) = isolating else {
-            // Whoever explains wants to see what would have a say, were the layer not silent.
-            if O::EVERY_RULE {
-                observer.isolation(None, self.isolated_by(asked.connection, Taking::All));
-                self.first_allow(asked, observer);
-            }
-            observer.step(Step::Next);
-            return None;
-        };
-        observer.isolation(Some(isolating), None);
-        if let Some(rule) = self.first_allow(asked, observer) {
-            observer.step(Step::By(rule));
-            return Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule));
-        }
-        let nearest = self.nearest(asked);
-        observer.step(Step::Refused(nearest.as_ref().map(|(rule, _)| *rule)));
-        Some(Walked::refused(isolating, nearest, asked.connection))
-    }
-}
-
-impl TierRule {
-    /// Whether only a request can say if the rule matches.
-    fn awaits_request(&self, facts: Facts<'_>) -> bool {
-        self.rule.conditions.is_some() && matches!(facts, Facts::Connection)
-    }
-
-    /// Whether the rule reaches the peer and the port, whatever is said.
-    fn reaches(&self, connection: &Connection) -> bool {
-        let Connection { peer, protocol, port, .. } = *connection;
-        match self.action {
-            TierAction::Deny => self.rule.denies_reach(peer, protocol, port),
-            TierAction::Accept | TierAction::Pass => self.rule.allows_reach(peer, protocol, port),
-        }
-    }
-}
-
-/// What a tier comes to before a request is known.
-enum Reached {
-    /// A rule with a condition may decide.
-    Conditional,
-    /// A rule without one does.
-    By(TierAction),
-    /// No rule matches.
-    Nothing,
-}
-
-/// The first rule of a tier that reaches the connection.
-fn reached(tier: &[TierRule], connection: &Connection, taking: Taking<'_>) -> Reached {
-    let mut rules = tier.iter().filter(|tiered| taking.takes(&tiered.rule.policy));
-    match rules.find(|tiered| tiered.reaches(connection)) {
-        None => Reached::Nothing,
-        Some(tiered) if tiered.rule.conditions.is_some() => Reached::Conditional,
-        Some(tiered) => Reached::By(tiered.action),
-    }
-}
-
 impl Side {
     /// Judges one direction: the Admin tier, then denies, then every allow layer that isolates must agree, the
     /// Baseline tier in place of a silent layer K.
     #[must_use]
     pub fn judge(&self, connection: &Connection, facts: Facts<'_>) -> SideVerdict {
-        self.judge_watched(connection, facts, &mut Nobody)
+        self.judge_watched(None, connection, facts, &mut Nobody)
     }
 
-    /// The same, watched. Of the audited policies only their findings are told.
+    /// The same, through the side's index if it has one, and watched. Of the audited policies only their findings
+    /// are told.
     pub(crate) fn judge_watched<O: Observe>(
         &self,
+        index: Option<&SideIndex>,
         connection: &Connection,
         facts: Facts<'_>,
         observer: &mut O,
     ) -> SideVerdict {
-        let walked = self.walk(Asked { connection, facts, taking: Taking::Enforcing }, observer);
-        let audit = self.audit(connection, facts, walked.decision);
+        let probe = index.map(|index| Probe::new(index, connection, facts));
+        let asked = Asked { connection, facts, taking: Taking::Enforcing, probe: probe.as_ref() };
+        let walked = self.walk(asked, observer);
+        let audit = match index {
+            Some(index) => self.audit(&index.audited, asked, walked.decision),
+            None => self.audit(&audited(self), asked, walked.decision),
+        };
         SideVerdict {
             decision: walked.decision,
             reason: walked.reason,
@@ -228,22 +121,25 @@ impl Side {
     }
 
     /// The walk.
-    fn walk<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Walked<'_> {
+    pub(crate) fn walk<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Walked<'_> {
         if self.admin.is_empty() {
             return self.walk_namespaced(asked, observer);
         }
         observer.stage(StageKind::Admin);
         let mut from = 0;
-        while let Some((place, tiered)) = first_in_tier(&self.admin, from, asked, observer) {
-            let by = |decision, reason| Walked::by_rule(decision, reason, &tiered.rule);
+        while let Some((place, rule, effect)) = Rules::Admin(self).first(from, asked, observer) {
+            let by = |decision, reason| Walked::by_rule(decision, reason, rule);
             // Before a request is known a conditional Pass may or may not hold; a connection is let through where
             // either way could let a request through.
-            let supposed = tiered.action == TierAction::Pass && tiered.awaits_request(asked.facts);
-            observer.step(if supposed { Step::Supposing(&tiered.rule) } else { Step::By(&tiered.rule) });
-            match tiered.action {
-                TierAction::Deny => return by(Decision::Deny, Reason::DenyRule),
-                TierAction::Accept => return by(Decision::Allow, Reason::RuleMatched),
-                TierAction::Pass => {}
+            let awaits_request = rule.conditions.is_some() && matches!(asked.facts, Facts::Connection);
+            let supposed = awaits_request && effect == Effect::Tier(TierAction::Pass);
+            observer.step(if supposed { Step::Supposing(rule) } else { Step::By(rule) });
+            match effect {
+                Effect::Deny | Effect::Tier(TierAction::Deny) => return by(Decision::Deny, Reason::DenyRule),
+                Effect::Allow | Effect::Tier(TierAction::Accept) => {
+                    return by(Decision::Allow, Reason::RuleMatched);
+                }
+                Effect::Tier(TierAction::Pass) => {}
             }
             let passed = self.walk_namespaced(asked, observer);
             if !supposed || passed.decision == Decision::Allow {
@@ -266,14 +162,14 @@ impl Side {
         if let Some(rule) = self.first_deny(asked, observer) {
             return Walked::by_rule(Decision::Deny, Reason::DenyRule, rule);
         }
-        let [k, l] = &self.layers;
         // The Baseline tier speaks in the place of a silent layer K.
-        let connected = k.walk(LayerKind::K, asked, observer).or_else(|| self.walk_baseline(asked, observer));
+        let connected =
+            self.walk_layer(LayerKind::K, asked, observer).or_else(|| self.walk_baseline(asked, observer));
         let allowed = match connected {
             Some(walked) if walked.decision == Decision::Deny => return walked,
             other => other,
         };
-        match l.walk(LayerKind::L, asked, observer) {
+        match self.walk_layer(LayerKind::L, asked, observer) {
             // The later layer says more: what was said ranks above who connected.
             Some(walked) => walked,
             None => allowed.unwrap_or_else(Walked::not_isolated),
@@ -286,10 +182,37 @@ impl Side {
             return None;
         }
         observer.stage(StageKind::Deny);
-        let rules = self.deny.iter().map(|rule| (rule, Effect::Deny));
-        let found = first(rules, asked, observer).map(|(_, rule)| rule);
+        let found = Rules::Deny(self).first(0, asked, observer).map(|(_, rule, _)| rule);
         observer.step(found.map_or(Step::Next, Step::By));
         found
+    }
+
+    /// Asks a layer's allows; `None` where nothing isolates.
+    fn walk_layer<O: Observe>(
+        &self,
+        kind: LayerKind,
+        asked: Asked<'_>,
+        observer: &mut O,
+    ) -> Option<Walked<'_>> {
+        observer.stage(StageKind::Layer(kind));
+        let isolating = self.isolated_by(kind, asked);
+        let Some(isolating) = isolating else {
+            // Whoever explains wants to see what would have a say, were the layer not silent.
+            if O::EVERY_RULE {
+                observer.isolation(None, self.isolated_by(kind, Asked { taking: Taking::All, ..asked }));
+                Rules::Layer(self, kind).first(0, asked, observer);
+            }
+            observer.step(Step::Next);
+            return None;
+        };
+        observer.isolation(Some(isolating), None);
+        if let Some((_, rule, _)) = Rules::Layer(self, kind).first(0, asked, observer) {
+            observer.step(Step::By(rule));
+            return Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule));
+        }
+        let nearest = self.nearest(kind, asked);
+        observer.step(Step::Refused(nearest.as_ref().map(|(rule, _)| *rule)));
+        Some(Walked::refused(isolating, nearest, asked.connection))
     }
 
     /// What the Baseline tier says, if one of its rules matches and does not pass.
@@ -298,13 +221,17 @@ impl Side {
             return None;
         }
         observer.stage(StageKind::Baseline);
-        let found = first_in_tier(&self.baseline, 0, asked, observer);
-        observer.step(found.map_or(Step::Next, |(_, tiered)| Step::By(&tiered.rule)));
-        let (_, TierRule { action, rule }) = found?;
-        match action {
-            TierAction::Deny => Some(Walked::by_rule(Decision::Deny, Reason::DenyRule, rule)),
-            TierAction::Accept => Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule)),
-            TierAction::Pass => None,
+        let found = Rules::Baseline(self).first(0, asked, observer);
+        observer.step(found.map_or(Step::Next, |(_, rule, _)| Step::By(rule)));
+        let (_, rule, effect) = found?;
+        match effect {
+            Effect::Deny | Effect::Tier(TierAction::Deny) => {
+                Some(Walked::by_rule(Decision::Deny, Reason::DenyRule, rule))
+            }
+            Effect::Allow | Effect::Tier(TierAction::Accept) => {
+                Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule))
+            }
+            Effect::Tier(TierAction::Pass) => None,
         }
     }
 
@@ -324,13 +251,12 @@ impl Side {
     }
 
     /// What audited policies would have done, each promoted alone and all together.
-    fn audit(&self, connection: &Connection, facts: Facts<'_>, enforced: Decision) -> Audit {
-        let audited = self.audited();
+    fn audit(&self, audited: &[Arc<Policy>], asked: Asked<'_>, enforced: Decision) -> Audit {
         let mut audit = Audit::default();
         if audited.is_empty() {
             return audit;
         }
-        let walk = |taking| self.walk(Asked { connection, facts, taking }, &mut Nobody);
+        let walk = |taking| self.walk(Asked { taking, ..asked }, &mut Nobody);
         let together = walk(Taking::All);
         match (enforced, together.decision) {
             (Decision::Deny, Decision::Allow) => audit.would_allow = true,
@@ -339,77 +265,13 @@ impl Side {
         }
         if enforced == Decision::Allow {
             audit.would_deny = audited
-                .into_iter()
+                .iter()
                 .map(|policy| walk(Taking::EnforcingAnd(policy)))
                 .filter(|walked| walked.decision == Decision::Deny)
                 .map(Walked::finding)
                 .collect();
         }
         audit
-    }
-
-    /// The audited policies of this side, each once.
-    fn audited(&self) -> Vec<&Policy> {
-        let isolating = self.layers.iter().flat_map(|layer| layer.isolation.iter().map(|i| &i.policy));
-        let mut audited: Vec<&Policy> = isolating
-            .chain(self.rules().map(|rule| &rule.policy))
-            .map(Arc::as_ref)
-            .filter(|policy| policy.mode == Mode::Audit)
-            .collect();
-        audited.sort_unstable_by_key(|policy| policy.id);
-        audited.dedup_by_key(|policy| policy.id);
-        audited
-    }
-
-    /// What the kernel does with this connection: the same walk, with the request not yet known.
-    #[must_use]
-    pub fn row(&self, connection: &Connection) -> Row {
-        let passes = |taking| {
-            let asked = Asked { connection, facts: Facts::Connection, taking };
-            self.walk(asked, &mut Nobody).decision == Decision::Allow
-        };
-        let row = |action| Row { action, fail_open: false, audit: false };
-        if !passes(Taking::Enforcing) {
-            return row(RowAction::Deny);
-        }
-        if self.governed_by_request(connection, Taking::Enforcing) {
-            return row(RowAction::ToProxy);
-        }
-        let audited = self.audited();
-        let alone = audited.iter().map(|policy| Taking::EnforcingAnd(policy));
-        let ways: Vec<Taking<'_>> = alone.chain((!audited.is_empty()).then_some(Taking::All)).collect();
-        if ways.iter().any(|way| passes(*way) && self.governed_by_request(connection, *way)) {
-            return Row { fail_open: true, ..row(RowAction::ToProxy) };
-        }
-        Row { audit: ways.iter().any(|way| !passes(*way)), ..row(RowAction::Allow) }
-    }
-
-    /// Whether any rule that can still decide this connection has a condition on the request.
-    fn governed_by_request(&self, connection: &Connection, taking: Taking<'_>) -> bool {
-        let Connection { peer, protocol, port, .. } = *connection;
-        if protocol != Protocol::Tcp {
-            return false;
-        }
-        match reached(&self.admin, connection, taking) {
-            Reached::Conditional => return true,
-            Reached::By(TierAction::Accept | TierAction::Deny) => return false,
-            Reached::By(TierAction::Pass) | Reached::Nothing => {}
-        }
-        if connection.from_host {
-            return false;
-        }
-        let conditional = |rule: &&Rule| taking.takes(&rule.policy) && rule.conditions.is_some();
-        if self.deny.iter().filter(conditional).any(|rule| rule.denies_reach(peer, protocol, port)) {
-            return true;
-        }
-        let [k, _] = &self.layers;
-        let baseline = k.isolated_by(connection, taking).is_none()
-            && matches!(reached(&self.baseline, connection, taking), Reached::Conditional);
-        baseline
-            || self.layers.iter().any(|layer| {
-                layer.isolated_by(connection, taking).is_some()
-                    && layer.allow.iter().filter(conditional).any(|r| r.allows_reach(peer, protocol, port))
-            })
     }
 }
 
@@ -435,7 +297,7 @@ impl Snapshot {
         source: Source,
         destination: IpAddr,
         (protocol, port): (Protocol, u16),
-        mut judge: impl FnMut(Direction, &Side, &Connection) -> SideVerdict,
+        mut judge: impl FnMut(Direction, IndexedSide<'_>, &Connection) -> SideVerdict,
     ) -> Verdict {
         let mut side = |endpoint: IpAddr, peer: Source, direction: Direction| {
             let Some(endpoint) = self.endpoint_at(endpoint) else {

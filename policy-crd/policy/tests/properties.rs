@@ -14,7 +14,7 @@ fn snapshot(side: Side) -> Snapshot {
     let class = |_| Class { identity: Identity::World, cidrs: vec![] };
     Snapshot {
         classes: (0..CLASSES).map(class).collect(),
-        profiles: vec![Profile { ingress: side, egress: Side::default() }],
+        profiles: vec![Profile { ingress: side, egress: Side::default() }].into(),
         ..Snapshot::default()
     }
 }

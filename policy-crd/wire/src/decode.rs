@@ -79,6 +79,9 @@ pub fn decode(message: pb::Snapshot) -> Decoded<core::Snapshot> {
         }
         Ok(Arc::new(endpoint))
     })?;
+    let profiles: core::Profiles = profiles.into();
+    // The first request after the swap is not the one that waits for it.
+    profiles.prepare();
     Ok(core::Snapshot {
         generation: message.generation,
         addresses: addresses(message.addresses, classes.len())?,

@@ -43,7 +43,7 @@ fn conditions_that_are_equal_travel_once_and_are_shared_again() {
     };
     let deny = vec![rule("one"), rule("two")];
     let side = sluice_policy::Side { deny, ..Default::default() };
-    snapshot.profiles = vec![sluice_policy::Profile { ingress: side, ..Default::default() }];
+    snapshot.profiles = vec![sluice_policy::Profile { ingress: side, ..Default::default() }].into();
     snapshot.endpoints = Vec::new().into();
     let message = encode(&snapshot);
     assert_eq!(message.conditions.len(), 1);

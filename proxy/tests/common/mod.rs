@@ -104,7 +104,7 @@ pub fn snapshot(generation: u64, rules: &Rules) -> Arc<Snapshot> {
         ],
         addresses,
         endpoints: vec![Arc::new(endpoint)].into(),
-        profiles: vec![profile],
+        profiles: vec![profile].into(),
         workloads: [(CLIENT, workload("frontend"))].into(),
     })
 }
@@ -112,10 +112,12 @@ pub fn snapshot(generation: u64, rules: &Rules) -> Arc<Snapshot> {
 /// Everything HTTP may pass, but for what this item takes.
 pub fn denying(item: HttpMatch) -> Arc<Snapshot> {
     let mut snapshot = (*snapshot(1, &Rules { http: vec![http(&[], None)], ..shop() })).clone();
-    let side = &mut snapshot.profiles[0].ingress;
+    let mut profiles = snapshot.profiles.to_vec();
+    let side = &mut profiles[0].ingress;
     let conditions = Conditions { http: vec![item], ..Conditions::default() };
     let allow = side.layers[1].allow[0].clone();
     side.deny.push(Rule { name: "deny".into(), conditions: Some(Arc::new(conditions)), ..allow });
+    snapshot.profiles = profiles.into();
     Arc::new(snapshot)
 }
 

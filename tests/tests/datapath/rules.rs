@@ -86,15 +86,16 @@ pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line
             snapshot.addresses.insert(Prefix::host(address), ClassId(id));
         }
     }
-    let mut endpoints = Vec::new();
+    let (mut endpoints, mut profiles) = (Vec::new(), Vec::new());
     for (pod, id) in world.pods.iter().filter(|pod| pod.node == node).zip(0..) {
         endpoints.push(Arc::new(Endpoint {
             workload: Arc::new(workload(pod)),
             addresses: addresses(pod).to_vec(),
             profile: ProfileId(id),
         }));
-        snapshot.profiles.push(profile(&pod.name, &peers, lines));
+        profiles.push(profile(&pod.name, &peers, lines));
     }
+    snapshot.profiles = profiles.into();
     snapshot.endpoints = endpoints.into();
     snapshot
 }
@@ -144,14 +145,16 @@ pub(crate) fn renumber(snapshot: &mut Snapshot, by: u32) {
     for (prefix, id) in entries {
         snapshot.addresses.insert(prefix, id);
     }
-    let sides = snapshot.profiles.iter_mut().flat_map(|p| [&mut p.ingress, &mut p.egress]);
+    let mut all = snapshot.profiles.to_vec();
+    let sides = all.iter_mut().flat_map(|p| [&mut p.ingress, &mut p.egress]);
     let scopes = sides.flat_map(|side| &mut side.layers).flat_map(|layer| &mut layer.allow);
     for scope in scopes.flat_map(|rule| &mut rule.scopes) {
         let members = (1..=classes).map(ClassId).filter(|id| scope.peers.contains(*id)).map(class);
         scope.peers = ClassSet::of(members.collect::<Vec<_>>());
     }
     let profiles = u32::try_from(snapshot.profiles.len()).expect("few");
-    snapshot.profiles.rotate_right((by % profiles) as usize);
+    all.rotate_right((by % profiles) as usize);
+    snapshot.profiles = all.into();
     let moved = snapshot.endpoints.iter().map(|endpoint| {
         let profile = ProfileId((endpoint.profile.0 + by) % profiles);
         Arc::new(Endpoint { profile, ..(**endpoint).clone() })

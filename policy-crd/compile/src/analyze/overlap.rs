@@ -8,7 +8,7 @@
 use super::covers::{How, Item, covers, items};
 use sluice_policy::path::Path;
 use sluice_policy::{
-    ClassId, ClassSet, Connection, Decision, Direction, Facts, HeaderTest, HttpMatch, HttpVersion, LayerKind,
+    ClassId, ClassSet, Connection, Decision, Facts, HeaderTest, HttpMatch, HttpVersion, LayerKind,
     MethodMatch, Mode, Origin, PathMatch, PortSet, Protocol, Request, Rule, RuleName, Side, Snapshot,
     TierAction, TierRule,
 };
@@ -87,7 +87,7 @@ impl<'s> Overlaps<'s> {
     pub(super) fn new(snapshot: &'s Snapshot) -> Self {
         let mut out = Self { snapshot, sites: Vec::new(), cuts: Vec::new(), idle: HashSet::new(), work: 0 };
         let mut known: HashMap<Key, usize> = HashMap::new();
-        for side in snapshot.profiles.iter().flat_map(|profile| Direction::ALL.map(|d| profile.side(d))) {
+        for side in snapshot.profiles.iter().flat_map(|profile| [&profile.ingress, &profile.egress]) {
             let number = out.cuts.len();
             out.cuts.push(cuts(side));
             for (stage, rule) in staged(side) {

@@ -194,7 +194,7 @@ fn parts(policies: Vec<Arc<Policy>>, mut classes: Vec<Class>) -> impl Strategy<V
                 classes: classes.clone(),
                 addresses,
                 endpoints: endpoints.into_iter().map(endpoint).collect(),
-                profiles,
+                profiles: profiles.into(),
                 workloads: workloads.into_iter().collect(),
             }
         },
