@@ -56,7 +56,7 @@ fn part_of(package: &str, target: Option<&str>) -> Part {
         "sluice-cni" => Part::Node,
         "sluice-tests" if named(&["e2e", "node", "demo"]) => Part::Node,
         "sluice-tests" if named(&["datapath", "world", "peers"]) => Part::Datapath,
-        "sluice-tests" if named(&["fixtures", "edges"]) => Part::Policy,
+        "sluice-tests" if named(&["fixtures", "edges", "policy"]) => Part::Policy,
         "sluice-tests" if named(&["proxy"]) => Part::Proxy,
         "sluice-tests" if named(&["control"]) => Part::Control,
         "sluice-tests" => Part::Node,

@@ -115,21 +115,22 @@ impl Index {
             objects.policies.iter().map(|policy| (policy.namespace.clone(), policy.source.clone()));
         let cilium = objects.cilium.iter().filter(|policy| !policy.namespace.is_empty());
         let cilium = cilium.map(|policy| (policy.namespace.clone(), policy.source.clone()));
-        for (name, source) in pods.chain(policies).chain(cilium).collect::<Vec<_>>() {
-            self.namespaces.entry(name).or_insert_with_key(|name| {
-                let reason =
-                    format!("no Namespace {name} is given; it is taken to have no labels of its own");
-                problems.push(source.problem(
-                    Severity::Info,
-                    "metadata.namespace",
-                    reason,
-                    "add its manifest",
-                ));
-                NamespaceEntry {
-                    labels: Labels::from([(NAME_LABEL.to_owned(), name.to_string())]),
-                    source: None,
-                }
-            });
+        let known = &self.namespaces;
+        let mut missing: BTreeMap<Arc<str>, Problem> = BTreeMap::new();
+        for (name, source) in pods.chain(policies).chain(cilium).filter(|(name, _)| !known.contains_key(name))
+        {
+            let reason = format!("no Namespace {name} is given; it is taken to have no labels of its own");
+            let problem = source.problem(Severity::Info, "metadata.namespace", reason, "add its manifest");
+            // It is told once, of the same object whatever order they come in.
+            let told = missing.entry(name).or_insert_with(|| problem.clone());
+            if problem < *told {
+                *told = problem;
+            }
+        }
+        for (name, problem) in missing {
+            problems.push(problem);
+            let labels = Labels::from([(NAME_LABEL.to_owned(), name.to_string())]);
+            self.namespaces.insert(name, NamespaceEntry { labels, source: None });
         }
     }
 
