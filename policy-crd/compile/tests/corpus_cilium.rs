@@ -7,6 +7,8 @@
 
 #[path = "common/clients.rs"]
 mod clients;
+#[path = "common/corpus.rs"]
+mod corpus;
 #[path = "common/expectations.rs"]
 mod expectations;
 
@@ -21,10 +23,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock, Mutex};
 
-/// By set: how many passed, how many pairs of ends that were, and how many are skipped for each reason.
+/// By set: how many passed, how many did not, how many pairs of ends that were, and how many are skipped for each reason.
 #[derive(Default)]
 struct Count {
     passed: usize,
+    failed: usize,
     pairs: usize,
     skipped: BTreeMap<String, usize>,
 }
@@ -33,6 +36,18 @@ static COUNTS: LazyLock<Mutex<BTreeMap<&'static str, Count>>> = LazyLock::new(Mu
 
 fn count(set: &'static str, add: impl FnOnce(&mut Count)) {
     add(COUNTS.lock().expect("no trial panics while it counts").entry(set).or_default());
+}
+
+/// Counts a case with its pairs, or that it failed.
+fn counted(set: &'static str, judged: Result<usize, Failed>) -> Result<(), Failed> {
+    count(set, |count| match &judged {
+        Ok(pairs) => {
+            count.passed += 1;
+            count.pairs += pairs;
+        }
+        Err(_) => count.failed += 1,
+    });
+    judged.map(|_| ())
 }
 
 fn corpus() -> PathBuf {
@@ -51,12 +66,10 @@ fn main() -> ExitCode {
     let trials = if files.is_empty() { vec![absent(&root)] } else { trials(&root, files) };
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
-        for (set, Count { passed, pairs, skipped }) in &*COUNTS.lock().expect("every trial is over") {
-            let all: usize = skipped.values().sum();
-            println!("cilium {set}: {passed} passed ({pairs} pairs of ends), {all} skipped");
-            for (reason, number) in skipped {
-                println!("  {number} skipped: {reason}");
-            }
+        for (set, Count { passed, failed, pairs, skipped }) in &*COUNTS.lock().expect("every trial is over") {
+            let unit =
+                if *pairs == 0 { "cases".to_owned() } else { format!("cases ({pairs} pairs of ends)") };
+            corpus::report(&format!("cilium/{set}"), &unit, [*passed, *failed], &BTreeMap::new(), skipped);
         }
     }
     conclusion.exit_code()
@@ -86,10 +99,7 @@ fn trials(root: &Path, files: Vec<PathBuf>) -> Vec<Trial> {
         let name = path.strip_prefix(root).unwrap_or(&path).display().to_string();
         Trial::test(name, move || {
             let text = std::fs::read_to_string(&path)?;
-            not_silent(&text)?;
-            not_silent(&placed(&text))?;
-            count("manifests", |count| count.passed += 1);
-            Ok(())
+            counted("manifests", not_silent(&text).and_then(|()| not_silent(&placed(&text))).map(|()| 0))
         })
     };
     let mut trials: Vec<Trial> = files.into_iter().map(trial).collect();
@@ -116,12 +126,7 @@ fn skipped(set: &'static str, name: &str, reason: &str) -> Trial {
 fn judged(set: &'static str, name: &str, cluster: &Arc<Cluster>, line: &Value, defaults: &Value) -> Trial {
     let (cluster, line, defaults) = (cluster.clone(), line.clone(), defaults.clone());
     Trial::test(format!("{set}: {name}: {line}"), move || {
-        let pairs = Case::new(&line, &defaults).judge(&cluster)?;
-        count(set, |count| {
-            count.passed += 1;
-            count.pairs += pairs;
-        });
-        Ok(())
+        counted(set, Case::new(&line, &defaults).judge(&cluster).map_err(Failed::from))
     })
 }
 

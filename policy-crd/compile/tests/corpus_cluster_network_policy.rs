@@ -4,9 +4,12 @@
 //! ignored; with `SLUICE_REQUIRE_ALL=1` it fails. Upstream changes the objects between its probes; the changes are
 //! in `script`, and a probe after one that is not there is shown as ignored.
 
+#[path = "common/corpus.rs"]
+mod corpus;
 #[path = "common/houses.rs"]
 mod houses;
 
+use corpus::{Tally, absent, folder};
 use houses::{Change, script};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::Value;
@@ -17,50 +20,32 @@ use sluice_policy::{Decision, Protocol};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Probes that were judged as upstream expects.
-static PASSED: AtomicUsize = AtomicUsize::new(0);
+const SET: &str = "cluster-network-policy";
 
-fn corpus() -> PathBuf {
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/corpus");
-    std::env::var_os("SLUICE_CORPUS").map_or_else(beside, PathBuf::from).join("cluster-network-policy")
-}
+static PROBES: Tally = Tally::new("cluster-network-policy/probes", "probes");
+static MANIFESTS: Tally = Tally::new("cluster-network-policy/manifests", "manifests");
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let corpus = corpus();
-    let (trials, probes, skipped) = match std::fs::read_to_string(corpus.join("expected.json")) {
+    let corpus = folder(SET);
+    let trials = match std::fs::read_to_string(corpus.join("expected.json")) {
         Ok(text) => trials(&corpus, &text),
-        Err(error) => (vec![absent(&corpus, &error)], 0, 0),
+        Err(error) => vec![absent(SET, &corpus, &error)],
     };
     let conclusion = libtest_mimic::run(&arguments, trials);
     if !arguments.list {
-        let passed = PASSED.load(Ordering::Relaxed);
-        println!(
-            "cluster-network-policy: {probes} probes, {passed} passed, {skipped} skipped (a change that is not known)"
-        );
+        PROBES.print();
+        MANIFESTS.print();
     }
     conclusion.exit_code()
 }
 
-/// One trial that stands for a corpus which is not there.
-fn absent(path: &Path, error: &std::io::Error) -> Trial {
-    let reason =
-        format!("{} cannot be read ({error}); set SLUICE_CORPUS to the corpus folder", path.display());
-    let required = std::env::var_os("SLUICE_REQUIRE_ALL").is_some_and(|value| value == "1");
-    eprintln!("corpus_cluster_network_policy: {reason}");
-    Trial::test("cluster-network-policy corpus unavailable", move || Err(Failed::from(reason)))
-        .with_ignored_flag(!required)
-}
-
-/// The trials, the number of probes and of those that are skipped.
-fn trials(corpus: &Path, text: &str) -> (Vec<Trial>, usize, usize) {
+fn trials(corpus: &Path, text: &str) -> Vec<Trial> {
     let probes: Vec<Value> = serde_json::from_str(text).expect("the expectations are JSON");
     assert!(!probes.is_empty(), "the corpus has probes");
     let world = houses::world(corpus);
     let mut trials = manifests(corpus, &world);
-    let mut skipped = 0;
     for probes in probes.chunk_by(|a, b| a["test"] == b["test"]) {
         let file = probes[0]["manifests"].as_str().unwrap_or_default().trim_matches('"');
         let file = corpus.join(file.strip_prefix("base/").unwrap_or(file));
@@ -71,7 +56,8 @@ fn trials(corpus: &Path, text: &str) -> (Vec<Trial>, usize, usize) {
             let known = script(text_of(&subtest[0], "test"), text_of(&subtest[0], "subtest"));
             let patched = subtest.iter().any(|probe| probe["after_patch"] == true);
             if patched && known.is_empty() {
-                skipped += subtest.len();
+                PROBES
+                    .skipped(subtest.len(), "upstream changes the objects first, in a way that is not known");
                 trials.push(
                     Trial::test(name, || Err("the change is not known".into())).with_ignored_flag(true),
                 );
@@ -80,7 +66,7 @@ fn trials(corpus: &Path, text: &str) -> (Vec<Trial>, usize, usize) {
             trials.push(Trial::test(name, judged(&mut objects, subtest, &known)));
         }
     }
-    (trials, probes.len(), skipped)
+    trials
 }
 
 fn text_of<'a>(probe: &'a Value, field: &str) -> &'a str {
@@ -141,7 +127,8 @@ fn judge(objects: &[Value], probes: &[Value]) -> Result<(), Failed> {
             wrong.push(format!("{probe}: {:?}", verdict.deciding()));
         }
     }
-    PASSED.fetch_add(probes.len() - wrong.len(), Ordering::Relaxed);
+    PROBES.passed(probes.len() - wrong.len());
+    PROBES.failed(wrong.len());
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n").into()) }
 }
 
@@ -159,7 +146,7 @@ fn manifests(corpus: &Path, world: &[Value]) -> Vec<Trial> {
             let mut objects = world.to_vec();
             let policies = houses::read(&file);
             objects.extend(policies.iter().cloned());
-            trials.push(Trial::test(name, move || {
+            let whole = move || -> Result<(), Failed> {
                 let cluster = cluster(&objects)?;
                 let refused: Vec<String> = cluster
                     .policies
@@ -171,7 +158,8 @@ fn manifests(corpus: &Path, world: &[Value]) -> Vec<Trial> {
                     return Err(format!("{} policies; {refused:?}", cluster.policies.len()).into());
                 }
                 Ok(())
-            }));
+            };
+            trials.push(Trial::test(name, move || MANIFESTS.take(whole())));
         }
     }
     trials

@@ -59,7 +59,7 @@ fn trials(root: &Path, text: &str) -> Vec<Trial> {
             let (case, key) = (case.clone(), key(case));
             match &world {
                 Err(reason) => {
-                    TALLY.skipped(reason);
+                    TALLY.skipped(1, reason);
                     trials.push(Trial::test(key, || Ok(())).with_ignored_flag(true));
                 }
                 Ok(world) => {

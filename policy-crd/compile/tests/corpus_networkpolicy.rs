@@ -3,42 +3,36 @@
 //! The corpus lies beside the project, or where `SLUICE_CORPUS` says. Where it is absent the test is shown as
 //! ignored; with `SLUICE_REQUIRE_ALL=1` it fails.
 
+#[path = "common/corpus.rs"]
+mod corpus;
+
+use corpus::{Tally, absent, folder};
 use libtest_mimic::{Arguments, Failed, Trial};
 use serde_json::{Value, json};
 use sluice_compile::Rollout;
 use sluice_compile::query::{Cluster, Port, Query, Said};
 use sluice_crd::Severity;
 use sluice_policy::{Decision, Protocol};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 /// Where the cases are, in the corpus.
-const CASES: &str = "networkpolicy/cases.json";
+const SET: &str = "networkpolicy";
 
-fn corpus() -> PathBuf {
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/corpus");
-    std::env::var_os("SLUICE_CORPUS").map_or_else(beside, PathBuf::from).join(CASES)
-}
+static CELLS: Tally = Tally::new("networkpolicy", "cells");
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let path = corpus();
+    let path = folder(SET).join("cases.json");
     let trials = match std::fs::read_to_string(&path) {
         Ok(text) => trials(&text),
-        Err(error) => vec![absent(&path, &error)],
+        Err(error) => vec![absent(SET, &path, &error)],
     };
-    libtest_mimic::run(&arguments, trials).exit_code()
-}
-
-/// One trial that stands for a corpus which is not there.
-fn absent(path: &std::path::Path, error: &std::io::Error) -> Trial {
-    let reason =
-        format!("{} cannot be read ({error}); set SLUICE_CORPUS to the corpus folder", path.display());
-    let required = std::env::var_os("SLUICE_REQUIRE_ALL").is_some_and(|value| value == "1");
-    eprintln!("corpus_networkpolicy: {reason}");
-    Trial::test("networkpolicy corpus unavailable", move || Err(Failed::from(reason)))
-        .with_ignored_flag(!required)
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if !arguments.list {
+        CELLS.print();
+    }
+    conclusion.exit_code()
 }
 
 fn trials(text: &str) -> Vec<Trial> {
@@ -108,6 +102,11 @@ fn compare(cluster: &Cluster, query: &Query, cell: &str, wrong: &mut Vec<String>
         count += 1;
         differs |= expected != got;
     }
+    match (count, differs) {
+        (0, _) => CELLS.skipped(1, unjudged(cell)),
+        (_, false) => CELLS.passed(1),
+        (_, true) => CELLS.failed(1),
+    }
     if differs {
         let got: String = got.iter().collect();
         wrong.push(format!(
@@ -116,6 +115,16 @@ fn compare(cluster: &Cluster, query: &Query, cell: &str, wrong: &mut Vec<String>
         ));
     }
     Ok(count)
+}
+
+/// Why a cell says nothing.
+fn unjudged(cell: &str) -> &'static str {
+    match cell.chars().next() {
+        Some('#') => "a pod reaching itself is not judged",
+        Some('P') => "the pod has no port of that name",
+        Some('N') => "nothing serves that port and protocol",
+        _ => "not probed",
+    }
 }
 
 /// The step as Kubernetes objects.

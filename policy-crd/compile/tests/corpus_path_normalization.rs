@@ -238,7 +238,7 @@ fn of_verdicts(value: &Value) -> Vec<Trial> {
     let mut trials = Vec::new();
     for (test, path, allowed) in rows {
         let Some(policies) = policies(&test) else {
-            VERDICTS.skipped(&format!("the policy of {test} is not recorded"));
+            VERDICTS.skipped(1, &format!("the policy of {test} is not recorded"));
             trials.push(Trial::test(format!("{test} {path}"), || Ok(())).with_ignored_flag(true));
             continue;
         };

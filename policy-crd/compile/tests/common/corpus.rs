@@ -3,6 +3,8 @@
 //!
 //! Knows nothing of what a case is. `cargo xtask test policy` collects the lines that [`Tally::print`] writes.
 
+#![allow(dead_code, reason = "every test binary uses its part")]
+
 use libtest_mimic::{Failed, Trial};
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -64,9 +66,9 @@ impl Tally {
         *self.otherwise.lock().expect("nobody panics with it").entry(reason.to_owned()).or_default() += 1;
     }
 
-    /// A case that is not judged.
-    pub(crate) fn skipped(&self, reason: &str) {
-        *self.skipped.lock().expect("nobody panics with it").entry(reason.to_owned()).or_default() += 1;
+    /// Cases that are not judged.
+    pub(crate) fn skipped(&self, many: usize, reason: &str) {
+        *self.skipped.lock().expect("nobody panics with it").entry(reason.to_owned()).or_default() += many;
     }
 
     /// Counts an outcome, and hands it on.
@@ -78,23 +80,32 @@ impl Tally {
         outcome
     }
 
-    /// One line, and one more for each reason.
+    /// Says what was counted.
     pub(crate) fn print(&self) {
         let (otherwise, skipped) = (self.otherwise.lock(), self.skipped.lock());
         let (otherwise, skipped) = (otherwise.expect("nobody panics"), skipped.expect("nobody panics"));
-        let sum = |reasons: &BTreeMap<String, usize>| reasons.values().sum::<usize>();
         let (passed, failed) = (self.passed.load(Ordering::Relaxed), self.failed.load(Ordering::Relaxed));
-        let all = passed + failed + sum(&otherwise) + sum(&skipped);
-        let Self { set, unit, .. } = self;
-        println!(
-            "corpus {set}: {all} {unit}, {passed} passed, {failed} failed, {} otherwise on purpose, {} skipped",
-            sum(&otherwise),
-            sum(&skipped)
-        );
-        for (word, reasons) in [("otherwise", &*otherwise), ("skipped", &*skipped)] {
-            for (reason, many) in reasons {
-                println!("corpus {set}: {word} {many}: {reason}");
-            }
+        report(self.set, self.unit, [passed, failed], &otherwise, &skipped);
+    }
+}
+
+/// One line for a set, and one more for each reason. `deploy/xtask` reads them.
+pub(crate) fn report(
+    set: &str,
+    unit: &str,
+    [passed, failed]: [usize; 2],
+    otherwise: &BTreeMap<String, usize>,
+    skipped: &BTreeMap<String, usize>,
+) {
+    let sum = |reasons: &BTreeMap<String, usize>| reasons.values().sum::<usize>();
+    let all = passed + failed + sum(otherwise) + sum(skipped);
+    let (o, s) = (sum(otherwise), sum(skipped));
+    println!(
+        "corpus {set}: {all} {unit}, {passed} passed, {failed} failed, {o} otherwise on purpose, {s} skipped"
+    );
+    for (word, reasons) in [("otherwise", otherwise), ("skipped", skipped)] {
+        for (reason, many) in reasons {
+            println!("corpus {set}: {word} {many}: {reason}");
         }
     }
 }
