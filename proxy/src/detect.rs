@@ -1,8 +1,9 @@
-//! Tells HTTP/1, HTTP/2 and everything else apart by a client's first bytes.
+//! Tells HTTP/1, HTTP/2, TLS and everything else apart by a client's first bytes.
 //!
 //! Pure: takes bytes, gives an opinion. What is not sure to be HTTP is not judged as HTTP.
 
 use crate::limits::{HEAD_BYTES, METHOD_BYTES};
+use crate::tls;
 
 /// The client connection preface of HTTP/2 (RFC 9113 §3.4).
 pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -14,7 +15,9 @@ pub enum Protocol {
     Http1,
     /// HTTP/2 with prior knowledge.
     Http2,
-    /// Something else: TLS, a database, anything.
+    /// TLS: what is said inside is not known.
+    Tls,
+    /// Something else: a database, anything.
     Other,
 }
 
@@ -23,6 +26,11 @@ pub enum Protocol {
 pub fn detect(bytes: &[u8]) -> Option<Protocol> {
     if PREFACE.starts_with(&bytes[..bytes.len().min(PREFACE.len())]) {
         return (bytes.len() >= PREFACE.len()).then_some(Protocol::Http2);
+    }
+    match tls::begins(bytes) {
+        None => return None,
+        Some(true) => return Some(Protocol::Tls),
+        Some(false) => {}
     }
     // RFC 9112 §2.2: an empty line before the request line is ignored.
     let start = bytes.iter().take(4).take_while(|b| matches!(b, b'\r' | b'\n')).count();
@@ -86,7 +94,9 @@ mod tests {
             (b"EHLO there\r\n", Some(Protocol::Other)),
             (b"GET / HTTP/2.0\r\n", Some(Protocol::Other)),
             (b"GET / HTTP/1.1x\r\n", Some(Protocol::Other)),
-            (b"\x16\x03\x01\x02\x00", Some(Protocol::Other)),
+            (b"\x16\x03\x01\x02\x00", Some(Protocol::Tls)),
+            (b"\x16", None),
+            (b"\x16\x02", Some(Protocol::Other)),
             (b"\x00\x00", Some(Protocol::Other)),
             (b" GET / HTTP/1.1\r\n", Some(Protocol::Other)),
         ] {

@@ -131,6 +131,12 @@ pub fn unknown(view: &View, leg: &Leg) -> Verdict {
     ask(view, leg, Facts::Unknown)
 }
 
+/// Whether a TLS connection to this server name is let through.
+#[must_use]
+pub fn tls(view: &View, leg: &Leg, server_name: Option<&str>) -> Verdict {
+    ask(view, leg, Facts::Tls(server_name))
+}
+
 /// A refusal that no policy stands behind.
 #[must_use]
 pub fn refuse(reason: Reason) -> Verdict {

@@ -19,5 +19,6 @@ pub mod proxy;
 pub mod record;
 pub mod state;
 pub mod telemetry;
+pub mod tls;
 pub mod tunnel;
 pub mod worker;

@@ -11,6 +11,16 @@ pub const DETECT_WINDOW: Duration = Duration::from_millis(100);
 /// From the first byte of a request head to its last. Slow headers (Slowloris) hold a connection no longer.
 pub const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The longest TLS ClientHello, in bytes: what is read of a connection before its server name is known. With
+/// post-quantum key shares and an encrypted hello beside them they have about 4 KiB.
+pub const CLIENT_HELLO_BYTES: usize = 16 * 1024;
+
+/// The most records that a ClientHello may be cut into: some clients cut it in two or three, and each has a header.
+pub const CLIENT_HELLO_RECORDS: usize = 64;
+
+/// The longest server name (RFC 1035 §2.3.4), with a trailing dot.
+pub const SERVER_NAME_BYTES: usize = 254;
+
 /// How long a connection may idle between requests. Connections that nobody uses must not add up for ever; their
 /// number is bounded by [`CONNECTIONS_PER_SOURCE`] as well.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(3600);

@@ -10,8 +10,9 @@ use crate::limits::{
     ACCEPT_BACKOFF, CONNECTIONS, CONNECTIONS_PER_SOURCE, DETECT_WINDOW, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER,
 };
 use crate::record::{Record, Sink};
-use crate::state::State;
+use crate::state::{Said, State};
 use crate::telemetry::sampler::{Ids, Sampler};
+use crate::tls::{self, Hello};
 use crate::{http1, http2, tunnel};
 use bytes::BytesMut;
 use sluice_policy::{Decision, Reason, Verdict};
@@ -182,21 +183,37 @@ impl Proxy {
         // Small answers must not wait for more to come.
         let _ = accepted.stream.set_nodelay(true);
         let _ = socket2::SockRef::from(&accepted.stream).set_tcp_keepalive(&keepalive());
-        match self.first_words(&mut accepted).await {
+        match self.first_words(&mut accepted, detect::detect, Protocol::Other).await {
             Some(Protocol::Http1) => http1::serve(self, accepted).await,
             Some(Protocol::Http2) => http2::serve(self, accepted).await,
-            Some(Protocol::Other) => tunnel::serve(&self, accepted, None).await,
+            Some(Protocol::Tls) => {
+                let whole =
+                    |bytes: &[u8]| Some(tls::client_hello(bytes)).filter(|hello| *hello != Hello::More);
+                let said = match self.first_words(&mut accepted, whole, Hello::Unreadable).await {
+                    Some(Hello::Name(name)) => Said::Tls(name.map(Into::into)),
+                    Some(Hello::Unreadable | Hello::More) => Said::Raw,
+                    None => return,
+                };
+                tunnel::serve(&self, accepted, said, None).await;
+            }
+            Some(Protocol::Other) => tunnel::serve(&self, accepted, Said::Raw, None).await,
             None => {}
         }
     }
 
-    /// Reads until the protocol is known. `None`: the client left, or was too slow.
-    async fn first_words(&self, accepted: &mut Accepted) -> Option<Protocol> {
+    /// Reads until `look` knows what it is. Whoever breaks off, or is too slow, has said something `unknown`; where
+    /// bytes that nobody reads may pass, silence is that too. `None`: the client never said a word.
+    async fn first_words<T>(
+        &self,
+        accepted: &mut Accepted,
+        look: impl Fn(&[u8]) -> Option<T>,
+        unknown: T,
+    ) -> Option<T> {
         let accepted_at = Instant::now();
-        let mut spoke_at = None;
+        let mut spoke_at = (!accepted.buf.is_empty()).then_some(accepted_at);
         loop {
-            if let Some(protocol) = detect::detect(&accepted.buf) {
-                return Some(protocol);
+            if let Some(known) = look(&accepted.buf) {
+                return Some(known);
             }
             // A client that waits for its server must not be made to wait for us.
             let raw_is_fine = judge::unknown(&self.state.view(), &accepted.leg).decision() == Decision::Allow;
@@ -214,12 +231,12 @@ impl Proxy {
             let read = tokio::select! {
                 biased;
                 read = http1::body::read_more(&mut accepted.stream, &mut accepted.buf) => read,
-                () = tokio::time::sleep_until(deadline) => return raw_is_fine.then_some(Protocol::Other),
+                () = tokio::time::sleep_until(deadline) => return (raw_is_fine || !silent).then_some(unknown),
                 () = told, if silent => return None,
             };
             match read {
                 // Half-closed without a word, or gone: the tunnel finds out which.
-                Ok(0) if raw_is_fine => return Some(Protocol::Other),
+                Ok(0) if raw_is_fine || !silent => return Some(unknown),
                 Ok(0) | Err(_) => return None,
                 Ok(_) => spoke_at = spoke_at.or_else(|| Some(Instant::now())),
             }

@@ -39,8 +39,22 @@ impl View {
 pub enum Said {
     /// Bytes that nobody reads.
     Raw,
+    /// A TLS connection, by the server name that its client asks for.
+    Tls(Option<Arc<str>>),
     /// One request.
     Request(Arc<judge::Said>),
+}
+
+impl Said {
+    /// Judges it by this snapshot.
+    #[must_use]
+    pub fn judge(&self, view: &View, leg: &Leg) -> Verdict {
+        match self {
+            Self::Raw => judge::unknown(view, leg),
+            Self::Tls(name) => judge::tls(view, leg, name.as_deref()),
+            Self::Request(said) => said.judge(view, leg).0,
+        }
+    }
 }
 
 /// One open tunnel or request.
@@ -126,10 +140,7 @@ impl State {
         for index in 0..SHARDS {
             let flows: Vec<Arc<Flow>> = self.shard(index as u64).values().cloned().collect();
             for flow in flows {
-                let verdict = match &flow.said {
-                    Said::Raw => judge::unknown(&view, &flow.leg),
-                    Said::Request(said) => said.judge(&view, &flow.leg).0,
-                };
+                let verdict = flow.said.judge(&view, &flow.leg);
                 if verdict.decision() == Decision::Deny && flow.revoked.set(verdict).is_ok() {
                     flow.token.cancel();
                     cut += 1;

@@ -2,7 +2,6 @@
 //!
 //! Knows nothing of HTTP. Called for what is not HTTP, and for what only audited policies wanted to read.
 
-use crate::judge;
 use crate::limits::BUFFER_BYTES;
 use crate::proxy::{Accepted, Proxy, reset};
 use crate::record::Record;
@@ -18,12 +17,19 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 /// A server that the connection had already, and what was read of it.
 pub type Server = (TcpStream, Bytes);
 
-/// Tunnels the connection if policy allows bytes that nobody can read, else resets it.
-pub async fn serve(proxy: &Proxy, mut client: Accepted, server: Option<Server>) {
-    let flow = proxy.state.open(client.leg, Said::Raw);
+/// Tunnels the connection if policy allows what is known of it, which is no request, else resets it.
+pub async fn serve(proxy: &Proxy, mut client: Accepted, said: Said, server: Option<Server>) {
+    let flow = proxy.state.open(client.leg, said.clone());
     let view = proxy.state.view();
-    let verdict = judge::unknown(&view, &client.leg);
-    let mut record = Record::begin(&view, &client.leg, "tcp");
+    let verdict = said.judge(&view, &client.leg);
+    let mut record = match &said {
+        Said::Tls(name) => {
+            let mut record = Record::begin(&view, &client.leg, "tls");
+            record.host = name.as_deref().unwrap_or_default().to_owned();
+            record
+        }
+        Said::Raw | Said::Request(_) => Record::begin(&view, &client.leg, "tcp"),
+    };
     record.judged(&verdict);
     if verdict.decision() == Decision::Deny {
         reset(&client.stream);

@@ -74,7 +74,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             Step::Tunnel => {
                 let Connection { proxy, client, upstream } = connection;
                 let server = upstream.map(|upstream| (upstream.stream, upstream.buf.freeze()));
-                return tunnel::serve(&proxy, client, server).await;
+                return tunnel::serve(&proxy, client, Said::Raw, server).await;
             }
         }
     }
