@@ -15,6 +15,7 @@ mod lower;
 mod methods;
 pub mod migrate;
 mod peers;
+mod ports;
 mod profiles;
 pub mod query;
 mod report;

@@ -5,13 +5,15 @@
 //! its whole namespace. Knows nothing of pods or addresses.
 
 use crate::conditions;
-use crate::peers::{self, PeerItem, Peers, PortItem, Ports};
+use crate::peers::{self, PeerItem, Peers, PortItem, Ports, Whose};
+use crate::ports;
 use crate::report::Report;
 use crate::selector::Selector;
 use crate::tiers::Tiered;
 use sluice_crd::limits::MAX_RULE_NAME;
 use sluice_crd::{
-    Category, DenyAction, DenyDetail, Part, PolicyKind, PolicyObject, Problem, RuleObject, RuleSection,
+    Category, DenyAction, DenyDetail, Entity, IsolationScope, Part, PolicyKind, PolicyObject, Problem,
+    RuleObject, RuleSection,
 };
 use sluice_policy::{Conditions, Direction, Kind, LayerKind, Mode, OnDeny, Origin, RuleName};
 use std::collections::{BTreeSet, HashSet};
@@ -77,7 +79,6 @@ pub(crate) struct SideIr {
 
 /// What a policy makes default-deny.
 #[derive(Clone, Debug, Default)]
-#[allow(dead_code, reason = "the kinds that say all of it are lowered next")]
 pub(crate) enum IsolationIr {
     /// Nothing.
     #[default]
@@ -120,30 +121,25 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
         }),
     };
     let isolates = isolates(object, &mut report);
+    let scope = isolation(object, sound);
+    let whose =
+        Whose { namespace: Some(&object.namespace), ours: object.kind == PolicyKind::L7NetworkPolicy };
     let mut names = HashSet::new();
     let mut side = |direction: Direction, allow: &RuleSection, deny: &RuleSection| {
-        let isolates = isolates[direction as usize];
-        let field = direction.as_str();
-        let given = allow.value().map_or(0, Vec::len);
-        if !isolates && given > 0 {
-            let reason = format!("policyTypes leaves {field} out: these {given} rules do nothing");
-            let kind = if direction == Direction::Ingress { "Ingress" } else { "Egress" };
-            report.warn(
-                &format!("spec.{field}"),
-                reason,
-                format!("add {kind} to policyTypes, or remove the rules"),
-            );
-        }
-        if isolates && given == 0 && deny.value().is_some_and(|rules| !rules.is_empty()) {
-            let reason =
-                format!("beside its denies the policy isolates {field}, and it allows nothing there");
-            let remedy = format!("write {field}: [{{}}] if it shall only deny");
-            report.warn(&format!("spec.{field}Deny"), reason, remedy);
-        }
+        let scope = if isolates[direction as usize] { scope } else { IsolationScope::None };
+        warn_of_idle(object, direction, isolates[direction as usize], scope, &mut report);
+        let granted = sound && scope != IsolationScope::None;
+        let (allow, listed) = allows(allow, whose, granted, &mut names, &mut report);
         SideIr {
-            isolation: isolates.into(),
-            allow: allows(allow, sound && isolates, &mut names, &mut report),
-            deny: denies(deny, field, &mut names, &mut report),
+            isolation: match (scope, listed) {
+                (IsolationScope::None, _) => IsolationIr::Nothing,
+                (IsolationScope::ListedPorts, Some(listed)) => IsolationIr::Listed(listed),
+                (IsolationScope::ListedPorts, None) | (IsolationScope::Direction, _) => {
+                    IsolationIr::Everything
+                }
+            },
+            allow,
+            deny: denies(deny, whose, direction, &mut names, &mut report),
         }
     };
     let ingress = side(Direction::Ingress, &object.ingress, &object.ingress_deny);
@@ -164,6 +160,49 @@ pub(crate) fn policy(object: &PolicyObject, problems: &mut Vec<Problem>) -> Poli
         ingress,
         egress,
         accepted,
+    }
+}
+
+/// Tells of rules of one direction that do not do what they seem to. `scope`: what the policy isolates in it.
+fn warn_of_idle(
+    object: &PolicyObject,
+    direction: Direction,
+    isolates: bool,
+    scope: IsolationScope,
+    report: &mut Report<'_>,
+) {
+    let field = direction.as_str();
+    let (allow, deny) = match direction {
+        Direction::Ingress => (&object.ingress, &object.ingress_deny),
+        Direction::Egress => (&object.egress, &object.egress_deny),
+    };
+    let given = allow.value().map_or(0, Vec::len);
+    if !isolates && given > 0 {
+        let reason = format!("policyTypes leaves {field} out: these {given} rules do nothing");
+        let kind = if direction == Direction::Ingress { "Ingress" } else { "Egress" };
+        let remedy = format!("add {kind} to policyTypes, or remove the rules");
+        report.warn(&format!("spec.{field}"), reason, remedy);
+    }
+    if isolates && scope == IsolationScope::None && given > 0 {
+        let reason = format!("isolation is None: these {given} rules limit nothing and grant nothing");
+        let remedy = "write isolation: ListedPorts or Direction, or remove the rules";
+        report.warn(&format!("spec.{field}"), reason, remedy);
+    }
+    let denies = deny.value().is_some_and(|rules| !rules.is_empty());
+    if scope == IsolationScope::Direction && given == 0 && denies {
+        let reason = format!("beside its denies the policy isolates {field}, and it allows nothing there");
+        let remedy = format!("write {field}: [{{}}], or isolation: None, if it shall only deny");
+        report.warn(&format!("spec.{field}Deny"), reason, remedy);
+    }
+    let host = |rule: &RuleObject| {
+        let peers = rule.peers.value().into_iter().flatten().filter_map(Part::value);
+        peers.flat_map(|peer| peer.entities.iter().flatten()).any(|entity| *entity == Entity::Host)
+    };
+    let of_host = deny.value().into_iter().flatten().find(|rule| host(rule));
+    if let (Direction::Ingress, Some(rule)) = (direction, of_host) {
+        let reason = "a pod's own node reaches it whatever a policy of its namespace says";
+        let remedy = "deny it in a ClusterL7NetworkPolicy of tier Admin";
+        report.warn(&format!("{}.from", rule.path), reason, remedy);
     }
 }
 
@@ -227,6 +266,15 @@ fn isolates(object: &PolicyObject, report: &mut Report<'_>) -> [bool; 2] {
     }
 }
 
+/// Which ports become default-deny; the strictest where anything about the policy is in doubt.
+fn isolation(object: &PolicyObject, sound: bool) -> IsolationScope {
+    match &object.isolation {
+        Part::Absent => IsolationScope::default(),
+        Part::Whole(scope) if sound => *scope,
+        Part::Whole(_) | Part::Bad | Part::Flawed(_) => IsolationScope::Direction,
+    }
+}
+
 /// `spec.ingress[0]` is known as `ingress[0]` where it has no name of its own.
 fn rule_name(rule: &RuleObject, names: &mut HashSet<Arc<str>>, report: &mut Report<'_>) -> (RuleName, bool) {
     let place: RuleName = rule.path.strip_prefix("spec.").unwrap_or(&rule.path).into();
@@ -246,34 +294,48 @@ fn rule_name(rule: &RuleObject, names: &mut HashSet<Arc<str>>, report: &mut Repo
     (name.clone(), true)
 }
 
+/// The rules that are granted, and the ports that all of them name, granted or not; no list where nobody knows which
+/// ports those are.
 fn allows(
     section: &RuleSection,
+    whose: Whose<'_>,
     granted: bool,
     names: &mut HashSet<Arc<str>>,
     report: &mut Report<'_>,
-) -> Vec<RuleIr> {
+) -> (Vec<RuleIr>, Option<Vec<(Peers, Ports)>>) {
     report.effect = "the rule grants nothing";
-    let mut out = Vec::new();
-    for rule in section.value().into_iter().flatten() {
+    let (mut out, mut listed) = (Vec::new(), Vec::new());
+    let rules = match section {
+        Part::Absent => return (out, Some(listed)),
+        Part::Bad => return (out, None),
+        Part::Flawed(rules) | Part::Whole(rules) => rules,
+    };
+    for rule in rules {
         let errors = report.errors;
         let (name, _) = rule_name(rule, names, report);
-        let peers = peers::peers(rule, report);
-        let ports = peers::ports(rule, report);
+        let peers = peers::peers(rule, whose, report);
+        let ports = ports::ports(rule, report);
         let conditions = conditions::lower(rule, true, report);
         warn_of_udp(rule, &ports, report);
         let sound = rule.sound && report.errors == errors;
-        if let (true, true, Some(peers), Some(ports), Some(conditions)) =
-            (granted, sound, peers, ports, conditions.whole())
-        {
-            out.push(RuleIr { name, peers, ports, conditions });
+        let named = ports.clone().filter(|_| rule.sound).unwrap_or(Ports::All);
+        match (granted, sound, peers, ports, conditions.whole()) {
+            (true, true, Some(peers), Some(ports), Some(conditions)) => {
+                listed.push((peers.clone(), named));
+                out.push(RuleIr { name, peers, ports, conditions });
+            }
+            // Its peers are read by no rule: a port's name stands for its numbers on every pod.
+            _ => listed.push((Peers::All, named)),
         }
     }
-    out
+    let whole = matches!(section, Part::Whole(_));
+    (out, whole.then_some(listed))
 }
 
 fn denies(
     section: &RuleSection,
-    direction: &str,
+    whose: Whose<'_>,
+    direction: Direction,
     names: &mut HashSet<Arc<str>>,
     report: &mut Report<'_>,
 ) -> Vec<RuleIr> {
@@ -282,7 +344,7 @@ fn denies(
         Part::Absent => return Vec::new(),
         Part::Bad => {
             // Nobody knows what was to be denied.
-            let name = format!("{direction}Deny").into();
+            let name = format!("{}Deny", direction.as_str()).into();
             return vec![RuleIr { name, peers: Peers::All, ports: Ports::All, conditions: None }];
         }
         Part::Flawed(rules) | Part::Whole(rules) => rules,
@@ -292,8 +354,8 @@ fn denies(
         let conditions = conditions::lower(rule, false, report).widened();
         RuleIr {
             name,
-            peers: peers::peers(rule, report).unwrap_or(Peers::All),
-            ports: peers::ports(rule, report).unwrap_or(Ports::All),
+            peers: peers::peers(rule, whose, report).unwrap_or(Peers::All),
+            ports: ports::ports(rule, report).unwrap_or(Ports::All),
             conditions,
         }
     };

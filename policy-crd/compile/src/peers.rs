@@ -1,12 +1,12 @@
-//! `from`, `to` and `ports` of a rule into values that can be resolved against a cluster.
+//! `from` and `to` of a rule into values that can be resolved against a cluster.
 //!
 //! Knows nothing of pods or addresses. `None` means that something in it is in doubt; the problem is reported.
 
 use crate::report::Report;
 use crate::selector::Selector;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
-use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
-use sluice_crd::{Entity, IpBlock, Part, Peer, Port, RuleObject};
+use sluice_crd::limits::{MAX_LABEL, MAX_OBJECT_NAME};
+use sluice_crd::{Entity, IpBlock, Part, Peer, RuleObject, ServiceAccountRef};
 use sluice_policy::{PortRange, Prefix, Protocol};
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -22,7 +22,6 @@ pub(crate) enum Peers {
 
 /// One item of `from` or `to`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-#[allow(dead_code, reason = "the kinds that say all of it are lowered next")]
 pub(crate) enum PeerItem {
     /// Pods of the policy's own namespace.
     Own(Selector),
@@ -52,6 +51,15 @@ impl PeerItem {
     }
 }
 
+/// Whose rules are lowered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Whose<'a> {
+    /// The policy's namespace; `None` for one of no namespace.
+    pub(crate) namespace: Option<&'a Arc<str>>,
+    /// Of our kinds: `ipBlock` may stand beside selectors, which `NetworkPolicy` forbids.
+    pub(crate) ours: bool,
+}
+
 /// The ports a rule names.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Ports {
@@ -71,7 +79,7 @@ pub(crate) enum PortItem {
 }
 
 /// Lowers `from` or `to`. Absent or empty means everybody, as in `NetworkPolicy`.
-pub(crate) fn peers(rule: &RuleObject, report: &mut Report<'_>) -> Option<Peers> {
+pub(crate) fn peers(rule: &RuleObject, whose: Whose<'_>, report: &mut Report<'_>) -> Option<Peers> {
     let field = if rule.path.starts_with("spec.ingress") { "from" } else { "to" };
     let items = match &rule.peers {
         Part::Absent => return Some(Peers::All),
@@ -83,7 +91,7 @@ pub(crate) fn peers(rule: &RuleObject, report: &mut Report<'_>) -> Option<Peers>
     for (index, item) in items.iter().enumerate() {
         let path = format!("{}.{field}[{index}]", rule.path);
         let lowered = match item {
-            Part::Whole(peer) => peer_item(peer, &path, report),
+            Part::Whole(peer) => peer_item(peer, whose, &path, report),
             Part::Absent | Part::Bad | Part::Flawed(_) => None,
         };
         match (lowered, &mut out) {
@@ -95,15 +103,43 @@ pub(crate) fn peers(rule: &RuleObject, report: &mut Report<'_>) -> Option<Peers>
     out.map(Peers::Any)
 }
 
-fn peer_item(peer: &Peer, path: &str, report: &mut Report<'_>) -> Option<PeerItem> {
-    if peer.service_accounts.is_some() {
-        report.not_built(&format!("{path}.serviceAccounts"));
+/// Lowers one item: its parts are `ANDed`.
+fn peer_item(peer: &Peer, whose: Whose<'_>, path: &str, report: &mut Report<'_>) -> Option<PeerItem> {
+    let block = peer.ip_block.as_ref().map(|block| ip_block(block, &format!("{path}.ipBlock"), report));
+    let pods = pods(peer, path, report);
+    let accounts = peer
+        .service_accounts
+        .as_deref()
+        .map(|given| accounts(given, whose, &format!("{path}.serviceAccounts"), report));
+    let entities = peer.entities.as_deref().map(|given| entities(given, &format!("{path}.entities"), report));
+    if !whose.ours && block.is_some() && pods.is_some() {
+        let reason = "ipBlock stands alone: an address has no labels";
+        report.error(&format!("{path}.ipBlock"), reason, "make it an item of its own");
         return None;
     }
-    if peer.entities.is_some() {
-        report.not_built(&format!("{path}.entities"));
-        return None;
+    // One doubtful part makes the item doubtful.
+    let given: Vec<Option<PeerItem>> = [pods, accounts, block, entities].into_iter().flatten().collect();
+    let mut parts: Vec<PeerItem> = given.into_iter().collect::<Option<_>>()?;
+    if parts.len() > 1 {
+        if let Some(reason) = nobody(&parts, whose) {
+            report.warn(path, format!("the item names nobody: {reason}"), "make it several items");
+        }
+        return Some(PeerItem::Both(parts));
     }
+    let one = parts.pop();
+    if one.is_none() {
+        let others = if whose.ours { "ipBlock, serviceAccounts or entities" } else { "or ipBlock" };
+        let remedy = format!(
+            "write podSelector, namespaceSelector, {others}; {{}} inside one of the selectors selects all"
+        );
+        report.error(path, "an empty peer names nobody", remedy);
+    }
+    one
+}
+
+/// Lowers the selectors of an item; outer `None` where it has none.
+#[allow(clippy::option_option, reason = "no selector is not a selector in doubt")]
+fn pods(peer: &Peer, path: &str, report: &mut Report<'_>) -> Option<Option<PeerItem>> {
     let mut selector = |given: &LabelSelector, field: &str| match Selector::new(given) {
         Ok(selector) => Some(selector),
         Err(bad) => {
@@ -113,23 +149,97 @@ fn peer_item(peer: &Peer, path: &str, report: &mut Report<'_>) -> Option<PeerIte
     };
     let pods = peer.pod_selector.as_ref().map(|given| selector(given, "podSelector"));
     let namespaces = peer.namespace_selector.as_ref().map(|given| selector(given, "namespaceSelector"));
-    match (&peer.ip_block, pods, namespaces) {
-        (None, None, None) => {
-            let remedy = "write podSelector, namespaceSelector or ipBlock; {} inside one of them selects all";
-            report.error(path, "an empty peer names nobody", remedy);
-            None
-        }
-        (None, Some(pods), None) => Some(PeerItem::Own(pods?)),
-        (None, pods, Some(namespaces)) => {
+    match (pods, namespaces) {
+        (None, None) => None,
+        (Some(pods), None) => Some(pods.map(PeerItem::Own)),
+        (pods, Some(namespaces)) => {
             let pods = pods.unwrap_or_else(|| Some(Selector::default()));
-            Some(PeerItem::Elsewhere { namespaces: namespaces?, pods: pods? })
+            Some(namespaces.zip(pods).map(|(namespaces, pods)| PeerItem::Elsewhere { namespaces, pods }))
         }
-        (Some(block), None, None) => ip_block(block, &format!("{path}.ipBlock"), report),
-        (Some(_), _, _) => {
-            let reason = "ipBlock stands alone: an address has no labels";
-            report.error(&format!("{path}.ipBlock"), reason, "make it an item of its own");
-            None
+    }
+}
+
+fn accounts(
+    given: &[ServiceAccountRef],
+    whose: Whose<'_>,
+    path: &str,
+    report: &mut Report<'_>,
+) -> Option<PeerItem> {
+    if given.is_empty() {
+        report.error(path, "an empty list names nobody", "write at least one, or remove it");
+        return None;
+    }
+    let mut out = Some(Vec::with_capacity(given.len()));
+    for (index, ServiceAccountRef { namespace, name }) in given.iter().enumerate() {
+        let path = format!("{path}[{index}]");
+        let namespace: Option<Arc<str>> = match namespace {
+            Some(namespace) if is_dns(namespace, false) => Some(namespace.as_str().into()),
+            Some(namespace) => {
+                let reason = format!("\"{}\" is no name of a namespace", namespace.escape_debug());
+                report.error(&format!("{path}.namespace"), reason, "correct it");
+                None
+            }
+            None => {
+                if whose.namespace.is_none() {
+                    let reason = "the policy is of no namespace whose service account this could be";
+                    report.error(&path, reason, "write its namespace");
+                }
+                whose.namespace.cloned()
+            }
+        };
+        if !is_dns(name, true) {
+            let reason = format!("\"{}\" is no name of a service account", name.escape_debug());
+            report.error(&format!("{path}.name"), reason, "write its metadata.name");
+            out = None;
         }
+        match (namespace, &mut out) {
+            (Some(namespace), Some(out)) => out.push((namespace, name.as_str().into())),
+            _ => out = None,
+        }
+    }
+    out.map(PeerItem::ServiceAccounts)
+}
+
+fn entities(given: &[Entity], path: &str, report: &mut Report<'_>) -> Option<PeerItem> {
+    if given.is_empty() {
+        report.error(path, "an empty list names nobody", "write at least one, or remove it");
+        return None;
+    }
+    Some(PeerItem::Entities(given.iter().copied().collect()))
+}
+
+/// Why nobody can be all of these, if nobody can.
+fn nobody(parts: &[PeerItem], whose: Whose<'_>) -> Option<&'static str> {
+    let own = parts.iter().any(|part| matches!(part, PeerItem::Own(_)));
+    let pods = own
+        || parts.iter().any(|part| matches!(part, PeerItem::Elsewhere { .. } | PeerItem::ServiceAccounts(_)));
+    parts.iter().find_map(|part| match part {
+        PeerItem::Entities(entities) => {
+            let of_pods = [Entity::Cluster, Entity::KubeApiserver];
+            (pods && !of_pods.iter().any(|entity| entities.contains(entity)))
+                .then_some("no pod is Host, RemoteNode or World")
+        }
+        PeerItem::ServiceAccounts(accounts) => {
+            let elsewhere = |(namespace, _): &(Arc<str>, Arc<str>)| {
+                whose.namespace.is_some_and(|own| own != namespace)
+            };
+            (own && accounts.iter().all(elsewhere)).then_some(
+                "podSelector alone means this namespace, and the service accounts are of others: add namespaceSelector",
+            )
+        }
+        _ => None,
+    })
+}
+
+/// Whether it is a label by RFC 1123, or labels with dots between them.
+fn is_dns(text: &str, dots: bool) -> bool {
+    let label = |label: &str| {
+        let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        !label.is_empty() && label.bytes().all(inner) && !label.starts_with('-') && !label.ends_with('-')
+    };
+    match dots {
+        true => text.len() <= MAX_OBJECT_NAME && text.split('.').all(label),
+        false => text.len() <= MAX_LABEL && label(text),
     }
 }
 
@@ -180,69 +290,4 @@ pub(crate) fn is_v4(prefix: Prefix) -> bool {
 /// Whether a CIDR contains a whole region: `::/0` holds no IPv4 address.
 pub(crate) fn contains(cidr: Prefix, region: Prefix) -> bool {
     cidr.covers(region) && is_v4(cidr) == is_v4(region)
-}
-
-/// Lowers `ports`. Absent or empty means every port of every protocol, as in `NetworkPolicy`.
-pub(crate) fn ports(rule: &RuleObject, report: &mut Report<'_>) -> Option<Ports> {
-    let items = match &rule.ports {
-        Part::Absent => return Some(Ports::All),
-        Part::Bad | Part::Flawed(_) => return None,
-        Part::Whole(items) if items.is_empty() => return Some(Ports::All),
-        Part::Whole(items) => items,
-    };
-    let mut out = Some(Vec::with_capacity(items.len()));
-    for (index, item) in items.iter().enumerate() {
-        let path = format!("{}.ports[{index}]", rule.path);
-        let lowered = match item {
-            Part::Whole(port) => port_item(port, &path, report),
-            Part::Absent | Part::Bad | Part::Flawed(_) => None,
-        };
-        match (lowered, &mut out) {
-            (Some(item), Some(out)) => out.push(item),
-            _ => out = None,
-        }
-    }
-    out.map(Ports::Some)
-}
-
-fn port_item(port: &Port, path: &str, report: &mut Report<'_>) -> Option<PortItem> {
-    let word = port.protocol.as_deref().unwrap_or("TCP");
-    let Some(protocol) = Protocol::parse(word).filter(|protocol| protocol.has_ports()) else {
-        let reason = format!("\"{word}\" is no protocol with ports");
-        report.error(&format!("{path}.protocol"), reason, "write TCP, UDP or SCTP");
-        return None;
-    };
-    let end = port.end_port;
-    match &port.port {
-        None if end.is_some() => {
-            report.error(&format!("{path}.endPort"), "a range without its first port", "write `port`");
-            None
-        }
-        None => Some(PortItem::Range(PortRange::all(protocol))),
-        Some(IntOrString::Int(first)) => {
-            let number = |number: i32| u16::try_from(number).ok().filter(|number| *number > 0);
-            let (Some(first), Some(last)) = (number(*first), number(end.unwrap_or(*first))) else {
-                report.error(&format!("{path}.port"), "no port number", "write a number from 1 to 65535");
-                return None;
-            };
-            if last < first {
-                let reason = format!("{last} is before {first}");
-                report.error(&format!("{path}.endPort"), reason, "write the greater number as endPort");
-                return None;
-            }
-            Some(PortItem::Range(PortRange { protocol, first, last }))
-        }
-        Some(IntOrString::String(_)) if end.is_some() => {
-            report.error(&format!("{path}.endPort"), "a range from a named port", "write numbers");
-            None
-        }
-        Some(IntOrString::String(name)) => {
-            if !name.chars().any(|c| c.is_ascii_alphabetic()) {
-                let reason = format!("\"{}\" is no port name", name.escape_debug());
-                report.error(&format!("{path}.port"), reason, "write a number without quotes, or a name");
-                return None;
-            }
-            Some(PortItem::Named { name: name.as_str().into(), protocol })
-        }
-    }
 }

@@ -44,10 +44,6 @@ impl<'a> Report<'a> {
         self.problems.add(self.source.problem(Severity::Error, path, reason, remedy).of(category));
     }
 
-    pub(crate) fn not_built(&mut self, path: &str) {
-        self.error_of(Category::Unsupported, path, "not built yet", "say it without, or wait for it");
-    }
-
     pub(crate) fn warn(&mut self, path: &str, reason: impl Into<String>, remedy: impl Into<String>) {
         self.warn_of(Category::Surprise, path, reason, remedy);
     }

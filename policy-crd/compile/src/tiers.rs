@@ -16,7 +16,8 @@ use crate::cluster_peers;
 use crate::conditions::{self, Lowered};
 use crate::index::{Index, NamespaceEntry};
 use crate::lower::{self, IsolationIr, PolicyIr, RuleIr, SideIr, warn_of_udp};
-use crate::peers::{self, PeerItem, Peers, Ports};
+use crate::peers::{self, PeerItem, Peers, Ports, Whose};
+use crate::ports;
 use crate::report::Report;
 use crate::rollout::Rollout;
 use crate::selector::Selector;
@@ -176,8 +177,9 @@ impl Rule for RuleObject {
     }
 
     fn lower(&self, action: Option<Action>, report: &mut Report<'_>) -> Named {
-        let peers = peers::peers(self, report).map(|peers| everywhere(peers, self, action, report));
-        let ports = peers::ports(self, report);
+        let whose = Whose { namespace: None, ours: true };
+        let peers = peers::peers(self, whose, report).map(|peers| everywhere(peers, self, action, report));
+        let ports = ports::ports(self, report);
         warn_of_udp(self, &ports, report);
         let grants = action == Some(Action::Accept);
         Named { peers, ports, conditions: conditions::lower(self, grants, report) }
@@ -189,18 +191,27 @@ fn everywhere(peers: Peers, rule: &RuleObject, action: Option<Action>, report: &
     let Peers::Any(items) = peers else { return peers };
     let granting = matches!(action, Some(Action::Accept | Action::Pass));
     let field = if rule.path.starts_with("spec.ingress") { "from" } else { "to" };
-    let widen = |(index, item)| match item {
-        PeerItem::Own(pods) => {
-            if granting {
-                let path = format!("{}.{field}[{index}].podSelector", rule.path);
-                let reason = "whoever may make pods in any namespace can make one that this selects";
-                report.warn(&path, reason, "write the namespaces beside it; namespaceSelector: {} if all");
-            }
-            PeerItem::Elsewhere { namespaces: Selector::default(), pods }
+    let widen = |(index, item): (usize, PeerItem)| {
+        let has = |test: fn(&PeerItem) -> bool| item.parts().into_iter().any(test);
+        // A service account of a namespace is not for everybody to take.
+        let open = has(|part| matches!(part, PeerItem::Own(_)))
+            && !has(|part| matches!(part, PeerItem::ServiceAccounts(_)));
+        if granting && open {
+            let path = format!("{}.{field}[{index}].podSelector", rule.path);
+            let reason = "whoever may make pods in any namespace can make one that this selects";
+            report.warn(&path, reason, "write the namespaces beside it; namespaceSelector: {} if all");
         }
-        other => other,
+        of_any_namespace(item)
     };
     Peers::Any(items.into_iter().enumerate().map(widen).collect())
+}
+
+fn of_any_namespace(item: PeerItem) -> PeerItem {
+    match item {
+        PeerItem::Own(pods) => PeerItem::Elsewhere { namespaces: Selector::default(), pods },
+        PeerItem::Both(parts) => PeerItem::Both(parts.into_iter().map(of_any_namespace).collect()),
+        other => other,
+    }
 }
 
 /// Lowers every policy of a tier.

@@ -364,8 +364,16 @@ fn no_mistake_in_a_network_policy_opens_anything() {
 /// What nobody can take as written: a field of a rule and its value.
 fn unsayable() -> Vec<(&'static str, Value)> {
     vec![
-        ("from", json!([{"serviceAccounts": [{"name": "a"}]}])),
-        ("from", json!([{"entities": ["World"]}])),
+        ("from", json!([{"serviceAccounts": []}])),
+        ("from", json!([{"serviceAccounts": [{"name": ""}]}])),
+        ("from", json!([{"serviceAccounts": [{"name": "cart"}, {"namespace": "Shop", "name": "cart"}]}])),
+        (
+            "from",
+            json!([{"serviceAccounts": [{"name": "cart"}], "podSelector": {"matchLabels": {"app": "x"}, "match": {}}}]),
+        ),
+        ("from", json!([{"entities": []}])),
+        ("from", json!([{"entities": ["Everybody"]}])),
+        ("from", json!([{"entities": ["World"], "ipBlock": {"cidr": "10.0.0.0/33"}}])),
         ("rules", json!({"tls": {}})),
         ("rules", json!({"tls": {"serverNames": []}})),
         ("rules", json!({"tls": {"serverNames": ["*"]}})),

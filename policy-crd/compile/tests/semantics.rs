@@ -402,7 +402,13 @@ fn what_a_rule_cannot_mean_is_an_error_with_its_path() {
             json!({"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["11.0.0.0/8"]}}]}),
             "from[0].ipBlock.except[0]",
         ),
-        (json!({"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}), "from[0].ipBlock"),
+        (json!({"from": [{"serviceAccounts": []}]}), "from[0].serviceAccounts"),
+        (json!({"from": [{"serviceAccounts": [{"name": "A"}]}]}), "from[0].serviceAccounts[0].name"),
+        (
+            json!({"from": [{"serviceAccounts": [{"namespace": "a.b", "name": "c"}]}]}),
+            "from[0].serviceAccounts[0].namespace",
+        ),
+        (json!({"from": [{"entities": []}]}), "from[0].entities"),
         (
             json!({"from": [{"podSelector": {"matchExpressions": [{"key": "a", "operator": "Is"}]}}]}),
             "from[0].podSelector.matchExpressions[0].operator",

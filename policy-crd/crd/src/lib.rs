@@ -19,6 +19,7 @@ mod object;
 mod policy;
 mod problem;
 mod read;
+mod read_rule;
 mod read_tiers;
 mod same;
 mod schema;

@@ -3,7 +3,7 @@
 //! `NetworkPolicy` and `L7NetworkPolicy` share this form, for they share their words. Knows nothing of what a
 //! part means; whoever lowers it decides what a bad part costs, always on the closed side.
 
-use crate::l7::{DenyAction, DenyDetail, GrpcRule, HttpRule, Mode, Peer, Port, TlsRules};
+use crate::l7::{DenyAction, DenyDetail, GrpcRule, HttpRule, IsolationScope, Mode, Peer, Port, TlsRules};
 use crate::object::Source;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use std::sync::Arc;
@@ -101,6 +101,8 @@ pub struct PolicyObject {
     pub deny_action: DenyAction,
     /// `spec.denyDetail`; nothing is told where it cannot be read.
     pub deny_detail: DenyDetail,
+    /// `spec.isolation`.
+    pub isolation: Part<IsolationScope>,
     /// `spec.ingress`.
     pub ingress: RuleSection,
     /// `spec.egress`.
@@ -123,6 +125,9 @@ impl PolicyObject {
             self.policy_types = Part::Bad;
         }
         if self.kind == PolicyKind::L7NetworkPolicy {
+            if self.isolation.is_absent() {
+                self.isolation = Part::Bad;
+            }
             (self.ingress_deny, self.egress_deny) = (Part::Bad, Part::Bad);
         }
     }

@@ -6,18 +6,16 @@
 use crate::bounds;
 use crate::decode::{Decoded, decode, essential, joined, misplaced_list, type_remedy};
 use crate::fields::{self, Words};
-use crate::l7::{DenyAction, DenyDetail, IpBlock, IsolationScope, Mode, Peer, Port};
+use crate::l7::{DenyAction, DenyDetail, IsolationScope, Mode};
 use crate::object::Source;
-use crate::policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
+use crate::policy::{Part, PolicyKind, PolicyObject};
 use crate::problem::{Category, Problem, Problems, Severity};
 use crate::yaml::Flaw;
-use k8s_openapi::api::networking::v1::{NetworkPolicyPeer, NetworkPolicyPort};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::sync::Arc;
 
-const NO_GRANT: &str = "the rule grants nothing";
 pub(crate) const DENIES_MORE: &str = "the rule denies as if this did not limit it";
 const OBJECT_CLOSED: &str = "the policy isolates what it selects and grants nothing";
 
@@ -37,7 +35,7 @@ impl<'a> Reader<'a> {
     }
 
     /// Whether peers, ports and what must be said are written in `L7NetworkPolicy`'s words.
-    fn is_l7(&self) -> bool {
+    pub(crate) fn is_l7(&self) -> bool {
         matches!(self.words, Words::L7 | Words::ClusterL7)
     }
 
@@ -214,6 +212,7 @@ impl<'a> Reader<'a> {
             mode: Mode::Enforce,
             deny_action: DenyAction::Drop,
             deny_detail: DenyDetail::None,
+            isolation: Part::Absent,
             ingress: Part::Absent,
             egress: Part::Absent,
             ingress_deny: Part::Absent,
@@ -236,6 +235,7 @@ impl<'a> Reader<'a> {
                 if self.is_l7() {
                     // Nobody knows what was to be denied.
                     (policy.ingress_deny, policy.egress_deny) = (Part::Bad, Part::Bad);
+                    policy.isolation = Part::Bad;
                 }
             }
         }
@@ -311,10 +311,7 @@ impl<'a> Reader<'a> {
         policy.egress_deny = self.denies(spec, "egressDeny", "to");
         (policy.mode, policy.deny_action, policy.deny_detail) = self.answers(|field| spec.get(field));
         let effect = "Direction holds, which isolates every port";
-        let isolation = self.part::<IsolationScope>(spec.get("isolation"), "spec.isolation", effect);
-        if isolation.value().is_some_and(|isolation| *isolation != IsolationScope::Direction) {
-            self.not_built("spec.isolation", effect, "write Direction or leave it out");
-        }
+        policy.isolation = self.part::<IsolationScope>(spec.get("isolation"), "spec.isolation", effect);
     }
 
     /// How strictly the policy holds, and how what it refuses is answered.
@@ -338,119 +335,6 @@ impl<'a> Reader<'a> {
             detail.copied().unwrap_or_default(),
         )
     }
-
-    pub(crate) fn not_built(&mut self, path: &str, effect: &str, remedy: &str) {
-        let reason = format!("this value is not built yet; {effect}");
-        self.report_of(Category::Unsupported, Severity::Error, path, reason, remedy);
-    }
-
-    fn rules(&mut self, value: Option<&Value>, path: &str, peers: &str, deny: bool) -> RuleSection {
-        let (whole, one) = match deny {
-            true => ("everything is denied here", DENIES_MORE),
-            false => ("nothing is granted here", NO_GRANT),
-        };
-        self.list(value, path, whole, |reader, value, path| reader.rule(value, path, peers, one))
-    }
-
-    /// A misspelt deny still was one: what it would have denied nobody knows, so everything is.
-    fn denies(&mut self, spec: &Map<String, Value>, field: &str, peers: &str) -> RuleSection {
-        let known = fields::known("spec", self.words);
-        let misspelt = |given: &&String| {
-            !known.contains(&given.as_str()) && fields::nearest(given, known) == Some(field)
-        };
-        let path = format!("spec.{field}");
-        match (spec.get(field), spec.keys().find(misspelt)) {
-            (None, Some(given)) => {
-                let reason = format!("`{given}` may have been meant; everything is denied here");
-                self.report(Severity::Error, &format!("spec.{given}"), reason, format!("write `{field}`"));
-                Part::Bad
-            }
-            (value, _) => self.rules(value, &path, peers, true),
-        }
-    }
-
-    pub(crate) fn rule(&mut self, value: &Value, path: &str, peers: &str, effect: &str) -> RuleObject {
-        let mut rule = RuleObject {
-            path: path.to_owned(),
-            sound: !self.is_marred_itself(path),
-            name: None,
-            peers: Part::Bad,
-            ports: Part::Bad,
-            rules: Part::Bad,
-        };
-        let Value::Object(fields_given) = value else {
-            rule.sound = false;
-            let reason = format!("a rule is expected here; {effect}");
-            self.report(Severity::Error, path, reason, format!("write its fields: {peers}, ports"));
-            return rule;
-        };
-        let known = fields::known(path, self.words);
-        for field in fields_given.keys().filter(|field| !known.contains(&field.as_str())) {
-            self.unknown(Severity::Error, path, field, effect);
-            rule.sound = false;
-        }
-        let at = format!("{path}.{peers}");
-        rule.peers = if self.is_l7() {
-            self.list(fields_given.get(peers), &at, effect, |r, v, p| r.item::<Peer>(v, p, effect))
-        } else {
-            self.list(fields_given.get(peers), &at, effect, |r, v, p| {
-                r.item::<NetworkPolicyPeer>(v, p, effect).map(peer)
-            })
-        };
-        let at = format!("{path}.ports");
-        rule.ports = if self.is_l7() {
-            self.list(fields_given.get("ports"), &at, effect, |r, v, p| r.item::<Port>(v, p, effect))
-        } else {
-            self.list(fields_given.get("ports"), &at, effect, |r, v, p| {
-                r.item::<NetworkPolicyPort>(v, p, effect).map(port)
-            })
-        };
-        rule.rules = Part::Absent;
-        if self.is_l7() {
-            let name = self.part::<String>(fields_given.get("name"), &format!("{path}.name"), effect);
-            rule.sound &= name.is_sound();
-            rule.name = name.value().map(|name| name.as_str().into());
-            rule.rules = self.conditions(fields_given.get("rules"), &format!("{path}.rules"), effect);
-        }
-        rule
-    }
-
-    /// One item of a list; null is no item.
-    pub(crate) fn item<T: DeserializeOwned>(&mut self, value: &Value, path: &str, effect: &str) -> Part<T> {
-        if value.is_null() {
-            let reason = format!("an empty item; {effect}");
-            self.report(Severity::Error, path, reason, "remove it, or write {} if you mean it");
-            return Part::Bad;
-        }
-        self.part(Some(value), path, effect)
-    }
-
-    fn conditions(&mut self, value: Option<&Value>, path: &str, effect: &str) -> Part<Rules> {
-        let given = match value {
-            None if self.is_marred(path) => return Part::Bad,
-            None => return Part::Absent,
-            Some(Value::Object(given)) => given,
-            Some(_) => {
-                let reason = format!("http, grpc or tls is expected here; {effect}");
-                self.report(Severity::Error, path, reason, "remove `rules`, or write what must be said");
-                return Part::Bad;
-            }
-        };
-        let mut sound = !self.is_marred_itself(path);
-        let known = fields::known(path, self.words);
-        for field in given.keys().filter(|field| !known.contains(&field.as_str())) {
-            self.unknown(Severity::Error, path, field, effect);
-            sound = false;
-        }
-        let rules = Rules {
-            http: self
-                .list(given.get("http"), &format!("{path}.http"), effect, |r, v, p| r.item(v, p, effect)),
-            grpc: self
-                .list(given.get("grpc"), &format!("{path}.grpc"), effect, |r, v, p| r.item(v, p, effect)),
-            tls: self.part(given.get("tls"), &format!("{path}.tls"), effect),
-        };
-        if sound { Part::Whole(rules) } else { Part::Flawed(rules) }
-    }
 }
 
 /// Whether one place is another or lies below it.
@@ -464,18 +348,4 @@ fn is_name(text: &str) -> bool {
     const MAX_NAME: usize = 253;
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
     !text.is_empty() && text.len() <= MAX_NAME && text.bytes().all(plain)
-}
-
-fn peer(peer: NetworkPolicyPeer) -> Peer {
-    Peer {
-        pod_selector: peer.pod_selector,
-        namespace_selector: peer.namespace_selector,
-        ip_block: peer.ip_block.map(|block| IpBlock { cidr: block.cidr, except: block.except }),
-        service_accounts: None,
-        entities: None,
-    }
-}
-
-fn port(port: NetworkPolicyPort) -> Port {
-    Port { port: port.port, protocol: port.protocol, end_port: port.end_port }
 }

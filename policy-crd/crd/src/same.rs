@@ -45,6 +45,7 @@ impl Placed for PolicyObject {
             mode,
             deny_action,
             deny_detail,
+            isolation,
             ingress,
             egress,
             ingress_deny,
@@ -53,7 +54,8 @@ impl Placed for PolicyObject {
         (kind, namespace, name, sound, clean)
             == (&other.kind, &other.namespace, &other.name, &other.sound, &other.clean)
             && (pod_selector, policy_types, mode) == (&other.pod_selector, &other.policy_types, &other.mode)
-            && (deny_action, deny_detail) == (&other.deny_action, &other.deny_detail)
+            && (deny_action, deny_detail, isolation)
+                == (&other.deny_action, &other.deny_detail, &other.isolation)
             && (ingress, egress) == (&other.ingress, &other.egress)
             && (ingress_deny, egress_deny) == (&other.ingress_deny, &other.egress_deny)
     }

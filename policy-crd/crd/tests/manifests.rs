@@ -115,8 +115,8 @@ fn mistakes_are_told_with_their_place_and_remedy() {
         ),
         (
             "  ingress:\n",
-            "  isolation: ListedPorts\n  ingress:\n",
-            "cart.yaml:9:3: spec.isolation: this value is not built yet; Direction holds, which isolates every port: write Direction or leave it out (L7NetworkPolicy/shop/cart)",
+            "  isolation: Listed\n  ingress:\n",
+            "cart.yaml:9:3: spec.isolation: unknown variant `Listed`, expected one of `Direction`, `ListedPorts`, `None`; Direction holds, which isolates every port: write one of these words (L7NetworkPolicy/shop/cart)",
         ),
         (
             "/admin",
