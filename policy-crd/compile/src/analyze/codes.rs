@@ -53,6 +53,7 @@ codes! {
     NAMES_NOBODY = "SLU0102", Warning, "a peer that is no pod", "correct the selector";
     LABEL_TYPO = "SLU0103", Warning, "a label that is nearly one that exists", "write the label that exists";
     HOST_NETWORK = "SLU0104", Warning, "the policy selects pods on the host's network only", "select other pods";
+    POD_CIDR = "SLU0105", Info, "an address block of pods", "select the pods by their labels";
     PORT_NAME = "SLU0201", Warning, "a port name that nobody has", "write a name or number that the pods have";
     NOT_TCP = "SLU0202", Warning, "a rule about requests where there is no TCP", "name TCP ports";
     TLS_PORT = "SLU0203", Warning, "a rule about requests on a port that carries TLS", "write rules.tls";

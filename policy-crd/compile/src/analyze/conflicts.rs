@@ -57,6 +57,10 @@ fn tell(idle: &Idle, book: &Rulebook<'_>, findings: &mut Findings) {
     };
     let whys: BTreeSet<Why> = idle.causes.iter().map(|(why, _)| *why).collect();
     let (code, reason, remedy) = said(idle.deny, &whys);
+    // With isolation: ListedPorts an allow closes its ports, too, whatever it adds to others.
+    if *code == codes::REDUNDANT && source.has("spec.isolation") {
+        return;
+    }
     let related = idle.causes.iter().take(MAX_SHOWN).filter_map(|(why, cause)| related(*why, cause, book));
     findings.add_with(code, source, &path, reason, remedy, related.collect());
 }

@@ -158,8 +158,11 @@ fn client_says(policy: &PolicyView<'_>, rule: &RuleView<'_>, findings: &mut Find
     if rule.direction != Direction::Egress || rule.effect == Effect::Deny {
         return;
     }
-    let wide =
-        rule.everybody || rule.peers.iter().any(|peer| peer.world || peer.cidr.is_some_and(is_everything));
+    let wide = rule.everybody
+        || rule
+            .peers
+            .iter()
+            .any(|peer| peer.world || peer.cidr.as_ref().is_some_and(|(_, cidr)| is_everything(*cidr)));
     let hosts = rule.http.iter().filter_map(|item| item.hosts.as_ref());
     for path in hosts.chain(&rule.server_names).filter(|_| wide) {
         let reason = "the client says this name, to whatever address it likes: anybody may answer";

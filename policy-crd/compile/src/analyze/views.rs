@@ -80,7 +80,8 @@ pub(super) struct RuleView<'o> {
 /// One peer of a rule.
 pub(super) struct PeerView {
     pub(super) pods: Option<Pods>,
-    pub(super) cidr: Option<Prefix>,
+    /// Addresses, and where they are written.
+    pub(super) cidr: Option<(String, Prefix)>,
     /// Everything outside the cluster, or everything at all.
     pub(super) world: bool,
 }
@@ -260,7 +261,7 @@ fn peer(given: &Peer, path: &str, own: &Namespaces) -> Vec<PeerView> {
         out.world = entities.contains(&Entity::World);
     }
     if let Some(block) = &given.ip_block {
-        out.cidr = Prefix::parse(&block.cidr).ok();
+        out.cidr = Prefix::parse(&block.cidr).ok().map(|cidr| (format!("{path}.ipBlock.cidr"), cidr));
     }
     let namespaces = match &given.namespace_selector {
         Some(selector) => {

@@ -7,8 +7,10 @@ use super::finding::{Findings, Related};
 use super::views::{Namespaces, Pods, PolicyView};
 use crate::cilium::selector::PREFIX;
 use crate::index::{Index, PodEntry};
+use crate::peers::contains;
 use crate::selector::{Labels, Selector};
-use sluice_crd::{Source, nearest};
+use sluice_crd::{Severity, Source, nearest};
+use sluice_policy::{Kind, Prefix};
 use std::collections::BTreeSet;
 
 /// The label that the API server puts on every namespace.
@@ -18,15 +20,18 @@ const MIN_WORD: usize = 3;
 
 /// Runs the checks of this file.
 pub(super) fn check(policies: &[PolicyView<'_>], index: &Index, findings: &mut Findings) {
-    if index.pods.is_empty() {
+    if index.pods.is_empty() && index.pod_ranges.is_empty() {
         return;
     }
     for policy in policies {
-        if let Some(subject) = &policy.subject {
+        if let Some(subject) = policy.subject.as_ref().filter(|_| !index.pods.is_empty()) {
             subject_of(policy, subject, index, findings);
         }
         let peers = policy.rules.iter().flat_map(|rule| &rule.peers);
-        for pods in peers.filter_map(|peer| peer.pods.as_ref()) {
+        for (path, cidr) in peers.clone().filter_map(|peer| peer.cidr.as_ref()) {
+            of_pods(policy, path, *cidr, index, findings);
+        }
+        for pods in peers.filter(|_| !index.pods.is_empty()).filter_map(|peer| peer.pods.as_ref()) {
             let whom =
                 if pods.service_account.is_some() { "no pod runs as it" } else { "no pod is selected" };
             let reason = format!("{whom}: this peer is nobody");
@@ -54,6 +59,32 @@ fn subject_of(policy: &PolicyView<'_>, subject: &Pods, index: &Index, findings: 
         let related = vec![Related::new(&selected[0].source, "", "this pod has its node's address")];
         let remedy = "select pods with addresses of their own; rules about nodes are the CNI's";
         findings.add_with(&codes::HOST_NETWORK, policy.source, &subject.path, reason, remedy, related);
+    }
+}
+
+/// Addresses of pods, and of nothing else: a pod's may be another's tomorrow, and Cilium's CIDRs are never pods'.
+fn of_pods(policy: &PolicyView<'_>, path: &str, cidr: Prefix, index: &Index, findings: &mut Findings) {
+    let holds = |pod: &&PodEntry| {
+        pod.has_identity() && pod.addresses.iter().any(|address| contains(cidr, Prefix::host(*address)))
+    };
+    let owner = index.pods.iter().find(holds);
+    let range = index.pod_ranges.iter().find(|range| contains(**range, cidr));
+    let one = owner.filter(|pod| pod.addresses.iter().any(|address| Prefix::host(*address) == cidr));
+    let whose = match (one, range) {
+        (Some(pod), _) => format!("it is the address of {}/{}", pod.workload.namespace, pod.workload.pod),
+        (None, Some(range)) => format!("it lies in {range}, where pods get their addresses"),
+        (None, None) => return,
+    };
+    let related: Vec<Related> =
+        owner.map(|pod| Related::new(&pod.source, "", "this pod has such an address")).into_iter().collect();
+    let remedy = "select the pods by their labels";
+    if matches!(policy.origin.kind, Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy) {
+        let reason = format!("{whose}, and in Cilium's policies CIDRs are never pods: this peer is nobody");
+        let problem = policy.source.problem(Severity::Warning, path, reason, remedy);
+        findings.problem(&codes::POD_CIDR, problem);
+    } else {
+        let reason = format!("{whose}: another pod may have it tomorrow");
+        findings.add_with(&codes::POD_CIDR, policy.source, path, reason, remedy, related);
     }
 }
 
@@ -98,6 +129,21 @@ fn unselected(
     }
     // Everything of a namespace that has no pod yet was meant so.
     if meant.pods.wanted().next().is_none() && meant.service_account.is_none() {
+        return;
+    }
+    let elsewhere = |pod: &&PodEntry| !pod.terminated && meant.pods.matches(&pod.labels);
+    if let (Namespaces::Named(namespace), None) = (&meant.namespaces, &meant.service_account)
+        && let Some(other) = index.pods.iter().find(elsewhere)
+    {
+        let theirs = &other.workload;
+        let reason = format!("no pod of namespace {namespace} is selected, where this looks for them");
+        let remedy = match *code == codes::NAMES_NOBODY {
+            true => format!("write a namespaceSelector beside it, if pods of {} are meant", theirs.namespace),
+            false => format!("write the policy in namespace {}, if its pods are meant", theirs.namespace),
+        };
+        let label = format!("{}/{} has these labels", theirs.namespace, theirs.pod);
+        let related = vec![Related::new(&other.source, "", label)];
+        findings.add_with(code, source, &meant.path, reason, remedy, related);
         return;
     }
     let near = index.pods.iter().filter(|pod| in_namespaces(index, &meant.namespaces, pod));
@@ -162,9 +208,13 @@ fn typo(source: &Source, path: &str, selector: &Selector, near: &[&Labels], find
     false
 }
 
+/// The known word that was probably meant. Words that differ by their digits alone are different on purpose.
 fn meant<'k>(word: &str, known: &BTreeSet<&'k str>) -> Option<&'k str> {
-    let known: Vec<&str> = known.iter().copied().filter(|known| known.len() >= MIN_WORD).collect();
-    nearest(word, &known).filter(|meant| word.len() >= MIN_WORD && *meant != word)
+    let letters = |word: &str| word.chars().filter(|c| !c.is_ascii_digit()).collect::<String>();
+    let own = letters(word);
+    let likely = |known: &&str| known.len() >= MIN_WORD && letters(known) != own;
+    let known: Vec<&str> = known.iter().copied().filter(likely).collect();
+    nearest(word, &known).filter(|_| word.len() >= MIN_WORD)
 }
 
 /// Where a label is asked for; Cilium's may be written with the source.

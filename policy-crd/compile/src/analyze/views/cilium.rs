@@ -134,16 +134,17 @@ fn peers_of(object: &CiliumPolicyObject, given: &CiliumRule, direction: Directio
         });
         out.push(PeerView { pods, cidr: None, world: false });
     }
-    let mut cidr = |text: Option<&str>| {
+    let mut cidr = |path: String, text: Option<&str>| {
         let cidr =
             text.and_then(|text| Prefix::parse(text).ok().or_else(|| text.parse().ok().map(Prefix::host)));
-        out.push(PeerView { pods: None, cidr, world: false });
+        out.push(PeerView { pods: None, cidr: cidr.map(|cidr| (path, cidr)), world: false });
     };
-    for item in given.peers.cidr.value().into_iter().flatten() {
-        cidr(item.value().map(String::as_str));
+    for (index, item) in given.peers.cidr.value().into_iter().flatten().enumerate() {
+        cidr(at("CIDR", index), item.value().map(String::as_str));
     }
-    for item in given.peers.cidr_set.value().into_iter().flatten() {
-        cidr(item.value().and_then(|set| set.cidr.as_deref()));
+    for (index, item) in given.peers.cidr_set.value().into_iter().flatten().enumerate() {
+        let path = format!("{}.cidr", at("CIDRSet", index));
+        cidr(path, item.value().and_then(|set| set.cidr.as_deref()));
     }
     for item in given.peers.entities.value().into_iter().flatten() {
         let wide = ["all", "world", "world-ipv4", "world-ipv6"];

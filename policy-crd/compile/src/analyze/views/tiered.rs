@@ -121,8 +121,9 @@ fn peer(given: &ClusterPeer, path: &str) -> Vec<PeerView> {
     if let Some(given) = &given.pods {
         of_pods(namespaced(given, &format!("{path}.pods")));
     }
-    for text in given.networks.iter().flatten() {
-        out.push(PeerView { pods: None, cidr: Prefix::parse(text).ok(), world: false });
+    for (index, text) in given.networks.iter().flatten().enumerate() {
+        let cidr = Prefix::parse(text).ok().map(|cidr| (format!("{path}.networks[{index}]"), cidr));
+        out.push(PeerView { pods: None, cidr, world: false });
     }
     out
 }
