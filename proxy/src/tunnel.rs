@@ -51,19 +51,10 @@ pub async fn serve(proxy: &Proxy, mut client: Accepted, said: Said, server: Opti
     let (mut server, from_server) = server;
     let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
     let from_client = client.buf.split().freeze();
-    let ended = {
-        let (client_read, client_write) = client.stream.split();
-        let (server_read, server_write) = server.split();
-        let both = async {
-            tokio::try_join!(
-                one_way(client_read, server_write, from_client, &up),
-                one_way(server_read, client_write, from_server, &down),
-            )
-        };
-        tokio::select! {
-            ended = both => ended.map(|_| None),
-            verdict = flow.revoked() => Ok(Some(verdict.clone())),
-        }
+    let both = both((&mut client.stream, from_client, &up), (&mut server, from_server, &down));
+    let ended = tokio::select! {
+        ended = both => ended.map(|()| None),
+        verdict = flow.revoked() => Ok(Some(verdict.clone())),
     };
     match ended {
         Ok(None) => {}
@@ -82,6 +73,21 @@ pub async fn serve(proxy: &Proxy, mut client: Accepted, said: Said, server: Opti
     record.bytes_up = up.load(Ordering::Relaxed);
     record.bytes_down = down.load(Ordering::Relaxed);
     proxy.records.finish(record);
+}
+
+/// One end of a tunnel: its socket, what was read of it already, and how much of what it says has gone on.
+type End<'a> = (&'a mut TcpStream, Bytes, &'a AtomicU64);
+
+/// Copies both ways until both ends have closed their half.
+pub(crate) async fn both(client: End<'_>, server: End<'_>) -> io::Result<()> {
+    let ((client, from_client, up), (server, from_server, down)) = (client, server);
+    let (client_read, client_write) = client.split();
+    let (server_read, server_write) = server.split();
+    tokio::try_join!(
+        one_way(client_read, server_write, from_client, up),
+        one_way(server_read, client_write, from_server, down),
+    )
+    .map(|_| ())
 }
 
 /// Copies until the sender closes its half, then closes the receiver's.

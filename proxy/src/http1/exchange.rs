@@ -4,13 +4,14 @@
 
 use super::Upstream;
 use super::body::{Broken, Pump, read_more};
-use super::head::{self, Bad, Changes, Framing, RequestHead, ResponseHead};
+use super::head::{self, Bad, Changes, Framing, RequestHead, ResponseHead, Upgrade};
 use crate::answer::{Denial, Refusal};
 use crate::judge;
 use crate::limits::{HEAD_BYTES, INTERIM_ANSWERS};
 use crate::proxy::{Accepted, Proxy};
 use crate::record::Record;
 use crate::state::OpenFlow;
+use crate::tunnel;
 use bytes::{Buf as _, BytesMut};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use tokio::io::AsyncWriteExt as _;
@@ -53,6 +54,15 @@ struct Progress {
     uploaded: AtomicBool,
 }
 
+/// How an answer ended.
+#[derive(Debug)]
+enum Answered {
+    /// Whole; whether the connection ends with it.
+    Whole(bool),
+    /// The connection is something else now: a WebSocket or a tunnel, as the request asked.
+    Switched,
+}
+
 /// How an answer failed.
 #[derive(Debug)]
 enum Failed {
@@ -88,25 +98,32 @@ impl Exchange<'_> {
                 tokio::select! {
                     // First: an answer that is here already is not cut in its last bytes.
                     biased;
-                    done = &mut download => break self.downloaded(&done, reused, &progress, record),
+                    done = &mut download => break match done {
+                        Ok(Answered::Switched) => None,
+                        done => Some(self.downloaded(&done, reused, &progress, record)),
+                    },
                     verdict = self.flow.revoked() => {
                         record.judged(verdict);
                         "revoked".clone_into(&mut record.error);
                         let refusal = Refusal::Denied(Denial::of(verdict));
                         let whole = progress.uploaded.load(Ordering::Relaxed);
-                        break match progress.status.load(Ordering::Relaxed) {
+                        break Some(match progress.status.load(Ordering::Relaxed) {
                             0 if whole && !self.head.close => After::Revoked(refusal),
                             0 => After::Answer(refusal),
                             _ => After::Abort,
-                        };
+                        });
                     }
                     done = &mut upload, if uploading => match done {
                         // The server reads no more; it may still answer.
                         Ok(()) | Err(Broken::Receiver) => uploading = false,
-                        Err(broken) => break upload_broken(&broken, &progress, record),
+                        Err(broken) => break Some(upload_broken(&broken, &progress, record)),
                     },
                 }
             }
+        };
+        let after = match after {
+            Some(after) => after,
+            None => self.switched(client, upstream, &progress, record).await,
         };
         record.status = u32::from(progress.status.load(Ordering::Relaxed));
         record.bytes_up = progress.up.load(Ordering::Relaxed);
@@ -114,18 +131,47 @@ impl Exchange<'_> {
         after
     }
 
+    /// Carries what the connection has become, unread, until either end is done or the permission is gone.
+    async fn switched(
+        &self,
+        client: &mut Accepted,
+        upstream: &mut Upstream,
+        progress: &Progress,
+        record: &mut Record,
+    ) -> After {
+        let (from_client, from_server) = (client.buf.split().freeze(), upstream.buf.split().freeze());
+        let both = tunnel::both(
+            (&mut client.stream, from_client, &progress.up),
+            (&mut upstream.stream, from_server, &progress.down),
+        );
+        tokio::select! {
+            ended = both => match ended {
+                Ok(()) => After::Close,
+                Err(error) => {
+                    error.kind().to_string().clone_into(&mut record.error);
+                    After::Abort
+                }
+            },
+            verdict = self.flow.revoked() => {
+                record.judged(verdict);
+                "revoked".clone_into(&mut record.error);
+                After::Abort
+            }
+        }
+    }
+
     fn downloaded(
         &self,
-        done: &Result<bool, Failed>,
+        done: &Result<Answered, Failed>,
         reused: bool,
         progress: &Progress,
         record: &mut Record,
     ) -> After {
         let (after, error) = match done {
-            Ok(close) if *close || self.head.close || !progress.uploaded.load(Ordering::Relaxed) => {
-                return After::Close;
+            Ok(Answered::Whole(false)) if !self.head.close && progress.uploaded.load(Ordering::Relaxed) => {
+                return After::Reusable;
             }
-            Ok(_) => return After::Reusable,
+            Ok(_) => return After::Close,
             // On a connection that served before, an end without an answer is the server's idle close: the client
             // knows from its own connection's end that the request may be sent again. Nobody retries for it.
             Err(Failed::Nothing) if reused => (After::Abort, "server_closed"),
@@ -173,16 +219,21 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// Brings the answer back. Returns whether the connection ends with it.
+    /// Brings the answer back.
     async fn download(
         &self,
         server: &mut ReadHalf<'_>,
         buf: &mut BytesMut,
         client: &mut WriteHalf<'_>,
         progress: &Progress,
-    ) -> Result<bool, Failed> {
+    ) -> Result<Answered, Failed> {
         for _ in 0..=INTERIM_ANSWERS {
             let head = self.answer_head(server, buf).await?;
+            if self.switches(&head) {
+                progress.status.store(head.status, Ordering::Relaxed);
+                client.write_all(&head.forward(false)).await.map_err(|_| Failed::Client)?;
+                return Ok(Answered::Switched);
+            }
             match head.status {
                 101 => return Err(Failed::Unasked("it switches protocols, which nobody asked for")),
                 100..=199 => {
@@ -194,14 +245,23 @@ impl Exchange<'_> {
             let closing = !head.close && self.proxy.is_draining();
             let mut pump = Pump::new(server, buf, client, &progress.down, head.forward(closing));
             return match pump.run(head.framing).await {
-                Ok(()) if head.framing == Framing::UntilClose => Ok(true),
+                Ok(()) if head.framing == Framing::UntilClose => Ok(Answered::Whole(true)),
                 // More than the answer: whatever it is, it answers nothing that was asked.
-                Ok(()) => Ok(head.close || closing || !buf.is_empty()),
+                Ok(()) => Ok(Answered::Whole(head.close || closing || !buf.is_empty())),
                 Err(Broken::Receiver) => Err(Failed::Client),
                 Err(_) => Err(Failed::Truncated),
             };
         }
         Err(Failed::Unasked("too many interim answers"))
+    }
+
+    /// Whether the server agrees to what the request asked the connection to become.
+    fn switches(&self, answer: &ResponseHead) -> bool {
+        match self.head.upgrade {
+            Upgrade::WebSocket => answer.is_websocket(),
+            // RFC 9110 §9.3.6: any 2xx, whatever it says of a body.
+            _ => self.head.method == "CONNECT" && matches!(answer.status, 200..=299),
+        }
     }
 
     async fn answer_head(

@@ -41,6 +41,8 @@ pub enum Upgrade {
     No,
     /// HTTP/2, which some clients offer with every first request: the offer is not passed on.
     H2c,
+    /// A WebSocket (RFC 6455), and nothing else.
+    WebSocket,
     /// Anything else.
     Other,
 }
@@ -301,6 +303,15 @@ impl RequestHead {
             offers if !offers.is_empty() && offers.iter().all(|o| o.eq_ignore_ascii_case(b"h2c")) => {
                 Upgrade::H2c
             }
+            // RFC 6455 §4.1: by GET, in HTTP/1.1, without a body.
+            [offer]
+                if offer.eq_ignore_ascii_case(b"websocket")
+                    && said.upgrade_offered
+                    && (method, minor, framing) == ("GET", 1, Framing::Empty)
+                    && !said.expects =>
+            {
+                Upgrade::WebSocket
+            }
             _ => Upgrade::Other,
         };
         Ok(Self {
@@ -407,7 +418,11 @@ fn one_host(hosts: &[&[u8]], minor: u8) -> Result<Option<String>, Bad> {
 /// or the other.
 fn path_of(method: &str, target: &str, host: Option<&str>) -> Result<Range<usize>, Bad> {
     if method == "CONNECT" {
-        return Ok(0..target.len());
+        // RFC 9112 §3.2.3: the target is where to, and Host says the same.
+        return match host.is_some_and(|host| host.eq_ignore_ascii_case(target)) {
+            true => Ok(0..target.len()),
+            false => Err(Bad::Malformed("the target is not Host")),
+        };
     }
     let start = if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
         0
@@ -485,6 +500,17 @@ impl ResponseHead {
             _ => Framing::UntilClose,
         };
         Ok(Self { status, framing, close: close || framing == Framing::UntilClose, fields, raw })
+    }
+
+    /// Whether the server switches to a WebSocket, and to nothing else (RFC 9110 §7.8).
+    #[must_use]
+    pub fn is_websocket(&self) -> bool {
+        let named = |field: &&Field| self.raw[field.name.clone()].eq_ignore_ascii_case(b"upgrade");
+        let mut offers =
+            self.fields.iter().filter(named).flat_map(|field| tokens(&self.raw[field.value.clone()]));
+        self.status == 101
+            && offers.next().is_some_and(|token| token.eq_ignore_ascii_case(b"websocket"))
+            && offers.next().is_none()
     }
 
     /// The bytes that go on; with `Connection: close` in place of any other where the connection is to end.

@@ -90,7 +90,7 @@ impl Connection {
                 Ok(Some(end)) => {
                     return match RequestHead::parse(&self.client.buf[..end]) {
                         Ok(head) => {
-                            if head.upgrade != Upgrade::Other && head.method != "CONNECT" {
+                            if !matters_raw(&head) {
                                 self.client.buf.advance(end);
                             }
                             Next::Request(Box::new(head))
@@ -165,8 +165,13 @@ impl Connection {
             return self.deny(head, &verdict, record).await;
         }
         if matters_raw(head) {
-            // Only audited policies govern: what it becomes is not ours to read.
-            return Step::Tunnel;
+            if self.fails_open() {
+                // Only audited policies govern: what it becomes is not ours to read.
+                return Step::Tunnel;
+            }
+            if let Ok(Some(end)) = head::find_end(&self.client.buf, 0) {
+                self.client.buf.advance(end);
+            }
         }
         if let Err(refusal) = self.dial().await {
             let close = self.must_close(head);
@@ -177,11 +182,13 @@ impl Connection {
         self.exchange(head, &changes, &flow, &said, record).await
     }
 
-    /// CONNECT and upgrades turn the connection into something that is not judged by request: refused, but where
-    /// raw bytes may pass anyway.
+    /// A WebSocket and CONNECT are judged like any request, and need a rule that names them. What any other upgrade
+    /// becomes is refused, but where raw bytes may pass anyway. A body would be in the way of a tunnel.
     fn verdict(&self, head: &RequestHead, said: &judge::Said, view: &View) -> (Verdict, Option<String>) {
         let (verdict, path) = said.judge(view, &self.client.leg);
-        if !matters_raw(head) || verdict.decision() == Decision::Deny || self.fails_open() {
+        let odd = head.upgrade == Upgrade::Other
+            || (head.method == "CONNECT" && (head.framing != Framing::Empty || head.minor == 0));
+        if !odd || verdict.decision() == Decision::Deny || self.fails_open() {
             return (verdict, path);
         }
         (judge::refuse(Reason::NoRuleMatched), None)
@@ -313,7 +320,7 @@ impl Connection {
 
 /// Whether the request asks for a connection that is not HTTP/1 any more.
 fn matters_raw(head: &RequestHead) -> bool {
-    head.upgrade == Upgrade::Other || head.method == "CONNECT"
+    matches!(head.upgrade, Upgrade::WebSocket | Upgrade::Other) || head.method == "CONNECT"
 }
 
 /// Ends when the server has closed, or says something that nobody asked for.
