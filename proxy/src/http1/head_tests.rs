@@ -98,7 +98,7 @@ fn an_offer_of_http2_is_not_passed_on() {
     let head = request(text).expect("fine");
     assert_eq!(head.upgrade, Upgrade::H2c);
     assert_eq!(head.forward(&Changes::default()), "GET / HTTP/1.1\r\nHost: a\r\nX: y\r\n\r\n");
-    for offer in ["websocket", "h2c, websocket", "TLS/1.0"] {
+    for offer in ["websocket2", "h2c, websocket", "websocket, h2c", "TLS/1.0"] {
         let text = format!("GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: {offer}\r\n\r\n");
         assert_eq!(request(&text).expect("fine").upgrade, Upgrade::Other, "{offer}");
     }
