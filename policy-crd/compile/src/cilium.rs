@@ -45,6 +45,34 @@ impl<'a> Named<'a> {
     }
 }
 
+/// What policies have named, to know by whether it has changed.
+pub(crate) struct Seen {
+    groups: Groups,
+    /// `None`: no policy has named a Service.
+    services: Option<services::Read>,
+}
+
+impl Named<'_> {
+    pub(crate) fn has_changed(&self, before: &Seen) -> bool {
+        before.groups != self.groups
+            || before.services.as_ref().is_some_and(|services| services != self.services.read())
+    }
+
+    pub(crate) fn seen(self) -> Seen {
+        Seen { groups: self.groups, services: self.services.into_read() }
+    }
+}
+
+/// Whether a policy may name any of it.
+pub(crate) fn names_others(object: &CiliumPolicyObject) -> bool {
+    let sections = object.specs.iter().flat_map(|spec| {
+        let CiliumSpec { ingress, egress, ingress_deny, egress_deny, .. } = spec;
+        [ingress, egress, ingress_deny, egress_deny]
+    });
+    let mut rules = sections.filter_map(|section| section.value()).flatten();
+    rules.any(|rule| !rule.peers.cidr_set.is_absent() || !rule.peers.services.is_absent())
+}
+
 /// A policy, and what it may name.
 struct Around<'a> {
     object: &'a CiliumPolicyObject,
@@ -100,8 +128,8 @@ pub(crate) fn policy(
 }
 
 /// Gives every pod the labels that Cilium derives, as far as some policy reads them.
-pub(crate) fn derive_labels(index: &mut Index, policies: &[PolicyIr]) {
-    let keys = policies.iter().flat_map(PolicyIr::label_keys);
+pub(crate) fn derive_labels<'a>(index: &mut Index, policies: impl Iterator<Item = &'a PolicyIr>) {
+    let keys = policies.flat_map(PolicyIr::label_keys);
     let read: BTreeSet<Arc<str>> = keys.filter(|key| key.starts_with(selector::PREFIX)).collect();
     for pod in &mut index.pods {
         // A pod has no label of such a name of its own.

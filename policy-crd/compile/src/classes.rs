@@ -1,17 +1,22 @@
 //! Peer classes: identity × policy CIDRs × named-port numbers, and the prefixes that lead to them.
 //!
 //! Only what some policy reads makes a difference, so the number of classes follows the policies and not the
-//! pods. Knows nothing of rules; the resolver asks it which classes a peer means.
+//! pods. A class has a place here, and a number in the snapshot of a node. Knows nothing of rules; `resolve` finds
+//! the classes that a peer means.
 
 use crate::NodeScope;
 use crate::index::{Index, NamedPort, PodEntry};
-use crate::lower::{IsolationIr, PolicyIr};
+use crate::labelled::Labelled;
+use crate::lower::IsolationIr;
+use crate::lowering::LoweredPolicy;
+use crate::numbers::{Renewed, Sparse};
 use crate::peers::{PeerItem, Peers, PortItem, Ports, contains};
 use crate::selector::Labels;
 use sluice_crd::Entity;
 use sluice_policy::{Class, ClassId, ClassSet, Direction, Identity, Prefix, PrefixTable, Protocol};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// What the policies read of peers.
@@ -19,6 +24,8 @@ use std::sync::Arc;
 struct Read {
     /// Label keys of pods.
     keys: BTreeSet<Arc<str>>,
+    /// Label keys of their namespaces.
+    namespace_keys: BTreeSet<Arc<str>>,
     /// Prefixes of `cidr` and `except`.
     cidrs: BTreeSet<Prefix>,
     /// Port names of egress rules.
@@ -28,11 +35,11 @@ struct Read {
 }
 
 impl Read {
-    fn new(index: &Index, policies: &[PolicyIr]) -> Self {
+    fn new(index: &Index, policies: &[LoweredPolicy]) -> Self {
         let mut read = Self::default();
         for policy in policies {
             for direction in Direction::ALL {
-                let side = policy.side(direction);
+                let side = policy.ir.side(direction);
                 for rule in side.allow.iter().chain(&side.deny) {
                     read.peers(index, &rule.peers);
                     if direction == Direction::Egress {
@@ -59,8 +66,10 @@ impl Read {
         let Peers::Any(items) = peers else { return };
         for item in items.iter().flat_map(PeerItem::parts) {
             match item {
-                PeerItem::Own(pods) | PeerItem::Elsewhere { pods, .. } => {
+                PeerItem::Own(pods) => self.keys.extend(pods.keys().cloned()),
+                PeerItem::Elsewhere { namespaces, pods } => {
                     self.keys.extend(pods.keys().cloned());
+                    self.namespace_keys.extend(namespaces.keys().cloned());
                 }
                 // A node is its addresses, told apart as CIDRs are.
                 PeerItem::Nodes(nodes) => self.cidrs.extend(index.hosts(nodes)),
@@ -81,7 +90,7 @@ impl Read {
 
 /// Who a class stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Who {
+pub(crate) enum Who {
     Missing,
     Workload {
         namespace: Arc<str>,
@@ -95,12 +104,12 @@ enum Who {
 
 /// A class, before it has a number.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-struct Key {
-    who: Who,
+pub(crate) struct Key {
+    pub(crate) who: Who,
     /// The policy CIDRs that contain the address, sorted.
-    cidrs: Vec<Prefix>,
+    pub(crate) cidrs: Vec<Prefix>,
     /// The named ports that egress rules read, sorted.
-    ports: Vec<NamedPort>,
+    pub(crate) ports: Vec<NamedPort>,
     /// The API server answers there; false where no policy asks.
     api_server: bool,
 }
@@ -115,7 +124,7 @@ impl Key {
     }
 
     /// Whether it is one of these entities, for an endpoint of this node.
-    fn is_any(&self, entities: &BTreeSet<Entity>, home: Home<'_>) -> bool {
+    pub(crate) fn is_any(&self, entities: &BTreeSet<Entity>, home: Home<'_>) -> bool {
         entities.iter().any(|entity| match (entity, &self.who) {
             (_, Who::Missing) => false,
             (Entity::Host, Who::Node(name)) => home.is_node(name),
@@ -143,13 +152,19 @@ impl Home<'_> {
     }
 }
 
-/// Every class of a cluster.
+/// Every class that the policies of a cluster can tell apart.
 pub(crate) struct Classes {
-    keys: Vec<Key>,
-    /// Address → class.
-    pub(crate) addresses: PrefixTable<ClassId>,
-    by_namespace: BTreeMap<Arc<str>, Vec<ClassId>>,
-    by_cidr: HashMap<Prefix, Vec<ClassId>>,
+    /// By place; sorted: who nobody knows, then pods by namespace and service account, nodes and the world.
+    pub(crate) keys: Vec<Arc<Key>>,
+    /// The place of the class of a prefix's addresses.
+    table: Vec<(Prefix, usize)>,
+    /// Namespaces in order, with the places of their pods.
+    pub(crate) namespaces: Vec<(Arc<str>, Range<usize>)>,
+    /// Of these namespaces, by their number: what selectors read of their labels.
+    pub(crate) namespace_labels: Labelled,
+    /// Of pods, by their place.
+    pub(crate) pod_labels: Labelled,
+    pub(crate) by_cidr: HashMap<Prefix, Vec<usize>>,
 }
 
 /// All of IPv4.
@@ -159,201 +174,176 @@ fn everything_v4() -> Prefix {
 }
 
 impl Classes {
-    /// The classes that these policies tell apart, for the endpoints of these nodes.
-    pub(crate) fn new(index: &Index, policies: &[PolicyIr], nodes: &NodeScope) -> Self {
+    /// The classes that these policies tell apart.
+    pub(crate) fn new(index: &Index, policies: &[LoweredPolicy]) -> Self {
         let read = Read::new(index, policies);
-        let cidrs = Cidrs::new(&read.cidrs);
-        let mut table: BTreeMap<Prefix, Key> = BTreeMap::new();
-        // Regions of the world: the longest of these prefixes says which CIDRs contain an address.
-        let regions = read.cidrs.iter().chain(&index.pod_ranges).copied();
-        for region in regions.chain([everything_v4(), Prefix::EVERYTHING]) {
-            let of_pods = index.pod_ranges.iter().any(|range| contains(*range, region));
-            let key = if of_pods { Key::missing() } else { Key::new(Who::World, cidrs.containing(region)) };
-            table.insert(region, key);
-        }
-        let api_server = || index.api_server.iter().filter(|_| read.api_server).map(|one| Prefix::host(*one));
-        for host in api_server() {
-            let of_pods = index.pod_ranges.iter().any(|range| contains(*range, host));
-            table.entry(host).or_insert_with(|| match of_pods {
-                true => Key::missing(),
-                false => Key::new(Who::World, cidrs.containing(host)),
-            });
-        }
-        for (address, name) in &index.node_addresses {
-            let host = Prefix::host(*address);
-            let here = match nodes {
-                NodeScope::All => true,
-                NodeScope::Named(node) => node == name,
-            };
-            let name = if here { name.clone() } else { "".into() };
-            table.insert(host, Key::new(Who::Node(name), cidrs.containing(host)));
-        }
-        for pod in index.pods.iter().filter(|pod| pod.has_identity()) {
-            let base = workload_key(pod, &read);
-            for address in &pod.addresses {
-                let host = Prefix::host(*address);
-                table.insert(host, Key { cidrs: cidrs.containing(host), ..base.clone() });
-            }
-        }
-        for host in api_server() {
-            if let Some(key) = table.get_mut(&host).filter(|key| key.who != Who::Missing) {
-                key.api_server = true;
-            }
-        }
-        for address in &index.contested {
-            table.insert(Prefix::host(*address), Key::missing());
-        }
-        Self::number(&table)
-    }
-
-    fn number(table: &BTreeMap<Prefix, Key>) -> Self {
+        let table = table(index, &read);
         let distinct: BTreeSet<&Key> = table.values().collect();
         let missing = Key::missing();
-        // MISSING sorts first and is always there: its number is 0.
-        let keys: Vec<Key> = std::iter::once(&missing)
-            .chain(distinct.into_iter().filter(|key| **key != missing))
-            .cloned()
-            .collect();
-        let id = |index: usize| ClassId(u32::try_from(index).unwrap_or(u32::MAX));
-        let numbers: HashMap<&Key, ClassId> =
-            keys.iter().enumerate().map(|(index, key)| (key, id(index))).collect();
-        let mut addresses = PrefixTable::new();
-        for (prefix, key) in table {
-            addresses.insert(*prefix, numbers.get(key).copied().unwrap_or(ClassId::MISSING));
-        }
-        let mut by_namespace: BTreeMap<Arc<str>, Vec<ClassId>> = BTreeMap::new();
-        let mut by_cidr: HashMap<Prefix, Vec<ClassId>> = HashMap::new();
-        for (index, key) in keys.iter().enumerate() {
-            if let Who::Workload { namespace, .. } = &key.who {
-                by_namespace.entry(namespace.clone()).or_default().push(id(index));
-            }
+        // It sorts first and is always there: its number is 0.
+        let known = distinct.into_iter().filter(|key| **key != missing);
+        let keys: Vec<Arc<Key>> = std::iter::once(&missing).chain(known).cloned().map(Arc::new).collect();
+        let places: HashMap<&Key, usize> = keys.iter().zip(0..).map(|(key, place)| (&**key, place)).collect();
+        let place = |key: &Key| places.get(key).copied().unwrap_or_default();
+        let table = table.iter().map(|(prefix, key)| (*prefix, place(key))).collect();
+        let namespaces = namespaces(&keys);
+        let mut by_cidr: HashMap<Prefix, Vec<usize>> = HashMap::new();
+        for (place, key) in keys.iter().enumerate() {
             for cidr in &key.cidrs {
-                by_cidr.entry(*cidr).or_default().push(id(index));
+                by_cidr.entry(*cidr).or_default().push(place);
             }
         }
-        drop(numbers);
-        Self { keys, addresses, by_namespace, by_cidr }
-    }
-
-    fn key(&self, ClassId(id): ClassId) -> Option<&Key> {
-        self.keys.get(id as usize)
-    }
-
-    /// The classes for people to read, by number.
-    pub(crate) fn described(&self) -> Vec<Class> {
-        let describe = |key: &Key| Class {
-            identity: match &key.who {
-                Who::Missing => Identity::Missing,
-                Who::Node(name) => Identity::Node(name.clone()),
-                Who::World => Identity::World,
-                Who::Workload { namespace, service_account, labels } => {
-                    let labels: Vec<String> =
-                        labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
-                    Identity::Workload(
-                        format!("{namespace}/{service_account}{{{}}}", labels.join(",")).into(),
-                    )
-                }
-            },
-            cidrs: key.cidrs.iter().map(|cidr| cidr.to_string().into()).collect(),
-        };
-        self.keys.iter().map(describe).collect()
-    }
-
-    /// The classes that a rule's peers mean, sorted; `None` for every class.
-    pub(crate) fn resolve(&self, peers: &Peers, home: Home<'_>, index: &Index) -> Option<Vec<ClassId>> {
-        let Peers::Any(items) = peers else { return None };
-        let mut out = BTreeSet::new();
-        for item in items {
-            out.extend(self.item(item, home, index));
+        let pods = keys.iter().enumerate().filter_map(|(place, key)| match &key.who {
+            Who::Workload { labels, .. } => Some((place, labels)),
+            Who::Missing | Who::Node(_) | Who::World => None,
+        });
+        let described = namespaces.iter().enumerate();
+        let described =
+            described.filter_map(|(number, (name, _))| Some((number, &index.namespaces.get(name)?.labels)));
+        Self {
+            pod_labels: Labelled::new(pods, |_| true),
+            namespace_labels: Labelled::new(described, |key| read.namespace_keys.contains(key)),
+            table,
+            namespaces,
+            by_cidr,
+            keys,
         }
-        Some(out.into_iter().collect())
     }
 
-    /// The classes that one item of a rule's peers means.
-    fn item(&self, item: &PeerItem, home: Home<'_>, index: &Index) -> BTreeSet<ClassId> {
-        let mut out = BTreeSet::new();
-        match item {
-            PeerItem::Own(pods) => out.extend(self.pods(home.namespace, pods)),
-            PeerItem::ServiceAccounts(accounts) => out.extend(self.matching(|key| {
-                let Who::Workload { namespace, service_account, .. } = &key.who else { return false };
-                accounts.iter().any(|(ns, name)| ns == namespace && name == service_account)
-            })),
-            PeerItem::Entities(entities) => {
-                out.extend(self.matching(|key| key.is_any(entities, home)));
-            }
-            PeerItem::Both(parts) => {
-                let sets = parts.iter().map(|part| self.item(part, home, index));
-                out = sets.reduce(|all, next| &all & &next).unwrap_or_default();
-            }
-            PeerItem::Elsewhere { namespaces, pods } => {
-                let selected = self.by_namespace.keys().filter(|name| {
-                    index.namespaces.get(*name).is_some_and(|entry| namespaces.matches(&entry.labels))
-                });
-                for namespace in selected {
-                    out.extend(self.pods(namespace, pods));
-                }
-            }
-            PeerItem::Nodes(nodes) => {
-                let hosts = index.hosts(nodes).filter_map(|host| self.by_cidr.get(&host));
-                out.extend(hosts.flatten().copied());
-            }
-            PeerItem::Block { cidr, except } | PeerItem::Outside { cidr, except } => {
-                let outside = matches!(item, PeerItem::Outside { .. });
-                let classes = self.by_cidr.get(cidr).into_iter().flatten().copied();
-                out.extend(classes.filter(|class| {
-                    self.key(*class)
-                        .filter(|key| !outside || key.who == Who::World)
-                        .is_some_and(|key| !except.iter().any(|e| key.cidrs.binary_search(e).is_ok()))
-                }));
-            }
-        }
-        out
+    /// The places of pods.
+    pub(crate) fn pods(&self) -> Range<usize> {
+        let start = self.namespaces.first().map_or(0, |(_, range)| range.start);
+        start..self.namespaces.last().map_or(start, |(_, range)| range.end)
     }
 
-    /// The classes whose keys say so.
-    fn matching(&self, test: impl Fn(&Key) -> bool) -> impl Iterator<Item = ClassId> {
-        let ids = (0..).map(ClassId);
-        self.keys.iter().zip(ids).filter(move |(key, _)| test(key)).map(|(_, id)| id)
-    }
-
-    fn pods<'a>(
-        &'a self,
-        namespace: &str,
-        pods: &'a crate::selector::Selector,
-    ) -> impl Iterator<Item = ClassId> + 'a {
-        let classes = self.by_namespace.get(namespace).into_iter().flatten().copied();
-        classes.filter(|class| match self.key(*class).map(|key| &key.who) {
-            Some(Who::Workload { labels, .. }) => pods.matches(labels),
-            _ => false,
-        })
-    }
-
-    /// For a named port on egress: each number that one of these peers has it on, with those peers.
-    pub(crate) fn by_port_number(
-        &self,
-        peers: Option<&[ClassId]>,
-        name: &str,
-        protocol: Protocol,
-    ) -> BTreeMap<u16, Vec<ClassId>> {
-        let mut out: BTreeMap<u16, Vec<ClassId>> = BTreeMap::new();
-        let mut add = |class: ClassId| {
-            for port in self.key(class).into_iter().flat_map(|key| &key.ports) {
-                if &*port.name == name && port.protocol == protocol {
-                    out.entry(port.number).or_default().push(class);
-                }
-            }
-        };
-        match peers {
-            Some(classes) => classes.iter().copied().for_each(&mut add),
-            None => self.by_namespace.values().flatten().copied().for_each(&mut add),
-        }
-        out
+    /// The places of a namespace's pods.
+    pub(crate) fn of_namespace(&self, name: &str) -> Range<usize> {
+        let found = self.namespaces.binary_search_by(|(known, _)| (**known).cmp(name));
+        found.map_or(0..0, |number| self.namespaces[number].1.clone())
     }
 }
 
-/// A set of classes for a rule's scope.
-pub(crate) fn set(classes: Option<&[ClassId]>) -> ClassSet {
-    classes.map_or(ClassSet::All, |classes| ClassSet::of(classes.iter().copied()))
+/// The pods of each namespace: a range of places, for they are sorted.
+fn namespaces(keys: &[Arc<Key>]) -> Vec<(Arc<str>, Range<usize>)> {
+    let mut out: Vec<(Arc<str>, Range<usize>)> = Vec::new();
+    for (place, key) in keys.iter().enumerate() {
+        let Who::Workload { namespace, .. } = &key.who else { continue };
+        match out.last_mut().filter(|(last, _)| last == namespace) {
+            Some((_, range)) => range.end = place + 1,
+            None => out.push((namespace.clone(), place..place + 1)),
+        }
+    }
+    out
+}
+
+/// The class of every prefix that has one of its own.
+fn table(index: &Index, read: &Read) -> BTreeMap<Prefix, Key> {
+    let cidrs = Cidrs::new(&read.cidrs);
+    let mut table: BTreeMap<Prefix, Key> = BTreeMap::new();
+    // Regions of the world: the longest of these prefixes says which CIDRs contain an address.
+    let regions = read.cidrs.iter().chain(&index.pod_ranges).copied();
+    for region in regions.chain([everything_v4(), Prefix::EVERYTHING]) {
+        let of_pods = index.pod_ranges.iter().any(|range| contains(*range, region));
+        let key = if of_pods { Key::missing() } else { Key::new(Who::World, cidrs.containing(region)) };
+        table.insert(region, key);
+    }
+    let api_server = || index.api_server.iter().filter(|_| read.api_server).map(|one| Prefix::host(*one));
+    for host in api_server() {
+        let of_pods = index.pod_ranges.iter().any(|range| contains(*range, host));
+        table.entry(host).or_insert_with(|| match of_pods {
+            true => Key::missing(),
+            false => Key::new(Who::World, cidrs.containing(host)),
+        });
+    }
+    for (address, name) in &index.node_addresses {
+        let host = Prefix::host(*address);
+        table.insert(host, Key::new(Who::Node(name.clone()), cidrs.containing(host)));
+    }
+    for pod in index.pods.iter().filter(|pod| pod.has_identity()) {
+        let base = workload_key(pod, read);
+        for address in &pod.addresses {
+            let host = Prefix::host(*address);
+            table.insert(host, Key { cidrs: cidrs.containing(host), ..base.clone() });
+        }
+    }
+    for host in api_server() {
+        if let Some(key) = table.get_mut(&host).filter(|key| key.who != Who::Missing) {
+            key.api_server = true;
+        }
+    }
+    for address in &index.contested {
+        table.insert(Prefix::host(*address), Key::missing());
+    }
+    table
+}
+
+/// The classes of a snapshot.
+pub(crate) struct Numbered {
+    /// By place.
+    ids: Vec<ClassId>,
+    /// What each stands for, by number.
+    pub(crate) described: Vec<Class>,
+    /// Address → class.
+    pub(crate) addresses: PrefixTable<ClassId>,
+}
+
+impl Numbered {
+    /// Numbers the classes that the endpoints of these nodes meet: nodes on which none of them run are one.
+    pub(crate) fn new(
+        classes: &Classes,
+        nodes: &NodeScope,
+        numbers: &mut Sparse<Arc<Key>>,
+    ) -> (Self, Renewed) {
+        let seen: Vec<Arc<Key>> = classes.keys.iter().map(|key| seen_from(key, nodes)).collect();
+        let mut distinct = seen.clone();
+        distinct.sort();
+        distinct.dedup();
+        let renewed = numbers.renew(&distinct);
+        let id = |key: &Arc<Key>| {
+            let number = numbers.number(key).and_then(|number| u32::try_from(number).ok());
+            number.map_or(ClassId::MISSING, ClassId)
+        };
+        let ids: Vec<ClassId> = seen.iter().map(id).collect();
+        let mut addresses = PrefixTable::new();
+        for (prefix, place) in &classes.table {
+            addresses.insert(*prefix, ids[*place]);
+        }
+        let described = numbers.slots().iter().map(|key| describe(key.as_deref())).collect();
+        (Self { ids, described, addresses }, renewed)
+    }
+
+    /// The set of the classes at these places; every class for `None`.
+    pub(crate) fn set(&self, places: Option<&[usize]>) -> ClassSet {
+        places.map_or(ClassSet::All, |places| ClassSet::of(places.iter().map(|place| self.ids[*place])))
+    }
+}
+
+/// A class as the endpoints of these nodes see it.
+fn seen_from(key: &Arc<Key>, nodes: &NodeScope) -> Arc<Key> {
+    match (&key.who, nodes) {
+        (Who::Node(name), NodeScope::Named(node)) if node != name => {
+            Arc::new(Key { who: Who::Node("".into()), ..(**key).clone() })
+        }
+        _ => key.clone(),
+    }
+}
+
+/// For people to read. A number that stands for nothing is of nobody.
+fn describe(key: Option<&Key>) -> Class {
+    let Some(key) = key else { return Class { identity: Identity::Missing, cidrs: Vec::new() } };
+    Class {
+        identity: match &key.who {
+            Who::Missing => Identity::Missing,
+            Who::Node(name) => Identity::Node(name.clone()),
+            Who::World => Identity::World,
+            Who::Workload { namespace, service_account, labels } => {
+                let labels: Vec<String> =
+                    labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+                Identity::Workload(format!("{namespace}/{service_account}{{{}}}", labels.join(",")).into())
+            }
+        },
+        cidrs: key.cidrs.iter().map(|cidr| cidr.to_string().into()).collect(),
+    }
 }
 
 fn workload_key(pod: &PodEntry, read: &Read) -> Key {

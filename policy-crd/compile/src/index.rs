@@ -101,13 +101,6 @@ impl Index {
         index
     }
 
-    /// The pods of a namespace: a slice, for they are sorted.
-    pub(crate) fn pods_of(&self, namespace: &str) -> std::ops::Range<usize> {
-        let start = self.pods.partition_point(|pod| *pod.workload.namespace < *namespace);
-        let end = self.pods.partition_point(|pod| *pod.workload.namespace <= *namespace);
-        start..end
-    }
-
     /// Pods and policies of namespaces that nobody described still have a namespace with its implied label.
     fn add_missing_namespaces(&mut self, objects: &Objects, problems: &mut Vec<Problem>) {
         let pods = self.pods.iter().map(|pod| (pod.workload.namespace.clone(), pod.source.clone()));

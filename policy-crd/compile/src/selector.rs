@@ -135,6 +135,11 @@ impl Selector {
         out
     }
 
+    /// Whether it selects everything.
+    pub(crate) fn is_everything(&self) -> bool {
+        self.requirements.is_empty()
+    }
+
     /// The keys that it reads.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &Arc<str>> {
         self.requirements.iter().map(|requirement| &requirement.key)

@@ -14,13 +14,14 @@
 
 use crate::cluster_peers;
 use crate::conditions::{self, Lowered};
-use crate::index::{Index, NamespaceEntry};
 use crate::lower::{self, IsolationIr, PolicyIr, RuleIr, SideIr, warn_of_udp};
+use crate::lowering::LoweredPolicy;
 use crate::peers::{self, PeerItem, Peers, Ports, Whose};
 use crate::ports;
 use crate::report::Report;
 use crate::rollout::Rollout;
 use crate::selector::Selector;
+use crate::subjects::Subjects;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use sluice_crd::limits::{MAX_PRIORITY, MAX_RULE_NAME};
 use sluice_crd::{
@@ -69,23 +70,22 @@ pub(crate) fn order(a: &PolicyIr, b: &PolicyIr) -> Ordering {
 /// Finds the namespaces of every policy of several, and its mode. The label of a namespace has a say over all but the
 /// Admin tier, so that such a policy has one copy for each mode that it has somewhere.
 pub(crate) fn by_mode(
-    policies: Vec<PolicyIr>,
-    index: &Index,
+    policies: Vec<LoweredPolicy>,
+    subjects: &Subjects<'_>,
     rollout: Rollout,
-) -> Vec<(PolicyIr, Option<Mode>)> {
+) -> Vec<(LoweredPolicy, Option<Mode>)> {
     let mut out = Vec::with_capacity(policies.len());
     for policy in policies {
-        if policy.members().is_none() {
-            let mode = rollout.mode(index.namespaces.get(&policy.origin.namespace), policy.mode);
+        let LoweredPolicy { id, ir } = &policy;
+        if ir.members().is_none() {
+            let mode = rollout.mode(subjects.namespace(&ir.origin.namespace), ir.mode);
             out.push((policy, mode));
             continue;
         }
-        let asked = policy.tiered.as_ref().is_none_or(|tiered| tiered.tier == Tier::Baseline);
+        let asked = ir.tiered.as_ref().is_none_or(|tiered| tiered.tier == Tier::Baseline);
         let mut modes: Vec<(Option<Mode>, BTreeSet<Arc<str>>)> = Vec::new();
-        for (name, entry) in
-            index.namespaces.iter().filter(|(name, entry)| has_subject(&policy, index, name, entry))
-        {
-            let mode = rollout.mode(asked.then_some(entry), policy.mode);
+        for (name, entry) in subjects.namespaces(ir) {
+            let mode = rollout.mode(asked.then_some(entry), ir.mode);
             match modes.iter_mut().find(|(known, _)| *known == mode) {
                 Some((_, members)) => {
                     members.insert(name.clone());
@@ -94,27 +94,18 @@ pub(crate) fn by_mode(
             }
         }
         if modes.is_empty() {
-            modes.push((rollout.mode(None, policy.mode), BTreeSet::new()));
+            modes.push((rollout.mode(None, ir.mode), BTreeSet::new()));
         }
         for (mode, found) in modes {
-            let mut copy = policy.clone();
+            let mut copy = PolicyIr::clone(ir);
             match &mut copy.tiered {
                 Some(tiered) => tiered.members = found,
                 None => copy.wide = Some(found),
             }
-            out.push((copy, mode));
+            out.push((LoweredPolicy { id: *id, ir: Arc::new(copy) }, mode));
         }
     }
     out
-}
-
-/// Whether a policy of several namespaces is about this one: a tier's by the labels of the namespace, any other by its
-/// pods, for its selector reads both at once.
-fn has_subject(policy: &PolicyIr, index: &Index, name: &str, entry: &NamespaceEntry) -> bool {
-    match &policy.tiered {
-        Some(tiered) => tiered.namespaces.matches(&entry.labels),
-        None => index.pods_of(name).any(|pod| policy.selector.matches(&index.pods[pod].labels)),
-    }
 }
 
 /// What a rule names, lowered; `None` where something in it is in doubt.
@@ -223,12 +214,12 @@ pub(crate) fn lower(objects: &Objects, problems: &mut Vec<Problem>) -> Vec<Polic
 }
 
 /// Lowers a `ClusterNetworkPolicy`. Never fails: what could not be said is in `problems`.
-fn cluster_network(object: &ClusterNetworkObject, problems: &mut Vec<Problem>) -> PolicyIr {
+pub(crate) fn cluster_network(object: &ClusterNetworkObject, problems: &mut Vec<Problem>) -> PolicyIr {
     policy(object, problems)
 }
 
 /// Lowers a `ClusterL7NetworkPolicy`. Never fails: what could not be said is in `problems`.
-fn cluster_l7(object: &ClusterL7Object, problems: &mut Vec<Problem>) -> PolicyIr {
+pub(crate) fn cluster_l7(object: &ClusterL7Object, problems: &mut Vec<Problem>) -> PolicyIr {
     policy(object, problems)
 }
 

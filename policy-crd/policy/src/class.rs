@@ -1,9 +1,12 @@
 //! Peer classes: what the kernel and the verdict key on instead of an address.
 //!
 //! A class folds identity, the set of policy CIDRs that contain the address and the named-port numbers. The
-//! compiler numbers them densely, anew in every snapshot. Knows nothing of what a class stands for.
+//! compiler numbers them, the same from one snapshot to the next where it can. Knows nothing of what a class stands
+//! for.
 
-/// A peer class, by its dense number in one snapshot.
+use std::sync::Arc;
+
+/// A peer class, by its number in one snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClassId(pub u32);
 
@@ -18,8 +21,8 @@ impl ClassId {
 pub enum ClassSet {
     /// Every class (a rule without `from` or `to`).
     All,
-    /// These classes, as a bit set over class numbers.
-    Bits(Vec<u64>),
+    /// These classes, as a bit set over class numbers. Many rules share one.
+    Bits(Arc<[u64]>),
 }
 
 impl ClassSet {
@@ -34,7 +37,7 @@ impl ClassSet {
             }
             bits[word] |= 1 << (id % 64);
         }
-        Self::Bits(bits)
+        Self::Bits(bits.into())
     }
 
     /// Whether the class is in the set.

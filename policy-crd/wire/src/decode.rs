@@ -380,7 +380,7 @@ impl Tables {
             core::ClassSet::All
         } else {
             self.class_bits(&message.classes)?;
-            core::ClassSet::Bits(message.classes)
+            core::ClassSet::Bits(message.classes.into())
         };
         let ranges = each("ports", message.ports, limits::RANGES, |_, range| port_range(range))?;
         let ports = if message.all_ports { core::PortSet::All } else { core::PortSet::Ranges(ranges) };

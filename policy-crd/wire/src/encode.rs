@@ -201,7 +201,7 @@ fn rule(rule: &core::Rule, conditions: &mut Table<core::Conditions>) -> pb::Rule
 fn scope(scope: &core::Scope) -> pb::Scope {
     let (all_classes, classes) = match &scope.peers {
         core::ClassSet::All => (true, Vec::new()),
-        core::ClassSet::Bits(bits) => (false, bits.clone()),
+        core::ClassSet::Bits(bits) => (false, bits.to_vec()),
     };
     let range = |range: &core::PortRange| pb::PortRange {
         protocol: protocol(range.protocol).into(),

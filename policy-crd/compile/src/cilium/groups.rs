@@ -18,6 +18,7 @@ use std::sync::Arc;
 const MAX_FROM_GROUPS: usize = 1 << 17;
 
 /// One group.
+#[derive(PartialEq)]
 struct Group {
     /// `None`: any selector may mean it.
     labels: Option<Labels>,
@@ -26,6 +27,7 @@ struct Group {
 }
 
 /// The groups of a cluster, by name.
+#[derive(PartialEq)]
 pub(crate) struct Groups(BTreeMap<Arc<str>, Group>);
 
 impl Groups {

@@ -35,6 +35,7 @@ const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 type Key = (Arc<str>, Arc<str>);
 
 /// One Service.
+#[derive(PartialEq)]
 struct Entry {
     labels: Labels,
     /// The pods it selects; `None`: its addresses stand in its slices.
@@ -42,6 +43,7 @@ struct Entry {
 }
 
 /// One address of a slice.
+#[derive(PartialEq)]
 struct Address {
     address: IpAddr,
     /// Traffic is sent there.
@@ -49,7 +51,7 @@ struct Address {
 }
 
 /// The addresses of a Service without selector.
-#[derive(Default)]
+#[derive(Default, PartialEq)]
 struct Slices {
     addresses: Vec<Address>,
     /// Some endpoint is no address that the API server would take: a name, or the loopback of whoever reads it.
@@ -63,7 +65,9 @@ pub(crate) struct Services<'a> {
     read: OnceCell<Read>,
 }
 
-struct Read {
+/// The Services, as policies read them.
+#[derive(PartialEq)]
+pub(super) struct Read {
     entries: BTreeMap<Key, Entry>,
     slices: BTreeMap<Key, Slices>,
 }
@@ -73,7 +77,12 @@ impl<'a> Services<'a> {
         Self { objects, read: OnceCell::new() }
     }
 
-    fn read(&self) -> &Read {
+    /// What was read of them, if a policy has asked.
+    pub(super) fn into_read(self) -> Option<Read> {
+        self.read.into_inner()
+    }
+
+    pub(super) fn read(&self) -> &Read {
         self.read.get_or_init(|| {
             let services = self.objects.services.iter();
             let entries: BTreeMap<Key, Entry> =

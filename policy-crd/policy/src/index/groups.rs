@@ -24,7 +24,7 @@ impl Groups {
         let distinct: HashSet<&[u64]> = sets
             .filter_map(|set| match set {
                 ClassSet::All => None,
-                ClassSet::Bits(bits) => Some(bits.as_slice()),
+                ClassSet::Bits(bits) => Some(&**bits),
             })
             .collect();
         let classes = distinct.iter().map(|bits| bits.len() * 64).max().unwrap_or(0);
