@@ -1,13 +1,14 @@
-//! The directory as objects, what is wrong with them, and the snapshot of each node.
+//! The directory as objects, what is wrong with them, and what their policies have come to.
 //!
-//! The one place here that loads and compiles. Same files, same plan. Called by the controller's loop and by the
+//! The one place here that loads; what it loads the compiler keeps, which makes the snapshot of each node. Same files,
+//! same plan. Called by the controller's loop and by the
 //! one-off check.
 
 use crate::config::{Arguments, Cap, Dataplane};
 use serde_json::{Value, json};
-use sluice_compile::{Compiled, Enforcement, NodeScope, Options, PolicyState, Rollout, compile};
-use sluice_crd::{Objects, Problem, Severity, load_dir};
-use sluice_policy::{Mode, Snapshot, Workload};
+use sluice_compile::{Compiler, Enforcement, PolicyState, Rollout, Update};
+use sluice_crd::{Problem, Severity, load_dir};
+use sluice_policy::{Mode, Workload};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -38,20 +39,28 @@ impl From<&Arguments> for Settings {
 /// One reading of the directory.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
-    objects: Objects,
+    counts: Counts,
     /// What is wrong with the objects, in form and in meaning.
     pub problems: Vec<Problem>,
     /// What each policy has come to, as JSON for the status.
     pub policies: Vec<Value>,
 }
 
+/// How much was read.
+#[derive(Clone, Copy, Debug, Default)]
+struct Counts {
+    policies: usize,
+    pods: usize,
+    namespaces: usize,
+}
+
 impl Plan {
-    /// Reads the directory.
+    /// Reads the directory into the compiler.
     ///
     /// # Errors
     /// The directory itself cannot be read: nothing is known of what it says, so what was read last stays. A file in
     /// it that cannot be read is a problem of the plan instead.
-    pub fn read(settings: &Settings) -> Result<Self, Box<Problem>> {
+    pub fn read(settings: &Settings, compiler: &mut Compiler) -> Result<Self, Box<Problem>> {
         let loaded = load_dir(&settings.dir);
         let dir = settings.dir.display().to_string();
         if let Some(problem) =
@@ -60,36 +69,24 @@ impl Plan {
             let remedy = "what was read last stays in force; bring the directory back";
             return Err(Box::new(Problem { remedy: remedy.to_owned(), ..problem.clone() }));
         }
-        let mut plan = Self { objects: loaded.objects, problems: loaded.problems, policies: Vec::new() };
-        let compiled = plan.compile(settings, NodeScope::All);
-        plan.problems.extend(compiled.problems);
-        plan.problems.sort();
-        plan.problems.dedup();
-        plan.policies = compiled.policies.iter().map(policy).collect();
-        Ok(plan)
-    }
-
-    fn compile(&self, settings: &Settings, node: NodeScope) -> Compiled {
-        // The generation is given on publication, if there is anything new.
-        compile(&self.objects, &Options { node, rollout: settings.rollout, generation: 0 })
-    }
-
-    /// The snapshot of a node, without a generation.
-    #[must_use]
-    pub fn snapshot(&self, settings: &Settings, node: &str) -> Snapshot {
-        self.compile(settings, NodeScope::Named(node.into())).snapshot
+        let Update { mut problems, policies } = compiler.update(&loaded.objects, settings.rollout);
+        problems.extend(loaded.problems);
+        problems.sort();
+        problems.dedup();
+        let counts = Counts {
+            policies: loaded.objects.policies.len(),
+            pods: loaded.objects.pods.len(),
+            namespaces: loaded.objects.namespaces.len(),
+        };
+        Ok(Self { counts, problems, policies: policies.iter().map(policy).collect() })
     }
 
     /// What was read, in a few words.
     #[must_use]
     pub fn summary(&self) -> String {
         let errors = self.problems.iter().filter(|problem| problem.severity == Severity::Error).count();
-        format!(
-            "{} policies, {} pods, {} namespaces, {errors} errors",
-            self.objects.policies.len(),
-            self.objects.pods.len(),
-            self.objects.namespaces.len()
-        )
+        let Counts { policies, pods, namespaces } = self.counts;
+        format!("{policies} policies, {pods} pods, {namespaces} namespaces, {errors} errors")
     }
 }
 
@@ -113,7 +110,7 @@ fn policy(state: &PolicyState) -> Value {
 /// `--once --check`: every problem on standard output; fails if one is an error.
 #[must_use]
 pub fn check(settings: &Settings) -> ExitCode {
-    let plan = match Plan::read(settings) {
+    let plan = match Plan::read(settings, &mut Compiler::new()) {
         Ok(plan) => plan,
         Err(problem) => {
             eprintln!("{}: {}: give a directory of manifests", problem.file, problem.reason);

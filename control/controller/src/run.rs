@@ -10,11 +10,12 @@ use crate::plan::{Plan, Settings};
 use crate::socket::Socket;
 use crate::status::{StatusFile, status};
 use anyhow::Context as _;
+use sluice_compile::{Compiler, NodeScope};
 use sluice_crd::{Problem, Severity};
 use sluice_wire::pb;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
@@ -82,7 +83,9 @@ fn by_itself(shutdown: &CancellationToken) -> anyhow::Result<()> {
 struct Controller {
     settings: Arc<Settings>,
     nodes: Nodes,
-    plan: Arc<Plan>,
+    plan: Plan,
+    /// What the plan was compiled to, and what compiling the next one can take over.
+    compiler: Arc<Mutex<Compiler>>,
     /// The directory could not be read the last time: what is in force is older.
     unreadable: Option<Problem>,
     /// Problems that were printed and still stand.
@@ -96,7 +99,8 @@ impl Controller {
         Self {
             settings: Arc::new(config.settings),
             nodes: Nodes::new(config.generation),
-            plan: Arc::default(),
+            plan: Plan::default(),
+            compiler: Arc::default(),
             unreadable: None,
             said: BTreeSet::new(),
             status: StatusFile::new(config.status_file),
@@ -148,10 +152,10 @@ impl Controller {
     }
 
     async fn reload(&mut self) {
-        let settings = Arc::clone(&self.settings);
-        match blocking(move || Plan::read(&settings)).await {
+        let (settings, compiler) = (Arc::clone(&self.settings), Arc::clone(&self.compiler));
+        match blocking(move || Plan::read(&settings, &mut locked(&compiler))).await {
             Some(Ok(plan)) => {
-                self.plan = Arc::new(plan);
+                self.plan = plan;
                 self.unreadable = None;
                 self.reads += 1;
                 self.say_problems();
@@ -170,13 +174,16 @@ impl Controller {
 
     /// Compiles for these nodes and offers each what is new for it. Returns how many have something new.
     async fn publish(&mut self, names: Vec<String>) -> usize {
-        let (plan, settings) = (Arc::clone(&self.plan), Arc::clone(&self.settings));
+        let compiler = Arc::clone(&self.compiler);
         let compile = move || {
+            let mut compiler = locked(&compiler);
             let one = |name: String| {
-                let snapshot = plan.snapshot(&settings, &name);
-                (name, sluice_wire::encode(&snapshot))
+                // The generation is given on publication, if there is anything new. Without a plan there is nothing
+                // to say, and the node keeps what it has.
+                let snapshot = compiler.snapshot(&NodeScope::Named(name.as_str().into()), 0)?;
+                Some((name, sluice_wire::encode(&snapshot)))
             };
-            names.into_iter().map(one).collect::<Vec<(String, pb::Snapshot)>>()
+            names.into_iter().filter_map(one).collect::<Vec<(String, pb::Snapshot)>>()
         };
         let Some(snapshots) = blocking(compile).await else { return 0 };
         let changed = self.nodes.publish(snapshots, Instant::now());
@@ -253,6 +260,17 @@ fn say_ack(node: &str, ack: &pb::Ack) {
         tracing::warn!("node {node}: {} is not enforced: {}", missing.endpoint, missing.reason);
     }
     tracing::debug!("node {node}: generation {generation}, {} endpoints attached", ack.attached.len());
+}
+
+/// The compiler. One that panicked while it compiled is thrown away: what it remembered may be half of something, and
+/// nothing is made of it before the directory was read again.
+fn locked(compiler: &Mutex<Compiler>) -> MutexGuard<'_, Compiler> {
+    compiler.lock().unwrap_or_else(|poisoned| {
+        let mut compiler_again = poisoned.into_inner();
+        *compiler_again = Compiler::new();
+        compiler.clear_poison();
+        compiler_again
+    })
 }
 
 /// Runs on the blocking pool. `None` if it panicked, which costs this round and is printed.

@@ -4,7 +4,7 @@ mod common;
 
 use common::WORLD;
 use serde_json::{Value, json};
-use sluice_compile::{Enforcement, Rollout};
+use sluice_compile::{Compiler, Enforcement, NodeScope, Rollout};
 use sluice_control::plan::{Plan, Settings};
 use std::fs;
 
@@ -26,8 +26,10 @@ fn taken(spec: &Value, labels: &Value) -> Vec<String> {
     fs::write(home.path().join("pod.json"), pod.to_string()).expect("written");
     let rollout = Rollout::AsLabelled { default_dataplane: false, max_enforcement: Enforcement::Enforce };
     let settings = Settings { dir: home.path().to_owned(), rollout };
-    let plan = Plan::read(&settings).expect("a readable directory");
-    let message = sluice_wire::encode(&plan.snapshot(&settings, "node-a"));
+    let mut compiler = Compiler::new();
+    let plan = Plan::read(&settings, &mut compiler).expect("a readable directory");
+    let snapshot = compiler.snapshot(&NodeScope::Named("node-a".into()), 0).expect("something was read");
+    let message = sluice_wire::encode(&snapshot);
     sluice_wire::fits(&message).expect("a size that a node takes");
     let snapshot = sluice_wire::decode(message).expect("a snapshot that a node takes");
     assert_eq!(snapshot.endpoints.len(), 2);

@@ -91,14 +91,30 @@ impl Compiler {
         Self { lowering: Lowering::once(), ..Self::default() }
     }
 
-    /// Takes these objects and compiles one snapshot.
+    /// Takes these objects in place of those before, and compiles one snapshot.
     pub fn compile(&mut self, objects: &Objects, options: &Options) -> Compiled {
-        let Update { problems, policies } = self.update(objects, options.rollout);
-        Compiled { snapshot: self.snapshot(&options.node, options.generation), problems, policies }
+        let (cluster, Update { problems, policies }) = self.take(objects, options.rollout);
+        let snapshot = self.make(&cluster, &options.node, options.generation);
+        self.cluster = Some(cluster);
+        Compiled { snapshot, problems, policies }
     }
 
     /// Takes these objects in place of those before.
     pub fn update(&mut self, objects: &Objects, rollout: Rollout) -> Update {
+        let (cluster, update) = self.take(objects, rollout);
+        self.cluster = Some(cluster);
+        update
+    }
+
+    /// The snapshot of these endpoints. `None`: no objects were taken yet, so that nothing can be said of any.
+    pub fn snapshot(&mut self, node: &NodeScope, generation: u64) -> Option<Snapshot> {
+        let cluster = self.cluster.take()?;
+        let snapshot = self.make(&cluster, node, generation);
+        self.cluster = Some(cluster);
+        Some(snapshot)
+    }
+
+    fn take(&mut self, objects: &Objects, rollout: Rollout) -> (Cluster, Update) {
         self.stats = Stats::default();
         let mut problems = Vec::new();
         let mut index = Index::new(objects, &mut problems);
@@ -118,21 +134,18 @@ impl Compiler {
             Some(before) => before.resolved_by,
             None => self.round,
         };
-        // Whoever was asked about neither before this change nor after the last is gone.
+        // Whoever was not asked about since the last change is gone.
         self.remembered.retain(|_, remembered| remembered.round + 1 >= self.round);
         let local = policies.iter().map(|policy| found::is_local(&policy.ir)).collect();
         let enabled = rollout::enabled(&index, rollout);
         let cluster = Cluster { index, policies, modes, local, selecting, enabled, classes, resolved_by };
-        let policies = cluster.states();
-        self.cluster = Some(cluster);
         problems.sort();
         problems.dedup();
-        Update { problems, policies }
+        let policies = cluster.states();
+        (cluster, Update { problems, policies })
     }
 
-    /// The snapshot of these endpoints; an empty one before any objects were taken.
-    pub fn snapshot(&mut self, node: &NodeScope, generation: u64) -> Snapshot {
-        let Some(cluster) = &self.cluster else { return Snapshot { generation, ..Snapshot::default() } };
+    fn make(&mut self, cluster: &Cluster, node: &NodeScope, generation: u64) -> Snapshot {
         let mut remembered = self.remembered.remove(node).unwrap_or_default();
         let (numbered, renewed) = Numbered::new(&cluster.classes, node, &mut remembered.classes);
         let Renewed { added, removed, kept } = renewed;
@@ -154,17 +167,17 @@ impl Compiler {
         let mut in_force: Vec<Arc<Policy>> =
             handles.into_iter().flatten().map(|handle| handle.policy).collect();
         in_force.sort_unstable_by_key(|policy| policy.id);
-        let snapshot = Snapshot {
+        let workloads = workloads(index);
+        self.remembered.insert(node.clone(), remembered);
+        Snapshot {
             generation,
             profiles: profiles.into_iter().collect(),
             policies: in_force,
             classes: numbered.described,
             addresses: numbered.addresses,
             endpoints: endpoints.into(),
-            workloads: workloads(index),
-        };
-        self.remembered.insert(node.clone(), remembered);
-        snapshot
+            workloads,
+        }
     }
 
     /// What the last update, and the snapshots made since, have cost.

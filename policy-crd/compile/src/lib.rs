@@ -72,7 +72,7 @@ pub struct Compiled {
 }
 
 /// What one policy has come to.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyState {
     /// The policy.
     pub origin: Origin,

@@ -68,7 +68,10 @@ impl Lowering {
 }
 
 /// What was lowered of one kind of objects, by namespace and name.
-struct Memo<T>(HashMap<(Arc<str>, Arc<str>), Vec<Entry<T>>>);
+struct Memo<T>(HashMap<Name, Vec<Entry<T>>>);
+
+/// Namespace and name.
+type Name = (Arc<str>, Arc<str>);
 
 impl<T> Default for Memo<T> {
     fn default() -> Self {

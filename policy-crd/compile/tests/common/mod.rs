@@ -4,6 +4,7 @@
 
 pub(crate) mod cilium;
 pub(crate) mod corpus;
+pub(crate) mod renumbered;
 
 use serde_json::Value;
 use sluice_compile::Rollout;
