@@ -80,6 +80,6 @@ fn index(objects: &Objects) -> Index {
     let named = cilium::Named::new(objects, &mut told);
     let lowered: Vec<_> =
         objects.cilium.iter().flat_map(|policy| cilium::policy(policy, &named, &mut told)).collect();
-    cilium::derive_labels(&mut index, &lowered);
+    cilium::derive_labels(&mut index, lowered.iter());
     index
 }

@@ -14,7 +14,7 @@ use generate::{cilium, l7, network, tiers, world};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use sluice_compile::{Compiled, Compiler, Enforcement, NodeScope, Options, Rollout, compile};
-use sluice_policy::{Endpoint, Profile, Snapshot};
+use sluice_policy::{Endpoint, IndexedProfile, Snapshot};
 use std::collections::HashSet;
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ fn find<'a>(objects: &'a mut [Value], kind: &str, namespace: &str, name: &str) -
     objects.iter_mut().find(|object| is(object)).unwrap()
 }
 
-fn profile<'a>(snapshot: &'a Snapshot, endpoint: &Endpoint) -> &'a Arc<Profile> {
+fn profile<'a>(snapshot: &'a Snapshot, endpoint: &Endpoint) -> &'a Arc<IndexedProfile> {
     &snapshot.profiles[endpoint.profile.0 as usize]
 }
 
