@@ -14,7 +14,7 @@ use common::load;
 use generate::{cilium, l7, network, requests, tiers, world};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseError};
-use reference::cluster::{Cluster as Reference, Who};
+use reference::cluster::Cluster as Reference;
 use reference::verdict::{Asked, Said as Spoken, Side, judge};
 use serde_json::Value;
 use sluice_compile::query::{Cluster, Port, Query, Said};
@@ -55,7 +55,8 @@ fn query(asked: &Asked) -> Option<Query> {
             host: request.host.clone(),
             headers: request.headers.clone(),
         },
-        Spoken::Tls(_) | Spoken::Bytes => return None,
+        Spoken::Tls(name) => Said::Tls { server_name: name.clone() },
+        Spoken::Bytes => return None,
     };
     let protocol = Protocol::parse(asked.protocol)?;
     let (from, to) = (asked.from.to_string(), asked.to.to_string());
@@ -126,14 +127,6 @@ fn agree(
     objects: &[Value],
 ) -> Result<(), TestCaseError> {
     let Some(query) = query(asked) else { return Ok(()) };
-    // Not built yet: what a node says to its own pods is not told apart (`Host`), nor are upgrades and CONNECT.
-    let later = match &asked.said {
-        Spoken::Http(request) => request.method == "CONNECT" || request.header("upgrade").next().is_some(),
-        _ => false,
-    };
-    if !l7::WHOLE && (later || matches!(reference.who(asked.from), Who::Node(_))) {
-        return Ok(());
-    }
     let got = cluster.ask(&query).unwrap();
     let Some((egress, ingress)) = judge(reference, asked) else {
         prop_assert_eq!(

@@ -6,21 +6,12 @@ use super::{
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-/// Fields that the compiler does not take yet: those are left out of what is made, and nothing else is. Once the
-/// engine has them this is `true` and goes.
-pub(crate) const WHOLE: bool = false;
-
-/// The value, once the compiler takes it.
-fn later(value: Made) -> Made {
-    if WHOLE { value } else { Just(Value::Null).boxed() }
-}
-
 /// An `L7NetworkPolicy` of this name.
 pub(crate) fn policy(name: String) -> Made {
     let types = one_of(&[Value::Null, json!(["Ingress"]), json!(["Egress"]), json!(["Ingress", "Egress"])]);
     let mode = one_of(&[Value::Null, Value::Null, "Enforce".into(), "Audit".into()]);
     let isolation =
-        later(one_of(&[Value::Null, Value::Null, "Direction".into(), "ListedPorts".into(), "None".into()]));
+        one_of(&[Value::Null, Value::Null, "Direction".into(), "ListedPorts".into(), "None".into()]);
     let allows = (rules("from", 2), rules("to", 2));
     let denies = (rules("from", 4), rules("to", 4));
     (namespace(), pods(), types, (mode, isolation), allows, denies)
@@ -52,12 +43,20 @@ pub(crate) fn rule(peers: &'static str, peer: Made) -> Made {
 }
 
 fn peer() -> Made {
-    prop_oneof![2 => pods().prop_map(|pods| json!({"podSelector": pods})), 5 => cluster_peer()].boxed()
+    // "`serviceAccounts`": the policy's namespace where none is written.
+    let own = list(word(&["one", "two", "default"]).prop_map(|name| json!({"name": name})), 1..3);
+    prop_oneof![
+        2 => pods().prop_map(|pods| json!({"podSelector": pods})),
+        1 => (own.clone(), pods()).prop_map(|(own, pods)| json!({"serviceAccounts": own, "podSelector": pods})),
+        1 => own.prop_map(|own| json!({"serviceAccounts": own})),
+        5 => cluster_peer(),
+    ]
+    .boxed()
 }
 
 /// A peer that needs no namespace of its own.
 pub(crate) fn cluster_peer() -> Made {
-    let account = (sometimes(2, namespace()), word(&["one", "two", "default"]))
+    let account = (namespace(), word(&["one", "two", "default"]))
         .prop_map(|(namespace, name)| object([("namespace", namespace), ("name", name)]));
     let accounts = list(account, 1..3);
     let entities = some_of(&["Host", "RemoteNode", "World", "Cluster"]);
@@ -65,10 +64,12 @@ pub(crate) fn cluster_peer() -> Made {
         3 => namespaces().prop_map(|all| json!({"namespaceSelector": all})),
         2 => (namespaces(), pods()).prop_map(|(all, pods)| json!({"namespaceSelector": all, "podSelector": pods})),
         2 => block().prop_map(|block| json!({"ipBlock": block})),
-        if WHOLE { 2 } else { 0 } => accounts.clone().prop_map(|accounts| json!({"serviceAccounts": accounts})),
-        if WHOLE { 2 } else { 0 } => entities.prop_map(|entities| json!({"entities": entities})),
+        2 => accounts.clone().prop_map(|accounts| json!({"serviceAccounts": accounts})),
+        2 => entities.prop_map(|entities| json!({"entities": entities})),
         // "AND inside an item."
-        u32::from(WHOLE) => (accounts, namespaces()).prop_map(|(accounts, all)| json!({"serviceAccounts": accounts, "namespaceSelector": all})),
+        1 => (accounts, namespaces()).prop_map(|(accounts, all)| json!({"serviceAccounts": accounts, "namespaceSelector": all})),
+        1 => (block(), some_of(&["World", "RemoteNode", "Cluster"])).prop_map(|(block, entities)| json!({"ipBlock": block, "entities": entities})),
+        1 => (block(), namespaces()).prop_map(|(block, all)| json!({"ipBlock": block, "namespaceSelector": all})),
     ]
     .boxed()
 }
@@ -79,8 +80,8 @@ pub(crate) fn said() -> Made {
     prop_oneof![
         6 => http.clone().prop_map(|http| json!({"http": http})),
         2 => grpc.clone().prop_map(|grpc| json!({"grpc": grpc})),
-        if WHOLE { 2 } else { 0 } => tls.clone().prop_map(|tls| json!({"tls": tls})),
-        u32::from(WHOLE) => (http, tls).prop_map(|(http, tls)| json!({"http": http, "tls": tls})),
+        2 => tls.clone().prop_map(|tls| json!({"tls": tls})),
+        1 => (http, tls).prop_map(|(http, tls)| json!({"http": http, "tls": tls})),
         1 => grpc.prop_map(|grpc| json!({"grpc": grpc, "http": [{"path": {"type": "Exact", "value": "/a"}}]})),
     ]
     .boxed()
@@ -94,7 +95,7 @@ fn http() -> Made {
         sometimes(4, list(host(), 1..3)),
         sometimes(4, list(header(), 1..3)),
         sometimes(4, list(query(), 1..2)),
-        later(sometimes(8, Just(json!(["websocket"])))),
+        sometimes(8, Just(json!(["websocket"]))),
     );
     let item = parts.prop_map(|(methods, path, hosts, headers, query, upgrades)| {
         object([
@@ -108,7 +109,7 @@ fn http() -> Made {
     });
     // "A CONNECT rule is `methods: [CONNECT]` with `hosts`, without `path`."
     let connect = list(host(), 1..3).prop_map(|hosts| json!({"methods": ["CONNECT"], "hosts": hosts}));
-    prop_oneof![12 => item, u32::from(WHOLE) => connect].boxed()
+    prop_oneof![12 => item, 1 => connect].boxed()
 }
 
 fn path() -> Made {

@@ -28,18 +28,29 @@ pub(crate) fn isolates(policy: &Value, view: &View<'_>) -> bool {
 }
 
 fn lists(policy: &Value, section: &str, view: &View<'_>) -> bool {
-    let names = |item: &Value| match &item["port"] {
+    let names = |rule: &Value, item: &Value| match &item["port"] {
         Value::String(name) => {
             let protocol = item["protocol"].as_str().unwrap_or("TCP");
-            view.destination().is_some_and(|pod| {
+            let has = |pod: &Pod| {
                 pod.ports.iter().any(|port| (&*port.0, &*port.1, port.2) == (name, protocol, view.port))
-            })
+            };
+            match view.direction {
+                Direction::Ingress => has(view.own),
+                // A port is isolated towards everybody; its name stands for its numbers on those that the rule names.
+                Direction::Egress => view.cluster.pods.iter().filter(|pod| has(pod)).any(|pod| {
+                    pod.addresses.iter().any(|address| {
+                        let peer = view.cluster.who(*address);
+                        let seen = View { peer, peer_address: *address, ..*view };
+                        matches!(peer, Who::Pod(_)) && peers(policy, &rule["to"], &seen, Polarity::Allow)
+                    })
+                }),
+            }
         }
         _ => networkpolicy::number(item, view),
     };
     items(&policy["spec"][section]).any(|rule| {
         // A rule without ports is about every one of them.
-        !given(&rule["ports"]) || items(&rule["ports"]).any(names)
+        !given(&rule["ports"]) || items(&rule["ports"]).any(|item| names(rule, item))
     })
 }
 
