@@ -163,6 +163,6 @@ impl GrpcMatch {
 
     /// A deny holds under any method, version and content type.
     pub(crate) fn denies(&self, request: &Request<'_>) -> bool {
-        request.any_path(|reading| self.takes(reading))
+        request.any_path_in_any_case(|reading| self.takes(reading))
     }
 }

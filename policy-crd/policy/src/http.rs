@@ -135,7 +135,7 @@ impl PathMatch {
         match (request.path.strict(), self, request.query) {
             (None, _, _) => false,
             (Some(strict), Self::Target(regex), Some(query)) => {
-                regex.is_match(format!("{strict}?{query}").as_bytes())
+                joined(strict, query, |target| regex.is_match(target))
             }
             (Some(strict), _, _) => self.matches(strict),
         }
@@ -146,8 +146,11 @@ impl PathMatch {
         if let (Self::Target(regex), Some(query)) = (self, request.query) {
             // With and without the query: a reading may end before it.
             return request.any_path(|reading| {
-                regex.is_match(reading.as_bytes()) || regex.is_match(format!("{reading}?{query}").as_bytes())
+                regex.is_match(reading.as_bytes()) || joined(reading, query, |target| regex.is_match(target))
             });
+        }
+        if matches!(self, Self::Regex(_) | Self::Target(_)) {
+            return request.any_path(|reading| self.takes(reading));
         }
         // A deny that is written with escapes means what they stand for, too: servers decode them.
         let plain = match self {
@@ -155,9 +158,27 @@ impl PathMatch {
             Self::Prefix(value) if value.contains('%') => Some(Self::Prefix(path::decode_once(value).into())),
             _ => None,
         };
-        request.any_path(|reading| {
+        request.any_path_in_any_case(|reading| {
             self.takes(reading) || plain.as_ref().is_some_and(|plain| plain.takes(reading))
         })
+    }
+}
+
+/// A target of up to so many bytes is put together without an allocation.
+const SHORT_TARGET: usize = 1024;
+
+/// Hands on the target of a path and a query.
+fn joined<T>(path: &str, query: &str, hand: impl FnOnce(&[u8]) -> T) -> T {
+    let (mid, len) = (path.len() + 1, path.len() + 1 + query.len());
+    let mut short = [0; SHORT_TARGET];
+    match short.get_mut(..len) {
+        Some(target) => {
+            target[..path.len()].copy_from_slice(path.as_bytes());
+            target[path.len()] = b'?';
+            target[mid..].copy_from_slice(query.as_bytes());
+            hand(target)
+        }
+        None => hand(format!("{path}?{query}").as_bytes()),
     }
 }
 
@@ -274,12 +295,13 @@ impl HttpMatch {
     }
 
     pub(crate) fn denies(&self, request: &Request<'_>) -> bool {
+        // The path last: a request can make its readings dear.
         self.denies_method(request)
-            && self.path.as_ref().is_none_or(|path| path.denies(request))
             && self.denies_host(request)
             && self.denies_upgrade(request)
             && self.headers.iter().all(|header| header.denies(request))
             && self.query.iter().all(|query| query.denies(request))
+            && self.path.as_ref().is_none_or(|path| path.denies(request))
     }
 
     /// What an item that does not deny was spared by: on the right path a method is nearer than anything else.
@@ -325,10 +347,11 @@ impl HttpMatch {
         let sent = [request.method, request.effective_method()].map(std::borrow::Cow::Borrowed);
         self.methods.is_empty()
             || sent.into_iter().chain(request.method_overrides()).any(|method| {
-                let upper = method.to_ascii_uppercase();
                 self.methods.iter().any(|named| match named {
                     MethodMatch::Exact(named) => named.eq_ignore_ascii_case(&method),
-                    MethodMatch::Regex(_) => named.matches(&method) || named.matches(&upper),
+                    MethodMatch::Regex(_) => {
+                        named.matches(&method) || named.matches(&method.to_ascii_uppercase())
+                    }
                 })
             })
     }

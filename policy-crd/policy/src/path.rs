@@ -55,8 +55,16 @@ impl<'a> Path<'a> {
     }
 
     /// What routers take for a plain path: in lower case, without the slash at its end.
-    pub(crate) fn alike(&self) -> impl Iterator<Item = String> + use<> {
+    pub(crate) fn alike(&self) -> impl Iterator<Item = Cow<'a, str>> + use<'a> {
         readings::alike(self.raw)
+    }
+
+    /// As [`any_reading`](Self::any_reading), for a test that does not mind the case: no other case is tried.
+    pub(crate) fn any_reading_in_any_case(&self, mut test: impl FnMut(&str) -> bool) -> bool {
+        if self.is_plain() {
+            return test(self.raw) || readings::shorter(self.raw).is_some_and(test);
+        }
+        self.any_reading(test)
     }
 
     /// Whether any reading satisfies `test`. Only denies ask this. With a reading those are among them that routers
@@ -191,8 +199,12 @@ fn is_dots_to_some(segment: &str) -> bool {
     })
 }
 
-pub(crate) fn decode_once(path: &str) -> String {
-    String::from_utf8_lossy(&decode_bytes(path.as_bytes())).into_owned()
+/// A text with its percent-escapes decoded once.
+pub(crate) fn decode_once(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    Cow::Owned(String::from_utf8_lossy(&decode_bytes(text.as_bytes())).into_owned())
 }
 
 /// Bytes with their percent-escapes decoded once.

@@ -6,6 +6,7 @@
 use crate::header::HeaderTest;
 use crate::path::decode_once;
 use crate::request::Request;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// A condition on a query parameter.
@@ -45,22 +46,20 @@ impl QueryMatch {
         let query = request.query.unwrap_or_default();
         // An escaped `&` parts for whoever decodes before parting.
         let decoded = query.contains('%').then(|| decode_once(query));
-        let mut values = Vec::new();
-        for (name, value) in loose_pairs(query).chain(decoded.iter().flat_map(|text| loose_pairs(text))) {
-            if readings(name).iter().any(|reading| self.is_alike(reading)) {
-                values.extend(readings(value));
-            }
+        let mut pairs = loose_pairs(query).chain(decoded.iter().flat_map(|text| loose_pairs(text)));
+        let meets = |value: &str| {
+            // A fragment is no part of the query, and a NUL ends a text to some.
+            let cut = value.split(['#', '\0']).next().unwrap_or_default();
+            let members = value.split(',').map(str::trim);
+            members.chain([value, cut]).any(|member| self.test.is_met_by(member.as_bytes()))
+        };
+        if self.test == HeaderTest::Absent {
+            return loose_pairs(query).all(|(name, _)| name != &*self.name);
         }
-        match self.test {
-            HeaderTest::Absent => loose_pairs(query).all(|(name, _)| name != &*self.name),
-            HeaderTest::Present => !values.is_empty(),
-            _ => values.iter().map(String::as_str).any(|value| {
-                // A fragment is no part of the query, and a NUL ends a text to some.
-                let cut = value.split(['#', '\0']).next().unwrap_or_default();
-                let members = value.split(',').map(str::trim);
-                members.chain([value, cut]).any(|member| self.test.is_met_by(member.as_bytes()))
-            }),
-        }
+        pairs.any(|(name, value)| {
+            let named = readings(name).any(|reading| self.is_alike(&reading));
+            named && (self.test == HeaderTest::Present || readings(value).any(|reading| meets(&reading)))
+        })
     }
 
     /// Whether some server takes this name for the parameter's: in any case, `_` beside `-` (and `.` and a blank, as
@@ -102,9 +101,13 @@ fn is_ambiguous(query: Option<&str>) -> bool {
 }
 
 /// As sent, decoded once and decoded twice, with a plus for a plus and for a blank.
-fn readings(text: &str) -> [String; 5] {
-    let once = decode_once(text);
-    let blank = text.replace('+', " ");
-    let blank_once = decode_once(&blank);
-    [text.to_owned(), decode_once(&once), once, decode_once(&blank_once), blank_once]
+fn readings(text: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let others = text.contains(['%', '+']).then(|| {
+        let once = decode_once(text).into_owned();
+        let blank = text.replace('+', " ");
+        let blank_once = decode_once(&blank).into_owned();
+        let [twice, blank_twice] = [&once, &blank_once].map(|text| decode_once(text).into_owned());
+        [twice, once, blank_twice, blank_once].map(Cow::Owned)
+    });
+    std::iter::once(Cow::Borrowed(text)).chain(others.into_iter().flatten())
 }

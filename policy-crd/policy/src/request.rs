@@ -72,12 +72,20 @@ impl Request<'_> {
 
     /// Whether any reading of any path that the request may have to a server satisfies `test`. Only denies ask this.
     pub(crate) fn any_path(&self, mut test: impl FnMut(&str) -> bool) -> bool {
-        self.path.any_reading(&mut test)
-            || PATH_HEADERS.into_iter().flat_map(|name| self.loose_values(name)).any(|value| {
-                let target = String::from_utf8_lossy(value);
-                let path = target.split('?').next().unwrap_or_default();
-                Path::new(path).any_reading(&mut test)
-            })
+        self.path.any_reading(&mut test) || self.any_other_path(test)
+    }
+
+    /// The same for a test that does not mind the case.
+    pub(crate) fn any_path_in_any_case(&self, mut test: impl FnMut(&str) -> bool) -> bool {
+        self.path.any_reading_in_any_case(&mut test) || self.any_other_path(test)
+    }
+
+    fn any_other_path(&self, mut test: impl FnMut(&str) -> bool) -> bool {
+        PATH_HEADERS.into_iter().flat_map(|name| self.loose_values(name)).any(|value| {
+            let target = String::from_utf8_lossy(value);
+            let path = target.split('?').next().unwrap_or_default();
+            Path::new(path).any_reading(&mut test)
+        })
     }
 
     /// The path, if it is [plain](Path::is_plain) and no header asks for another.
@@ -95,7 +103,7 @@ impl Request<'_> {
             (name.contains(METHOD_PARAMETER) || name.contains('%'))
                 .then(|| (decode_once(name), decode_once(value)))
                 .filter(|(name, _)| name == METHOD_PARAMETER)
-                .map(|(_, value)| Cow::Owned(value))
+                .map(|(_, value)| value)
         });
         headers.map(|value| String::from_utf8_lossy(value.trim_ascii())).chain(parameters)
     }

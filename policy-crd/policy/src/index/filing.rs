@@ -5,7 +5,7 @@
 
 use super::keys::{Key, PathKeys};
 use super::patterns::{Pattern, Patterns};
-use super::ways::Way;
+use super::ways::{Of, Way};
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::ops::Range;
@@ -28,6 +28,10 @@ pub(super) struct Filing {
     /// Where the list of what must always be asked is.
     always: Range<u32>,
     patterns: Box<[Patterns]>,
+    /// Some list is of a path.
+    paths: bool,
+    /// Some list is of a name of a host.
+    names: bool,
 }
 
 /// Keys are hashes already.
@@ -66,7 +70,7 @@ impl Filing {
         let mut patterns: Vec<Pattern<'_>> = Vec::new();
         for Entry { position, ways } in entries {
             let cost = |way: &Way<'_>| match way {
-                Way::Keys(keys) => {
+                Way::Keys(_, keys) => {
                     keys.iter().map(|key| counts.get(key).copied().unwrap_or(0)).max().unwrap_or(0)
                 }
                 // A pass over the path costs as much as asking some rules does.
@@ -74,7 +78,9 @@ impl Filing {
             };
             match ways.into_iter().min_by_key(cost) {
                 None => filed.always.push(position),
-                Some(Way::Keys(keys)) => {
+                Some(Way::Keys(of, keys)) => {
+                    filed.paths |= of == Of::Path;
+                    filed.names |= of == Of::Name;
                     for key in keys {
                         filed.lists.entry(key).or_default().push(position);
                     }
@@ -140,16 +146,21 @@ impl Filing {
         !self.patterns.is_empty()
     }
 
-    /// Whether nothing is filed under anything: all there is must be asked.
-    pub(super) fn is_plain(&self) -> bool {
-        self.lists.is_empty() && self.patterns.is_empty()
+    /// Whether looking up a path can find anything.
+    pub(super) const fn has_paths(&self) -> bool {
+        self.paths || self.has_patterns()
+    }
+
+    /// Whether looking up a name of a host can find anything.
+    pub(super) const fn has_names(&self) -> bool {
+        self.names
     }
 }
 
 fn counts(entries: &[Entry<'_>]) -> HashMap<Key, usize, BuildHasherDefault<KeyHasher>> {
     let mut counts = HashMap::default();
     for way in entries.iter().flat_map(|entry| &entry.ways) {
-        if let Way::Keys(keys) = way {
+        if let Way::Keys(_, keys) = way {
             for key in keys {
                 *counts.entry(*key).or_insert(0) += 1;
             }
@@ -163,6 +174,8 @@ fn counts(entries: &[Entry<'_>]) -> HashMap<Key, usize, BuildHasherDefault<KeyHa
 struct Filed {
     lists: HashMap<Key, Vec<u32>, BuildHasherDefault<KeyHasher>>,
     always: Vec<u32>,
+    paths: bool,
+    names: bool,
 }
 
 impl Filed {
@@ -177,7 +190,8 @@ impl Filed {
         };
         let always = add(&mut self.always);
         let lists = self.lists.into_iter().map(|(key, mut list)| (key, add(&mut list))).collect();
-        Filing { lists, postings: postings.into(), always, patterns: patterns.into() }
+        let (paths, names) = (self.paths, self.names);
+        Filing { lists, postings: postings.into(), always, patterns: patterns.into(), paths, names }
     }
 }
 

@@ -6,7 +6,7 @@
 use super::filing::{Entry, Filing, Search};
 use super::probe::Probe;
 use super::stage::Stage;
-use super::ways::{Meaning, Way, Ways};
+use super::ways::{Meaning, Of, Way, Ways};
 use crate::grpc::{GrpcMatch, GrpcProtocol};
 use crate::miss::depth;
 use crate::profile::Rule;
@@ -29,7 +29,10 @@ impl Near {
         let (mut services, mut peers) = (Vec::new(), Vec::new());
         let mut http = false;
         for (position, rule) in (0..).zip(rules) {
-            peers.push(Entry { position, ways: ways.named(rule).map(Way::Keys).into_iter().collect() });
+            peers.push(Entry {
+                position,
+                ways: ways.named(rule).map(|keys| Way::Keys(Of::Reach, keys)).into_iter().collect(),
+            });
             let Some(conditions) = rule.conditions.as_deref() else { continue };
             http |= !conditions.http.is_empty();
             for item in &conditions.grpc {

@@ -45,8 +45,11 @@ impl<'a> Probe<'a> {
         self.strict.get_or_init(|| self.side.seed.path(strict.as_bytes(), Case::Told))
     }
 
-    /// The keys of a plain path, for denies.
+    /// The keys of a plain path, which is its own strict reading, for denies.
     pub(super) fn folded(&self, path: &str) -> &PathKeys {
+        if !path.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return self.strict(path);
+        }
         self.folded.get_or_init(|| self.side.seed.path(path.as_bytes(), Case::Folded))
     }
 

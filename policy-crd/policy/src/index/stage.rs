@@ -78,10 +78,12 @@ impl Stage {
             Facts::Unknown => {}
             Facts::Request(request) => {
                 requests.by(reach, search);
-                if let Some(strict) = request.path.strict().filter(|_| !requests.is_plain()) {
+                if let Some(strict) = request.path.strict().filter(|_| requests.has_paths()) {
                     requests.by_path(probe.strict(strict), strict, request.query, search);
                 }
-                if let Some(host) = Some(requests).filter(|it| !it.is_plain()).and_then(|_| probe.name()) {
+                if requests.has_names()
+                    && let Some(host) = probe.name()
+                {
                     requests.more(host.all(), search);
                 }
             }
@@ -179,13 +181,15 @@ impl Filings {
         search: &mut Search<F>,
     ) {
         let requests = &self.requests;
-        if requests.is_plain() {
-            return requests.by(probe.reach(), search);
-        }
-        // A deny takes a host that is missing or cannot be read for any host.
-        let Some(host) = probe.name() else { return self.conditional.by(probe.reach(), search) };
         requests.by(probe.reach(), search);
-        requests.more(host.all(), search);
+        if requests.has_names() {
+            // A deny takes a host that is missing or cannot be read for any host.
+            let Some(host) = probe.name() else { return self.conditional.by(probe.reach(), search) };
+            requests.more(host.all(), search);
+        }
+        if !requests.has_paths() {
+            return;
+        }
         if let Some(path) = request.plain_path() {
             requests.by_path(probe.folded(path), path, request.query, search);
             if let Some(shorter) = path.strip_suffix('/') {

@@ -45,7 +45,7 @@ fn spellings(value: &str, meaning: Meaning) -> Vec<String> {
     let mut spellings = vec![value.to_owned()];
     if meaning == Meaning::Deny {
         if value.contains('%') {
-            spellings.push(decode_once(value));
+            spellings.push(decode_once(value).into_owned());
         }
         let shorter = |value: &String| value.strip_suffix('/').map(str::to_owned);
         let shorter: Vec<String> = spellings.iter().filter_map(shorter).collect();
@@ -54,10 +54,21 @@ fn spellings(value: &str, meaning: Meaning) -> Vec<String> {
     spellings
 }
 
+/// What keys are of: what must be looked up to find them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Of {
+    /// The peer and the port, which every search looks up.
+    Reach,
+    /// A path.
+    Path,
+    /// A name of a host.
+    Name,
+}
+
 /// One way to find a rule.
 pub(super) enum Way<'a> {
     /// Under these keys; under none what nothing matches.
-    Keys(Vec<Key>),
+    Keys(Of, Vec<Key>),
     /// By running the pattern over the path, and its query if `target`.
     Pattern { regex: &'a Regex, target: bool },
 }
@@ -83,7 +94,8 @@ impl<'a> Ways<'a> {
         };
         let scopes: Vec<&Scope> = rule.scopes.iter().filter(reaching).collect();
         let peers = if known { self.peers(&scopes) } else { None };
-        peers.into_iter().chain(self.ports(&scopes)).map(Way::Keys).collect()
+        let keys = peers.into_iter().chain(self.ports(&scopes));
+        keys.map(|keys| Way::Keys(Of::Reach, keys)).collect()
     }
 
     fn peers(&mut self, scopes: &[&'a Scope]) -> Option<Vec<Key>> {
@@ -126,7 +138,8 @@ impl<'a> Ways<'a> {
         let count: usize =
             listed.iter().map(|(first, last)| usize::from(last.saturating_sub(*first)) + 1).sum();
         let ports = listed.iter().flat_map(|(first, last)| *first..=*last);
-        (count <= MAX_KEYS).then(|| Way::Keys(ports.map(|port| self.seed.any_port(port)).collect()))
+        (count <= MAX_KEYS)
+            .then(|| Way::Keys(Of::Reach, ports.map(|port| self.seed.any_port(port)).collect()))
     }
 
     /// By what one item of `rules.http` says.
@@ -138,7 +151,10 @@ impl<'a> Ways<'a> {
     fn path(&self, path: &'a PathMatch, meaning: Meaning) -> Vec<Way<'a>> {
         let keys = |value: &str, key: &dyn Fn(&PathKeys) -> Key| {
             let spellings = spellings(value, meaning);
-            Way::Keys(spellings.iter().map(|value| key(&self.keys(value.as_bytes(), meaning))).collect())
+            Way::Keys(
+                Of::Path,
+                spellings.iter().map(|value| key(&self.keys(value.as_bytes(), meaning))).collect(),
+            )
         };
         match path {
             PathMatch::Exact(value) => vec![keys(value, &|keys| keys.exact)],
@@ -153,7 +169,7 @@ impl<'a> Ways<'a> {
     }
 
     fn pattern(&self, regex: &'a Regex, target: bool, meaning: Meaning) -> Vec<Way<'a>> {
-        let begun = self.beginnings(regex.source(), target, meaning).map(Way::Keys);
+        let begun = self.beginnings(regex.source(), target, meaning).map(|keys| Way::Keys(Of::Path, keys));
         begun.into_iter().chain([Way::Pattern { regex, target }]).collect()
     }
 
@@ -188,7 +204,7 @@ impl<'a> Ways<'a> {
             HostMatch::Regex(_) | HostMatch::Authority(_) => None,
         });
         let keys: Vec<Key> = keys.collect::<Option<_>>()?;
-        (!keys.is_empty() && keys.len() <= MAX_KEYS).then_some(Way::Keys(keys))
+        (!keys.is_empty() && keys.len() <= MAX_KEYS).then_some(Way::Keys(Of::Name, keys))
     }
 
     fn name(&self, name: &NameMatch) -> Key {
@@ -205,12 +221,12 @@ impl<'a> Ways<'a> {
         }
         let path = |method| format!("/{}/{method}", item.service);
         let keys = item.methods.iter().map(|method| self.keys(path(method).as_bytes(), meaning).exact);
-        (keys.len() <= MAX_KEYS).then(|| Way::Keys(keys.collect()))
+        (keys.len() <= MAX_KEYS).then(|| Way::Keys(Of::Path, keys.collect()))
     }
 
     /// By the service of a gRPC call.
     pub(super) fn service(&self, item: &GrpcMatch, meaning: Meaning) -> Way<'a> {
-        Way::Keys(vec![self.keys(format!("/{}", item.service).as_bytes(), meaning).prefix()])
+        Way::Keys(Of::Path, vec![self.keys(format!("/{}", item.service).as_bytes(), meaning).prefix()])
     }
 
     /// By who is named, on whatever port.
@@ -220,6 +236,7 @@ impl<'a> Ways<'a> {
 
     /// By TLS server name.
     pub(super) fn tls(&self, names: &[NameMatch]) -> Option<Way<'a>> {
-        (names.len() <= MAX_KEYS).then(|| Way::Keys(names.iter().map(|name| self.name(name)).collect()))
+        (names.len() <= MAX_KEYS)
+            .then(|| Way::Keys(Of::Name, names.iter().map(|name| self.name(name)).collect()))
     }
 }

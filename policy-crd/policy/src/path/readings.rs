@@ -6,6 +6,7 @@
 
 use super::lenient;
 use super::{decode_bytes, escaped, pattern};
+use std::borrow::Cow;
 use std::collections::HashSet;
 
 /// Rounds of percent-decoding that denies look through. Servers behind gateways decode once or twice; a third
@@ -100,7 +101,7 @@ impl Readings {
         }
         let spelt = pattern(&reading);
         for text in alike(&reading).chain(alike(&spelt)) {
-            self.insert(text);
+            self.insert(text.into_owned());
         }
         self.insert(spelt);
         self.insert(reading);
@@ -116,11 +117,16 @@ impl Readings {
 }
 
 /// What many routers take for the same path: in another case, with a slash at its end.
-pub(super) fn alike(path: &str) -> impl Iterator<Item = String> + use<> {
-    let lower = path.bytes().any(|b| b.is_ascii_uppercase()).then(|| path.to_ascii_lowercase());
-    let shorter = path.strip_suffix('/').filter(|shorter| !shorter.is_empty()).map(str::to_owned);
-    let both = lower.as_ref().and(shorter.as_ref()).map(|shorter| shorter.to_ascii_lowercase());
-    lower.into_iter().chain(shorter).chain(both)
+pub(super) fn alike(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let lower = |path: &str| path.bytes().any(|b| b.is_ascii_uppercase()).then(|| path.to_ascii_lowercase());
+    let shorter = shorter(path);
+    let lower = [lower(path), shorter.and_then(lower)].into_iter().flatten().map(Cow::Owned);
+    shorter.map(Cow::Borrowed).into_iter().chain(lower)
+}
+
+/// A path without the slash at its end, if it has one and more than that.
+pub(super) fn shorter(path: &str) -> Option<&str> {
+    path.strip_suffix('/').filter(|shorter| !shorter.is_empty())
 }
 
 /// The path of `http://host/path`, and of `//host/path` to those that resolve a reference (RFC 3986 §5.2.2).
