@@ -3,6 +3,7 @@
 //! Each command does all of its own set-up, says what it does and how long that took. Knows nothing of policy.
 
 mod bpf;
+mod corpora;
 mod count;
 mod crds;
 mod lint;

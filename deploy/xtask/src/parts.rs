@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 /// A part of the tests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Part {
-    /// The core, the objects, the compiler, the CLI, the fixtures through the engine, the workspace's edges
+    /// The core, the objects, the compiler, the CLI, the fixtures through the engine, the workspace's edges, the corpora
     Policy,
-    /// The NetworkPolicy corpus
+    /// The corpora alone: expected verdicts that other projects wrote
     Netpol,
     /// The wire and the controller
     Control,
@@ -33,6 +33,11 @@ impl Part {
     /// All, in the order they run: cheap ones first.
     pub(crate) const ALL: [Self; 7] =
         [Self::Policy, Self::Netpol, Self::Control, Self::Proxy, Self::Datapath, Self::Telemetry, Self::Node];
+
+    /// What runs where a part is asked for: with the policies the corpora that they are judged against.
+    pub(crate) fn whole(self) -> Vec<Self> {
+        if self == Self::Policy { vec![Self::Policy, Self::Netpol] } else { vec![self] }
+    }
 
     /// As it is typed.
     pub(crate) fn name(self) -> String {
@@ -168,6 +173,9 @@ mod tests {
         assert_eq!(part_of("sluice-compile", Some("corpus")), Part::Netpol);
         assert_eq!(part_of("sluice-tests", Some("datapath")), Part::Datapath);
         assert_eq!(part_of("sluice-tests", Some("fixtures")), Part::Policy);
+        assert_eq!(part_of("sluice-tests", Some("policy_bytes")), Part::Policy);
+        assert_eq!(Part::Policy.whole(), [Part::Policy, Part::Netpol]);
+        assert_eq!(Part::Proxy.whole(), [Part::Proxy]);
         assert_eq!(part_of("sluice-tests", Some("fixtures_e2e")), Part::Node);
         assert_eq!(part_of("sluice-tests", Some("unheard_of")), Part::Node);
         assert_eq!(part_of("unheard-of", None), Part::Policy);

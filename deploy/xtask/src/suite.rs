@@ -3,6 +3,7 @@
 //! One line a test binary, every skip with its reason, everything that a failed binary said, and one closing line.
 //! Knows nothing of what is tested. Called by `test`.
 
+use crate::corpora::Corpora;
 use crate::count::{Count, Counter, Said, understand};
 use crate::parts::{Part, TestBinary, Workspace};
 use crate::place::Place;
@@ -18,7 +19,8 @@ const REQUIRE_ALL: &str = "SLUICE_REQUIRE_ALL";
 
 /// Runs a part, or everything. Says whether nothing failed.
 pub(crate) fn test(place: &Place, part: Option<Part>) -> anyhow::Result<bool> {
-    let mut suite = Suite { place, require_all: require_all(), count: Count::default() };
+    let mut suite =
+        Suite { place, require_all: require_all(), count: Count::default(), corpora: Corpora::default() };
     if let Machine::Lacking(what) = setup::machine(place)? {
         step::say(&format!("some tests cannot run here: {what}"));
     }
@@ -33,7 +35,7 @@ pub(crate) fn test(place: &Place, part: Option<Part>) -> anyhow::Result<bool> {
     }
     match build(place, &workspace, part) {
         Ok(binaries) => {
-            for part in part.map_or_else(|| Part::ALL.to_vec(), |part| vec![part]) {
+            for part in part.map_or_else(|| Part::ALL.to_vec(), Part::whole) {
                 suite.part(&workspace, &binaries, part)?;
             }
             if part.is_none() {
@@ -42,6 +44,9 @@ pub(crate) fn test(place: &Place, part: Option<Part>) -> anyhow::Result<bool> {
             }
         }
         Err(error) => suite.count += failed("build", &error),
+    }
+    if !suite.corpora.is_empty() {
+        println!("\n{}", suite.corpora);
     }
     println!("\n{}", suite.count);
     Ok(suite.count.failed == 0)
@@ -99,6 +104,7 @@ struct Suite<'p> {
     place: &'p Place,
     require_all: bool,
     count: Count,
+    corpora: Corpora,
 }
 
 impl Suite<'_> {
@@ -153,7 +159,9 @@ impl Suite<'_> {
             counter.take(&Said::Began(source));
         }
         let mut begun = Vec::new();
+        let corpora = &mut self.corpora;
         let (lines, good) = step::stream(command, |line| {
+            corpora.take(line);
             let said = understand(line);
             progress.take(&said);
             begun.push(line.to_owned());

@@ -10,8 +10,14 @@ use common::load;
 use serde_json::{Value, json};
 use sluice_compile::query::Cluster;
 use sluice_policy::path::Path;
-use sluice_policy::{Decision, Facts, HttpVersion, Protocol, Reason, Request, SideVerdict};
+use sluice_policy::{
+    ClassId, ClassSet, Conditions, Connection, Decision, Direction, Facts, HttpMatch, HttpVersion,
+    IndexedProfile, Kind, Mode, OnDeny, Origin, PathMatch, Policy, PolicyId, PortSet, Profile, Protocol,
+    Reason, Regex, Request, Rule, Scope, Side, SideVerdict,
+};
 use std::fmt::Write as _;
+use std::net::IpAddr;
+use std::sync::Arc;
 use tricks::{GROUPS, LIMITS, Limit, Opening, Sent, Trick};
 
 /// Where everything comes from.
@@ -54,7 +60,8 @@ fn world(deny: fn() -> Value, allow: fn() -> Value) -> Cluster {
     cluster
 }
 
-fn ask(cluster: &Cluster, pod: &str, sent: &Sent) -> (SideVerdict, String) {
+/// The request, as whoever reads it hands it in.
+fn with_request<T>(sent: &Sent, then: impl FnOnce(&Request<'_>) -> T) -> T {
     let (path, query) = sent.target.split_once('?').map_or((sent.target, None), |(p, q)| (p, Some(q)));
     let headers: Vec<(&str, &[u8])> =
         sent.headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
@@ -67,10 +74,16 @@ fn ask(cluster: &Cluster, pod: &str, sent: &Sent) -> (SideVerdict, String) {
         upgrade: None,
         headers: &headers,
     };
-    let address = |text: &str| text.parse().expect("an address");
-    let facts = Facts::Request(&request);
-    let verdict = cluster.snapshot().judge(address(CLIENT), address(pod), Protocol::Tcp, 8080, facts);
-    (verdict.ingress, request.path.rewritten().unwrap_or(path).to_owned())
+    then(&request)
+}
+
+fn ask(cluster: &Cluster, pod: &str, sent: &Sent) -> (SideVerdict, String) {
+    let address = |text: &str| -> IpAddr { text.parse().expect("an address") };
+    with_request(sent, |request| {
+        let facts = Facts::Request(request);
+        let verdict = cluster.snapshot().judge(address(CLIENT), address(pod), Protocol::Tcp, 8080, facts);
+        (verdict.ingress, request.path.rewritten().unwrap_or(request.path.raw()).to_owned())
+    })
 }
 
 /// What becomes of a trick at the pod with the allow.
@@ -120,6 +133,54 @@ fn what_is_not_seen_through_is_told() {
         let verdict = ask(&cluster, GUARDED, &trick.sent).0;
         assert_eq!(verdict.decision, Decision::Allow, "no limit any more: {}", trick.name);
         assert_eq!(into(&cluster, trick).as_deref(), Ok("no"), "{}", trick.name);
+    }
+}
+
+/// Ways to write a deny of `/admin` and of what is near it.
+fn spelt() -> Vec<Conditions> {
+    let regex = |source: &str| PathMatch::Regex(Regex::new(source).expect("a pattern"));
+    let paths = [
+        PathMatch::exact("/admin"),
+        PathMatch::exact("/admin/"),
+        PathMatch::exact("/ADMIN"),
+        PathMatch::prefix("/Admin"),
+        PathMatch::prefix("/admin/x"),
+        PathMatch::exact("/adm%69n"),
+        PathMatch::exact("/%C0%AE%C0%AE/admin"),
+        PathMatch::exact("/"),
+        regex("/admin(/.*)?"),
+        regex("(?i)/ADMIN"),
+    ];
+    let of = |path: PathMatch| {
+        let item = HttpMatch { path: Some(path), ..HttpMatch::default() };
+        Conditions { http: vec![item], ..Conditions::default() }
+    };
+    paths.into_iter().map(of).collect()
+}
+
+/// Rules are found by an index; one that is found too few is a way round it.
+#[test]
+fn the_index_finds_what_asking_every_rule_finds() {
+    let origin = Origin { kind: Kind::L7NetworkPolicy, namespace: "n".into(), name: "p".into() };
+    let policy =
+        Arc::new(Policy { id: PolicyId(0), origin, mode: Mode::Enforce, on_deny: OnDeny::default() });
+    for conditions in spelt() {
+        let rule = Rule {
+            policy: policy.clone(),
+            name: "no".into(),
+            scopes: vec![Scope { peers: ClassSet::All, ports: PortSet::All }],
+            conditions: Some(Arc::new(conditions.clone())),
+        };
+        let side = Side { deny: vec![rule], ..Side::default() };
+        let indexed: IndexedProfile = Profile { ingress: side, egress: Side::default() }.into();
+        let connection = Connection::new(ClassId(1), Protocol::Tcp, 8080);
+        for trick in GROUPS.iter().flat_map(|group| group.tricks) {
+            with_request(&trick.sent, |request| {
+                let found = indexed.side(Direction::Ingress).judge(&connection, Facts::Request(request));
+                let denied = found.decision == Decision::Deny;
+                assert_eq!(denied, conditions.denies(request), "{}: {conditions:?}", trick.name);
+            });
+        }
     }
 }
 
