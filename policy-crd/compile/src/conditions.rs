@@ -142,7 +142,7 @@ fn http(item: &HttpRule, grants: bool, path: &str, doubt: &mut Doubt, report: &m
         Some(given) => hosts::hosts(given, &at("hosts"), report),
         None => Some(Vec::new()),
     };
-    let upgrades = methods::upgrades(item, grants, path, report);
+    let upgrades = methods::upgrades(item, path, report);
     doubt.widened |=
         !connect || methods.is_none() || wanted.is_none() || hosts.is_none() || upgrades.is_none();
     let headers = all_of(item.headers.as_deref(), &at("headers"), doubt, report, header);

@@ -12,9 +12,6 @@ const CONNECT: &str = "CONNECT";
 /// The one protocol that a connection may be upgraded to (RFC 6455).
 const WEBSOCKET: &str = "websocket";
 
-const NO_TUNNEL: &str = "the nodes open no tunnel yet: what this allows is refused there all the same";
-const WAIT: &str = "leave it out, or wait for it";
-
 /// A token by RFC 9110 §5.6.2.
 pub(crate) fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b))
@@ -65,19 +62,11 @@ pub(crate) fn is_plain_connect(item: &HttpRule, grants: bool, path: &str, report
         let reason = "an allow of CONNECT opens a tunnel to whatever the server reaches";
         report.error(&format!("{path}.methods"), reason, "name the hosts that it may be to");
     }
-    if grants && report.errors == errors {
-        report.warn_of(Category::Unsupported, &format!("{path}.methods"), NO_TUNNEL, WAIT);
-    }
     report.errors == errors
 }
 
 /// Lowers `upgrades`.
-pub(crate) fn upgrades(
-    item: &HttpRule,
-    grants: bool,
-    path: &str,
-    report: &mut Report<'_>,
-) -> Option<Vec<Arc<str>>> {
+pub(crate) fn upgrades(item: &HttpRule, path: &str, report: &mut Report<'_>) -> Option<Vec<Arc<str>>> {
     let Some(given) = &item.upgrades else { return Some(Vec::new()) };
     let path = format!("{path}.upgrades");
     if given.is_empty() {
@@ -95,8 +84,6 @@ pub(crate) fn upgrades(
     if sound && item.methods.as_ref().is_some_and(|methods| !methods.iter().any(|m| m == "GET")) {
         let reason = "a WebSocket begins with GET, which `methods` does not name: none comes through by this";
         report.warn(&path, reason, "add GET to methods");
-    } else if sound && grants {
-        report.warn_of(Category::Unsupported, &path, NO_TUNNEL, WAIT);
     }
     sound.then(|| vec![WEBSOCKET.into()])
 }
