@@ -9,6 +9,7 @@ use serde_json::Value;
 use sluice_compile::{Enforcement, NodeScope, Options, Rollout, compile};
 use sluice_crd::{Loaded, Objects, Severity};
 use sluice_policy::path::Path;
+use sluice_policy::port::icmp_port;
 use sluice_policy::{Decision, Direction, Facts, Outcome, RowAction, Snapshot, Verdict};
 use std::net::IpAddr;
 
@@ -122,12 +123,17 @@ impl Engine {
             Protocol::Udp => sluice_policy::Protocol::Udp,
             Protocol::Icmp => sluice_policy::Protocol::Icmp,
         };
-        let judge = |facts: Facts<'_>| self.snapshot.judge(from, to, protocol, request.port, facts);
+        // ICMP is an echo request of the family that it travels in.
+        let port = match request.protocol {
+            Protocol::Icmp => icmp_port(to.is_ipv6(), if to.is_ipv6() { 128 } else { 8 }),
+            Protocol::Tcp | Protocol::Udp => request.port,
+        };
+        let judge = |facts: Facts<'_>| self.snapshot.judge(from, to, protocol, port, facts);
         let connection = judge(Facts::Connection);
         let connects = connection.decision() == Decision::Allow;
         let proxied = connects
-            && (self.to_proxy(from, to, protocol, request.port, Direction::Egress)
-                || self.to_proxy(to, from, protocol, request.port, Direction::Ingress));
+            && (self.to_proxy(from, to, protocol, port, Direction::Egress)
+                || self.to_proxy(to, from, protocol, port, Direction::Ingress));
         let Some((ask, version)) = request.ask() else {
             return Judged::new(&connection, connects, proxied);
         };

@@ -7,6 +7,8 @@
 mod attack;
 #[path = "datapath/forge.rs"]
 mod forge;
+#[path = "datapath/icmp.rs"]
+mod icmp;
 #[path = "datapath/l4.rs"]
 mod l4;
 #[path = "datapath/l7.rs"]
@@ -23,6 +25,7 @@ mod rules;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests = [l4::tests(), l7::tests(), life::tests(), attack::tests()].into_iter().flatten().collect();
+    let tests = [l4::tests(), icmp::tests(), l7::tests(), life::tests(), attack::tests()];
+    let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)
 }

@@ -27,13 +27,14 @@ pub struct FlowKey {
     pub kind: u8,
     /// The IP protocol.
     pub protocol: u8,
-    /// Explicit padding.
-    pub pad: u16,
+    /// What the rows of ICMP key on instead of a port: the number of the flow's opening packet, as
+    /// [`icmp_number`](crate::icmp_number) gives it. 0 of any other protocol.
+    pub icmp: [u8; 2],
     /// Who opened it.
     pub src: Address,
     /// To whom.
     pub dst: Address,
-    /// The opener's port, network order; the identifier of an ICMP echo.
+    /// The opener's port, network order; the identifier of an ICMP request.
     pub sport: [u8; 2],
     /// The other port, network order.
     pub dport: [u8; 2],

@@ -13,10 +13,10 @@ mod row;
 
 pub use counter::{COUNTERS, Counter};
 pub use flow::{FlowEntry, FlowKey, FlowKind, FlowState, flow_flag};
-pub use row::{Action, RowKey, RowValue, row_flag};
+pub use row::{Action, ICMP_NONE, RowKey, RowValue, icmp_number, row_flag};
 
 /// The version of everything in this crate.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// The names of the programs in the object.
 pub mod program {

@@ -12,7 +12,8 @@ pub struct RowKey {
     pub direction: u8,
     /// What [`RowKey::protocol_of`] says.
     pub protocol: u8,
-    /// The destination port of the connection, network order. 0 where the protocol has none.
+    /// The destination port of the connection, network order. Of ICMP what [`icmp_number`] says of the packet that
+    /// opened the flow; 0 of every other protocol.
     pub port: [u8; 2],
 }
 
@@ -41,7 +42,23 @@ impl RowKey {
             _ => Self::OTHER,
         }
     }
+
+    /// Whether this protocol, as a row has it, has ports.
+    #[must_use]
+    pub const fn has_ports(protocol: u8) -> bool {
+        matches!(protocol, Self::TCP | Self::UDP | Self::SCTP)
+    }
 }
+
+/// What stands for an ICMP type where other protocols have a port, network order like those. Types of the two
+/// families mean different things (8 and 128 are echo requests), so the high byte says which family's it is.
+#[must_use]
+pub const fn icmp_number(v6: bool, kind: u8) -> [u8; 2] {
+    [v6 as u8, kind]
+}
+
+/// The [`icmp_number`] of no packet: what a packet that answers none is the answer to. No flow has it.
+pub const ICMP_NONE: [u8; 2] = [0xff; 2];
 
 /// What happens.
 #[repr(u8)]

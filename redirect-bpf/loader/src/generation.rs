@@ -36,7 +36,7 @@ impl Plan {
     /// Rows and classes of a snapshot; the node's own addresses. Endpoints are added after.
     pub(crate) fn new(snapshot: &Snapshot, found: &Found) -> Self {
         Self {
-            rows: without_types(snapshot.rows()).iter().map(row).collect(),
+            rows: snapshot.rows().map(|entry| row(&entry)).collect(),
             classes: snapshot.addresses.iter().map(|(prefix, class)| self::class(prefix, *class)).collect(),
             endpoints: HashMap::new(),
             ports: found.ports.clone(),
@@ -174,29 +174,6 @@ fn class(prefix: Prefix, class: ClassId) -> ((u32, Address), u32) {
     ((u32::from(prefix.mapped_len()), Ipv6Addr::from(prefix.mapped_bits()).octets()), class.0)
 }
 
-/// The programs look ICMP up without its type. Until they know it, a peer whose types are not all let through sends
-/// none: a row of type 0 would else let every type pass, and a denied type would not be met.
-fn without_types(rows: impl Iterator<Item = RowEntry>) -> Vec<RowEntry> {
-    let mut out: Vec<RowEntry> = Vec::new();
-    for entry in rows {
-        if entry.protocol != Protocol::Icmp || entry.ports.len == 0 {
-            out.push(entry);
-            continue;
-        }
-        let same = |one: &&mut RowEntry| {
-            let key = |row: &RowEntry| (row.profile, row.direction, row.class, row.protocol, row.ports.len);
-            key(one) == (entry.profile, entry.direction, entry.class, entry.protocol, 0)
-        };
-        // The row of every type comes before those of some.
-        match out.last_mut().filter(same) {
-            Some(all) if entry.row.action != RowAction::Allow => all.row = entry.row,
-            Some(all) => all.row.audit |= entry.row.audit,
-            None => {}
-        }
-    }
-    out
-}
-
 fn row(entry: &RowEntry) -> ((u32, RowKey), RowValue) {
     let key = RowKey {
         profile: entry.profile.0,
@@ -233,43 +210,39 @@ fn row(entry: &RowEntry) -> ((u32, RowKey), RowValue) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sluice_bpf_abi::{ICMP_NONE, icmp_number};
+    use sluice_policy::port::icmp_port;
     use sluice_policy::{PortPrefix, ProfileId, Row};
 
-    fn entry(class: u32, protocol: Protocol, ports: (u16, u8), action: RowAction, audit: bool) -> RowEntry {
-        RowEntry {
-            profile: ProfileId(0),
+    fn key(protocol: Protocol, port: u16, len: u8) -> (u32, RowKey) {
+        let entry = RowEntry {
+            profile: ProfileId(3),
             direction: Direction::Ingress,
-            class: ClassId(class),
+            class: ClassId(7),
             protocol,
-            ports: PortPrefix { port: ports.0, len: ports.1 },
-            row: Row { action, fail_open: false, audit },
+            ports: PortPrefix { port, len },
+            row: Row { action: RowAction::Allow, fail_open: false, audit: false },
+        };
+        row(&entry).0
+    }
+
+    /// Each type of each family has the row that the programs ask for.
+    #[test]
+    fn an_icmp_type_is_looked_up_as_it_is_written() {
+        for (v6, kind) in [false, true].into_iter().flat_map(|v6| (0..=u8::MAX).map(move |kind| (v6, kind))) {
+            let (bits, key) = key(Protocol::Icmp, icmp_port(v6, kind), 16);
+            assert_eq!((bits, key.protocol), (RowKey::BITS, RowKey::ICMP));
+            assert_eq!(key.port, icmp_number(v6, kind), "type {kind}, IPv6: {v6}");
+            assert_ne!(key.port, ICMP_NONE);
         }
     }
 
     #[test]
-    fn icmp_passes_where_every_type_does() {
-        use Protocol::{Icmp, Tcp};
-        use RowAction::{Allow, Deny};
-        let all = (0, 0);
-        let rows = [
-            // One type denied, one type allowed, all allowed and one of them audited.
-            entry(0, Icmp, all, Allow, false),
-            entry(0, Icmp, (8, 16), Deny, false),
-            entry(1, Icmp, all, Deny, false),
-            entry(1, Icmp, (0, 16), Allow, false),
-            entry(2, Icmp, all, Allow, false),
-            entry(2, Icmp, (8, 16), Allow, true),
-            entry(2, Tcp, all, Allow, false),
-            entry(2, Tcp, (80, 16), Deny, false),
-        ];
-        let folded = without_types(rows.into_iter());
-        let expected = [
-            entry(0, Icmp, all, Deny, false),
-            entry(1, Icmp, all, Deny, false),
-            entry(2, Icmp, all, Allow, true),
-            entry(2, Tcp, all, Allow, false),
-            entry(2, Tcp, (80, 16), Deny, false),
-        ];
-        assert_eq!(folded, expected);
+    fn a_port_is_written_in_network_order_and_a_prefix_by_its_length() {
+        assert_eq!(key(Protocol::Tcp, 0x1f90, 16).1.port, [0x1f, 0x90]);
+        // All types of ICMPv6.
+        let (bits, every_v6) = key(Protocol::Icmp, icmp_port(true, 0), 8);
+        assert_eq!((bits, every_v6.port), (RowKey::FIXED_BITS + 8, [1, 0]));
+        assert_eq!(key(Protocol::Icmp, 0, 0).0, RowKey::FIXED_BITS);
     }
 }

@@ -7,7 +7,7 @@ use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::bpf_skb_load_bytes;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Address, Counter};
+use sluice_bpf_abi::{Address, Counter, ICMP_NONE, icmp_number};
 
 const ETH_HEADER: usize = 14;
 const ETH_IP: u16 = 0x0800_u16.to_be();
@@ -54,6 +54,10 @@ pub(crate) struct Packet {
     pub(crate) target: Address,
     pub(crate) sport: [u8; 2],
     pub(crate) dport: [u8; 2],
+    /// Of ICMP: the number of its type.
+    pub(crate) icmp: [u8; 2],
+    /// Of ICMP: the number of the type that it is the answer to.
+    pub(crate) answers: [u8; 2],
     l4: u32,
     pub(crate) protocol: u8,
     flags: u8,
@@ -80,6 +84,8 @@ impl Packet {
         packet.target = MAPPED_ZERO;
         packet.sport = [0; 2];
         packet.dport = [0; 2];
+        packet.icmp = [0; 2];
+        packet.answers = [0; 2];
         packet.flags = 0;
         packet.protocol = 0;
         packet.form = Form::Flow;
@@ -232,11 +238,8 @@ impl Packet {
     #[inline(always)]
     fn read_icmp(&mut self, ctx: &TcContext, hop_limit: u8) -> Result<(), Counter> {
         let icmp: [u8; 8] = load(ctx, self.l4 as usize)?;
-        let identifier = [icmp[4], icmp[5]];
+        self.name_icmp(&icmp);
         match (self.v6, icmp[0]) {
-            // An echo is a flow named by its identifier, which stands where its opener's port would.
-            (false, 8) | (true, 128) => self.sport = identifier,
-            (false, 0) | (true, 129) => self.dport = identifier,
             (false, 3 | 11 | 12) | (true, 1..=4) => self.form = Form::Error,
             // A listener's report is for groups of its link: to anybody else it would be a way to carry data.
             (true, 130..=132 | 143) if hop_limit != 1 || self.dst[0] != 0xff => {
@@ -255,6 +258,35 @@ impl Packet {
         Ok(())
     }
 
+    /// What names the flow of an ICMP packet: its type and, of requests and their replies, the identifier, which
+    /// stands where the opener's port would. Whether it is one of those.
+    ///
+    /// What is no reply answers nothing: the flow that its like opened the other way is not its own.
+    #[inline(always)]
+    fn name_icmp(&mut self, icmp: &[u8; 8]) -> bool {
+        let identifier = [icmp[4], icmp[5]];
+        self.icmp = icmp_number(self.v6, icmp[0]);
+        self.answers = ICMP_NONE;
+        let request = match (self.v6, icmp[0]) {
+            // Echo (RFC 792), timestamp, information, address mask (RFC 950), extended echo (RFC 8335).
+            (false, 8 | 13 | 15 | 17 | 42) | (true, 128 | 160) => {
+                self.sport = identifier;
+                return true;
+            }
+            (false, 0) => 8,
+            (false, 14) => 13,
+            (false, 16) => 15,
+            (false, 18) => 17,
+            (false, 43) => 42,
+            (true, 129) => 128,
+            (true, 161) => 160,
+            _ => return false,
+        };
+        self.answers = icmp_number(self.v6, request);
+        self.dport = identifier;
+        true
+    }
+
     /// The packet that an ICMP error is about, as its sender sent it.
     #[inline(always)]
     pub(crate) fn about(&self, ctx: &TcContext) -> Result<&'static Self, Counter> {
@@ -266,13 +298,12 @@ impl Packet {
             return Err(Counter::Fragment);
         }
         let head: [u8; 8] = load(ctx, inner.l4 as usize)?;
-        match (inner.v6, inner.protocol, head[0]) {
-            (_, TCP | UDP | SCTP, _) => {
+        match (inner.v6, inner.protocol) {
+            (_, TCP | UDP | SCTP) => {
                 inner.sport = [head[0], head[1]];
                 inner.dport = [head[2], head[3]];
             }
-            (false, ICMP, 8) | (true, ICMPV6, 128) => inner.sport = [head[4], head[5]],
-            (false, ICMP, 0) | (true, ICMPV6, 129) => inner.dport = [head[4], head[5]],
+            (false, ICMP) | (true, ICMPV6) if inner.name_icmp(&head) => {}
             _ => return Err(Counter::Malformed),
         }
         Ok(inner)

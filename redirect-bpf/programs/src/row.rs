@@ -24,22 +24,22 @@ pub(crate) struct Question<'a> {
     pub(crate) profile: u32,
     pub(crate) direction: FlowKind,
     pub(crate) peer: &'a Address,
+    /// As rows have it.
     pub(crate) protocol: u8,
-    pub(crate) dport: [u8; 2],
+    /// The destination port, the ICMP number, or 0.
+    pub(crate) number: [u8; 2],
 }
 
 impl Question<'_> {
     /// Asks the rows of a generation.
     #[inline(always)]
     pub(crate) fn judge(&self, generation: Generation) -> Judgement {
-        let protocol = RowKey::protocol_of(self.protocol);
-        let ports = matches!(protocol, RowKey::TCP | RowKey::UDP | RowKey::SCTP);
         let key = RowKey {
             profile: self.profile,
             class: self.class(generation),
             direction: self.direction as u8,
-            protocol,
-            port: if ports { self.dport } else { [0; 2] },
+            protocol: self.protocol,
+            port: self.number,
         };
         let Some(row) = generation.row(&key) else { return Judgement::Refuse(Counter::NoRow) };
         if row.action == Action::Allow as u8 {
@@ -48,8 +48,8 @@ impl Question<'_> {
         }
         let open = row.flags & row_flag::FAIL_OPEN != 0;
         match row.action == Action::ToProxy as u8 {
-            true if protocol == RowKey::TCP && open => Judgement::Watch,
-            true if protocol == RowKey::TCP => Judgement::Proxy,
+            true if self.protocol == RowKey::TCP && open => Judgement::Watch,
+            true if self.protocol == RowKey::TCP => Judgement::Proxy,
             // The proxy carries TCP alone.
             true if open => Judgement::Direct(Counter::Audited),
             _ => Judgement::Refuse(Counter::Denied),

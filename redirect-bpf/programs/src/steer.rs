@@ -10,7 +10,7 @@ use crate::packet::{Packet, TCP};
 use crate::row::{Judgement, Question, proxy_answers, proxy_has, proxy_listens};
 use aya_ebpf::helpers::bpf_ktime_get_ns;
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState};
+use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState, RowKey};
 
 /// How long a flow without connections (UDP, ICMP) may be silent: what conntrack gives a UDP stream.
 const DATAGRAM_IDLE: u64 = 120 * SECOND;
@@ -37,7 +37,7 @@ pub(crate) fn forward(ifindex: u32, kind: FlowKind, packet: &Packet) -> FlowKey 
         ifindex,
         kind: kind as u8,
         protocol: packet.protocol,
-        pad: 0,
+        icmp: packet.icmp,
         src: packet.src,
         dst: packet.dst,
         sport: packet.sport,
@@ -45,14 +45,14 @@ pub(crate) fn forward(ifindex: u32, kind: FlowKind, packet: &Packet) -> FlowKey 
     }
 }
 
-/// The key of the flow that a packet answers.
+/// The key of the flow that a packet answers. An ICMP packet that is no reply has one that no flow has.
 #[inline(always)]
 pub(crate) fn backward(ifindex: u32, kind: FlowKind, packet: &Packet) -> FlowKey {
     FlowKey {
         ifindex,
         kind: kind as u8,
         protocol: packet.protocol,
-        pad: 0,
+        icmp: packet.answers,
         src: packet.dst,
         dst: packet.src,
         sport: packet.dport,
@@ -220,12 +220,13 @@ impl Endpoint {
     #[inline(always)]
     fn question(self, key: &FlowKey) -> Question<'_> {
         let inbound = key.kind == FlowKind::Ingress as u8;
+        let protocol = RowKey::protocol_of(key.protocol);
         Question {
             profile: self.profile,
             direction: if inbound { FlowKind::Ingress } else { FlowKind::Egress },
             peer: if inbound { &key.src } else { &key.dst },
-            protocol: key.protocol,
-            dport: key.dport,
+            protocol,
+            number: if RowKey::has_ports(protocol) { key.dport } else { key.icmp },
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! Each passed against an earlier version of the programs.
 
-use crate::forge;
+use crate::forge::{self, ICMP, ICMPV6, SECRET, Sniffer, icmp4, icmp6, ipv4};
 use crate::peers::{Connection, Proxy, SILENCE, SOON, UdpServer, datagram, ping};
 use crate::rig::{OUTSIDE, Rig};
 use crate::rules::{closed, egress, tcp, udp};
@@ -11,16 +11,10 @@ use libtest_mimic::Trial;
 use sluice_policy::Direction;
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::{Family, Netns};
-use socket2::{Domain, Protocol, Socket, Type};
-use std::io::{Read as _, Write as _};
+use socket2::Domain;
+use std::io::Write as _;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, Instant};
-
-/// What an attack carries.
-const SECRET: &[u8] = b"SECRET-OUT";
-const ICMP: i32 = 1;
-const ICMPV6: i32 = 58;
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
@@ -37,76 +31,11 @@ pub(crate) fn tests() -> Vec<Trial> {
     ]
 }
 
-/// A raw socket of a pod. It sees what arrives, with its IPv4 header.
-struct Sniffer(Socket);
-
-impl Sniffer {
-    fn start(netns: &Netns, domain: Domain, protocol: i32) -> Result<Self> {
-        let socket = netns.inside(|| Socket::new(domain, Type::RAW, Some(Protocol::from(protocol))))??;
-        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
-        Ok(Self(socket))
-    }
-
-    /// The first packet that `wanted` takes, within a time.
-    fn wait(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
-        let end = Instant::now() + within;
-        let mut buffer = [0; 4096];
-        while Instant::now() < end {
-            if let Ok(length) = (&self.0).read(&mut buffer)
-                && wanted(&buffer[..length])
-            {
-                return Some(buffer[..length].to_vec());
-            }
-        }
-        None
-    }
-
-    fn saw_secret(&self) -> bool {
-        self.wait(SILENCE, |packet| packet.windows(SECRET.len()).any(|window| window == SECRET)).is_some()
-    }
-}
-
-fn checksum(bytes: &[u8]) -> [u8; 2] {
-    let word = |pair: &[u8]| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0));
-    let mut sum: u32 = bytes.chunks(2).map(word).sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    let [.., high, low] = (!sum).to_be_bytes();
-    [high, low]
-}
-
-fn icmp6(src: Ipv6Addr, dst: Ipv6Addr, hop_limit: u8, mut body: Vec<u8>) -> Vec<u8> {
-    let length = u32::try_from(body.len()).unwrap_or(0).to_be_bytes();
-    let pseudo = [&src.octets()[..], &dst.octets(), &length, &[0, 0, 0, 58], &body].concat();
-    body[2..4].copy_from_slice(&checksum(&pseudo));
-    let mut packet = forge::headers(src, dst, 58, &body);
-    packet[7] = hop_limit;
-    packet
-}
-
-fn icmp4(mut body: Vec<u8>) -> Vec<u8> {
-    let sum = checksum(&body);
-    body[2..4].copy_from_slice(&sum);
-    body
-}
-
-fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, ttl: u8, body: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(20 + body.len()).unwrap_or(0).to_be_bytes();
-    let mut head = vec![0x45, 0, length[0], length[1], 0, 9, 0x40, 0, ttl, protocol, 0, 0];
-    head.extend(src.octets());
-    head.extend(dst.octets());
-    let sum = checksum(&head);
-    head[10..12].copy_from_slice(&sum);
-    head.extend(body);
-    head
-}
-
 fn syn(src: SocketAddrV4, dst: SocketAddrV4) -> Vec<u8> {
     let mut tcp = [src.port().to_be_bytes(), dst.port().to_be_bytes()].concat();
     tcp.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
     let pseudo = [&src.ip().octets()[..], &dst.ip().octets(), &[0, 6, 0, 20], &tcp].concat();
-    tcp[16..18].copy_from_slice(&checksum(&pseudo));
+    tcp[16..18].copy_from_slice(&forge::checksum(&pseudo).to_be_bytes());
     ipv4(*src.ip(), *dst.ip(), 6, 64, &tcp)
 }
 

@@ -1,12 +1,19 @@
-//! Segments that the kernel would not send: with any source, ports and numbers.
+//! Packets that the kernel would not send: with any source, ports and numbers; and who sees what arrives.
 
+use crate::peers::SILENCE;
 use anyhow::{Context, Result, ensure};
 use sluice_tests::world::Netns;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+/// What an attack carries.
+pub(crate) const SECRET: &[u8] = b"SECRET-OUT";
+/// The number of ICMP.
+pub(crate) const ICMP: i32 = 1;
+/// The number of `ICMPv6`.
+pub(crate) const ICMPV6: i32 = 58;
 const RAW: i32 = 255;
 const HEADERS: usize = 40;
 const ACK_PUSH: u8 = 0x18;
@@ -83,7 +90,8 @@ impl Segment {
     }
 }
 
-fn checksum(bytes: &[u8]) -> u16 {
+/// The internet checksum (RFC 1071).
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let mut sum: u32 = bytes
         .chunks(2)
         .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)))
@@ -132,4 +140,64 @@ pub(crate) fn last_acknowledgement(
         last = Some(Numbers { sequence, acknowledged: number(8) });
     }
     last.context("no segment of the connection was seen")
+}
+
+/// An ICMPv6 packet with its checksum.
+pub(crate) fn icmp6(src: Ipv6Addr, dst: Ipv6Addr, hop_limit: u8, mut body: Vec<u8>) -> Vec<u8> {
+    let length = u32::try_from(body.len()).unwrap_or(0).to_be_bytes();
+    let pseudo = [&src.octets()[..], &dst.octets(), &length, &[0, 0, 0, 58], &body].concat();
+    body[2..4].copy_from_slice(&checksum(&pseudo).to_be_bytes());
+    let mut packet = headers(src, dst, 58, &body);
+    packet[7] = hop_limit;
+    packet
+}
+
+/// The body of an ICMP packet with its checksum.
+pub(crate) fn icmp4(mut body: Vec<u8>) -> Vec<u8> {
+    let sum = checksum(&body);
+    body[2..4].copy_from_slice(&sum.to_be_bytes());
+    body
+}
+
+/// An IPv4 packet.
+pub(crate) fn ipv4(src: Ipv4Addr, dst: Ipv4Addr, protocol: u8, ttl: u8, body: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(20 + body.len()).unwrap_or(0).to_be_bytes();
+    let mut head = vec![0x45, 0, length[0], length[1], 0, 9, 0x40, 0, ttl, protocol, 0, 0];
+    head.extend(src.octets());
+    head.extend(dst.octets());
+    let sum = checksum(&head);
+    head[10..12].copy_from_slice(&sum.to_be_bytes());
+    head.extend(body);
+    head
+}
+
+/// A raw socket of a pod. It sees what arrives, with its IPv4 header.
+pub(crate) struct Sniffer(Socket);
+
+impl Sniffer {
+    /// Of a protocol.
+    pub(crate) fn start(netns: &Netns, domain: Domain, protocol: i32) -> Result<Self> {
+        let socket = netns.inside(|| Socket::new(domain, Type::RAW, Some(Protocol::from(protocol))))??;
+        socket.set_read_timeout(Some(Duration::from_millis(50)))?;
+        Ok(Self(socket))
+    }
+
+    /// The first packet that `wanted` takes, within a time.
+    pub(crate) fn wait(&self, within: Duration, wanted: impl Fn(&[u8]) -> bool) -> Option<Vec<u8>> {
+        let end = Instant::now() + within;
+        let mut buffer = [0; 4096];
+        while Instant::now() < end {
+            if let Ok(length) = (&self.0).read(&mut buffer)
+                && wanted(&buffer[..length])
+            {
+                return Some(buffer[..length].to_vec());
+            }
+        }
+        None
+    }
+
+    /// Whether what an attack carries came.
+    pub(crate) fn saw_secret(&self) -> bool {
+        self.wait(SILENCE, |packet| packet.windows(SECRET.len()).any(|window| window == SECRET)).is_some()
+    }
 }

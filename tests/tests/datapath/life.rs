@@ -7,7 +7,7 @@ use crate::rules::{self, closed, egress, ingress, tcp};
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use sluice_policy::{Direction, PortSet};
-use sluice_redirect::{ApplyError, Counter, Node, NodeConfig};
+use sluice_redirect::{ABI_VERSION, ApplyError, Counter, Node, NodeConfig};
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use sluice_tests::{NodeSpec, PodSpec};
@@ -226,7 +226,7 @@ fn take_over() -> Result<()> {
     let mut flow = Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", Family::V4, 81))?;
     rig.world.add_pod(&PodSpec::new("n1", "a/late"))?;
     rig.apply(&governed())?;
-    let links = rig.config("n1").bpffs.join("v1/links");
+    let links = rig.config("n1").bpffs.join(format!("v{ABI_VERSION}/links"));
     let pinned = || -> Result<usize> { Ok(std::fs::read_dir(&links)?.count()) };
     ensure!(pinned()? == 8, "two hooks on each of four pods: {}", pinned()?);
     let counted = rig.counters()?;
@@ -250,7 +250,8 @@ fn take_over() -> Result<()> {
     // And the programs are ours: a generation of the new loader is what they judge by.
     rig.apply(&[closed("a/client", Direction::Egress)])?;
     rig.explain(flow.is_dead())?;
-    ensure!(!bpffs.join("v0").exists() && bpffs.join("v1").exists(), "the other version's pins are left");
+    let ours = bpffs.join(format!("v{ABI_VERSION}")).exists();
+    ensure!(!bpffs.join("v0").exists() && ours, "the other version's pins are left");
     rig.explain(is_refused(rig.pod("a/client"), rig.at("b/remote", Family::V4, 81)))
 }
 

@@ -1,6 +1,7 @@
 //! Snapshots by hand: names for peers, and rules in a line each.
 
 use sluice_policy::http::HttpMatch;
+use sluice_policy::port::icmp_port;
 use sluice_policy::{
     Class, ClassId, ClassSet, Conditions, Direction, Endpoint, Identity, IsolatedPorts, Isolation, Kind,
     Layer, Mode, OnDeny, Origin, Policy, PolicyId, PortRange, PortSet, Prefix, Profile, ProfileId, Protocol,
@@ -18,6 +19,7 @@ pub(crate) struct Line {
     peer: Option<String>,
     ports: PortSet,
     l7: bool,
+    deny: bool,
     mode: Mode,
 }
 
@@ -38,13 +40,19 @@ pub(crate) fn closed(pod: &str, direction: Direction) -> Line {
 
 fn line(pod: &str, direction: Direction, peer: Option<&str>, ports: PortSet) -> Line {
     let (pod, peer) = (pod.to_owned(), peer.map(str::to_owned));
-    Line { pod, direction, peer, ports, l7: false, mode: Mode::Enforce }
+    Line { pod, direction, peer, ports, l7: false, deny: false, mode: Mode::Enforce }
 }
 
 impl Line {
     /// With a condition that only the proxy can judge.
     pub(crate) fn l7(mut self) -> Self {
         self.l7 = true;
+        self
+    }
+
+    /// Refuses what it names, and isolates nobody.
+    pub(crate) fn denied(mut self) -> Self {
+        self.deny = true;
         self
     }
 
@@ -68,6 +76,16 @@ pub(crate) fn udp(port: u16) -> PortSet {
 /// All of ICMP.
 pub(crate) fn icmp() -> PortSet {
     PortSet::Ranges(vec![PortRange::all(Protocol::Icmp)])
+}
+
+/// Types of ICMP and of `ICMPv6`.
+pub(crate) fn icmp_types(v4: &[u8], v6: &[u8]) -> PortSet {
+    let number =
+        |(v6, kinds): (bool, &[u8])| -> Vec<u16> { kinds.iter().map(|kind| icmp_port(v6, *kind)).collect() };
+    let numbers = [(false, v4), (true, v6)].into_iter().flat_map(number);
+    PortSet::Ranges(
+        numbers.map(|port| PortRange { protocol: Protocol::Icmp, first: port, last: port }).collect(),
+    )
 }
 
 /// The snapshot of a node: each pod and host outside is a class of its own, named as in the world; `world` is
@@ -114,14 +132,17 @@ fn profile(pod: &str, peers: &[&Pod], lines: &[Line]) -> Profile {
             Direction::Egress => &mut profile.egress,
         };
         let layer: &mut Layer = &mut side.layers[1];
-        layer.isolation.push(Isolation { policy: Arc::clone(&policy), ports: IsolatedPorts::All });
+        if !line.deny {
+            layer.isolation.push(Isolation { policy: Arc::clone(&policy), ports: IsolatedPorts::All });
+        }
         let Some(peer) = &line.peer else { continue };
         let class = match peer.as_str() {
             "world" => ClassId(1),
             name => ClassId(peers.iter().zip(2..).find(|(pod, _)| pod.name == name).expect("a known peer").1),
         };
         let conditions = Conditions { http: vec![HttpMatch::default()], ..Conditions::default() };
-        layer.allow.push(Rule {
+        let rules = if line.deny { &mut side.deny } else { &mut layer.allow };
+        rules.push(Rule {
             policy,
             name: format!("rule-{id}").into(),
             scopes: vec![Scope { peers: ClassSet::of([class]), ports: line.ports.clone() }],
