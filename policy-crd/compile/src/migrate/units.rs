@@ -204,6 +204,10 @@ fn rule(ir: &RuleIr, at: At<'_>, told: &mut Told<'_>) -> Option<Said> {
         }
     };
     let nobody = matches!(&whom, Whom::Any(peers) if peers.is_empty());
+    if nobody && at.deny {
+        let reason = "the deny names nobody: it is left out, and addresses of the pods' ranges that no pod has are not denied by it";
+        told.tell(Dropped, at.path, reason, "nothing, unless it was to name somebody");
+    }
     let nowhere = ports.as_ref().is_some_and(Vec::is_empty);
     (!nobody && !nowhere).then_some(Said { whom, ports, rules })
 }
