@@ -2,12 +2,12 @@
 //!
 //! Knows nothing of how a policy is converted; writes results, report and exit code.
 
-use crate::manifest;
-use anyhow::{Context, Result, bail};
+use crate::{input, manifest};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 use sluice_compile::migrate::{LossKind, Manifest, Migrated, Outcome, Written, migrate};
-use sluice_crd::{Loaded, Problem, Severity};
+use sluice_crd::{Problem, Severity};
 use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -24,7 +24,7 @@ Give all policies of the cluster at once, with its Namespaces: in Cilium they ar
 them means here depends on the others. Objects of other kinds stay as they are and are not printed.
 
 Examples:
-  sluice migrate -f policies/ > migrated.yaml
+  kubectl get ns,networkpolicies,cnp,ccnp -A -o yaml | sluice migrate -f - > migrated.yaml
   sluice migrate -f policies/ -f namespaces.yaml --output-dir migrated --report report.json";
 
 /// Longest name of a file that is written: what file systems take.
@@ -34,7 +34,7 @@ const MAX_FILE_NAME: usize = 240;
 #[derive(clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
-    /// A directory of manifests, or a manifest; may be given more than once
+    /// A directory of manifests, a manifest, or `-` for standard input; may be given more than once
     #[arg(short = 'f', long = "filename", required = true, value_name = "PATH")]
     files: Vec<PathBuf>,
     /// The namespace of policies that name none
@@ -62,7 +62,9 @@ enum Output {
 
 /// Migrates.
 pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    let loaded = load(arguments)?;
+    let texts = input::read(&arguments.files)?;
+    let texts = texts.iter().map(|text| (text.name.as_str(), text.text.as_str()));
+    let loaded = sluice_crd::load_texts_in(texts, arguments.namespace.as_deref());
     let migrated = migrate(&loaded.objects);
     let errors: Vec<&Problem> =
         loaded.problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
@@ -83,24 +85,6 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     // Nobody is left to tell that standard error is closed.
     let _ = std::io::stderr().write_all(text(&migrated, &errors, arguments, writes).as_bytes());
     Ok(ExitCode::from(code))
-}
-
-/// Loads every path as one cluster.
-fn load(arguments: &Arguments) -> Result<Loaded> {
-    let mut files = Vec::new();
-    for path in &arguments.files {
-        match sluice_crd::manifests(path) {
-            Ok(found) if found.is_empty() => {
-                bail!("{} has no *.yaml, *.yml or *.json: give a directory of manifests", path.display())
-            }
-            Ok(found) => files.extend(found),
-            Err(problem) => bail!("{problem}"),
-        }
-    }
-    Ok(match &arguments.namespace {
-        Some(namespace) => sluice_crd::load_files_in(&files, namespace),
-        None => sluice_crd::load_files(&files),
-    })
 }
 
 fn results(manifests: &[Manifest], arguments: &Arguments) -> Result<()> {

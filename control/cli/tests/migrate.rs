@@ -40,6 +40,10 @@ fn exit_codes() {
     // The others are converted.
     assert!(text(&refused.stdout).contains("kind: L7NetworkPolicy"));
     assert!(!text(&refused.stdout).contains("namespace: a\n"));
+    // Standard input is read where `-` stands.
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"));
+    child.args(["migrate", "-f", "-"]).stdin(std::fs::File::open(dir.path().join("typo.yaml")).unwrap());
+    assert_eq!(child.output().unwrap().status.code(), Some(2));
     // Without a namespace it is nowhere.
     assert_eq!(sluice(&["migrate", "-f", typo]).status.code(), Some(2));
 }
@@ -99,6 +103,10 @@ fn the_result_answers_as_the_original_did() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().to_str().unwrap();
     assert_eq!(sluice(&["migrate", "-f", WORLD, "-f", WHOLE, "--output-dir", out]).status.code(), Some(0));
+    // And nothing in it is an error.
+    let analyzed = sluice(&["analyze", "-f", WORLD, "-f", out]);
+    assert!(analyzed.status.code() != Some(2), "{}", text(&analyzed.stderr));
+    assert!(!text(&analyzed.stdout).contains("error"), "{}", text(&analyzed.stdout));
     for (from, port, request) in [
         ("orders/web", "http", "GET /orders/7?page=2"),
         ("orders/web", "http", "DELETE /orders/7"),

@@ -7,8 +7,11 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails loudly")]
 
+#[path = "common/corpus.rs"]
+mod corpus;
 mod migrated;
 
+use corpus::Tally;
 use libtest_mimic::{Arguments, Failed, Trial};
 use migrated::around::{Asker, Dice, Words, world};
 use migrated::{Pair, is_ciliums};
@@ -25,11 +28,6 @@ const QUESTIONS: usize = 1500;
 /// The namespace of manifests that name none: that of Cilium's connectivity tests.
 const HOME: &str = "cilium-test";
 
-fn corpus() -> PathBuf {
-    let beside = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../../shared/corpus");
-    std::env::var_os("SLUICE_CORPUS").map_or_else(beside, PathBuf::from).join("cilium")
-}
-
 /// What became of a manifest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Class {
@@ -41,53 +39,55 @@ enum Class {
     WithLoss,
     /// A policy in it cannot be read.
     Refused,
-    /// The result says what the compiler does not take yet.
-    Waits,
-    /// No policy of Cilium is in it.
-    NotCiliums,
 }
+
+static TALLY: Tally = Tally::new("cilium/migrate", "manifests");
 
 #[derive(Default)]
 struct Counts {
-    classes: BTreeMap<Class, usize>,
-    questions: BTreeMap<Class, [usize; 4]>,
+    questions: BTreeMap<Class, [usize; 5]>,
 }
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
-    let root = corpus();
+    let root = corpus::folder("cilium");
     let mut files = Vec::new();
     for folder in ["connectivity", "examples", "extra"] {
         manifests(&root.join(folder), &mut files);
     }
     files.sort();
     if files.is_empty() {
-        return libtest_mimic::run(&arguments, vec![absent(&root)]).exit_code();
+        return libtest_mimic::run(&arguments, vec![corpus::absent("cilium", &root, &"no manifests")])
+            .exit_code();
     }
     let counts = Arc::new(Mutex::new(Counts::default()));
     let trial = |path: PathBuf| {
         let name = path.strip_prefix(&root).unwrap_or(&path).display().to_string();
         let counts = counts.clone();
-        Trial::test(name, move || judge(&std::fs::read_to_string(&path)?, &counts))
+        Trial::test(name, move || counted(judge(&std::fs::read_to_string(&path)?, &counts)))
     };
     let conclusion = libtest_mimic::run(&arguments, files.into_iter().map(trial).collect());
+    if arguments.list {
+        return conclusion.exit_code();
+    }
+    TALLY.print();
     let counts = counts.lock().unwrap();
-    println!("corpus_migrate: manifests by what became of them: {:?}", counts.classes);
-    for (class, [asked, granted, denied, changed]) in &counts.questions {
+    for (class, [manifests, asked, granted, denied, changed]) in &counts.questions {
         println!(
-            "corpus_migrate: {class:?}: {asked} questions, {granted} let through by a rule and {denied} denied by the \
+            "corpus cilium/migrate: {class:?}: {manifests} manifests, {asked} questions, {granted} let through by a rule and {denied} denied by the \
              originals, {changed} answered otherwise by the results"
         );
     }
     conclusion.exit_code()
 }
 
-/// One trial that stands for a corpus which is not there.
-fn absent(root: &Path) -> Trial {
-    let reason = format!("{} has no manifests; set SLUICE_CORPUS to the corpus folder", root.display());
-    let required = std::env::var_os("SLUICE_REQUIRE_ALL").is_some_and(|value| value == "1");
-    eprintln!("corpus_migrate: {reason}");
-    Trial::test("cilium corpus unavailable", move || Err(Failed::from(reason))).with_ignored_flag(!required)
+/// Counts what was judged.
+fn counted(outcome: Result<Option<()>, Failed>) -> Result<(), Failed> {
+    match outcome {
+        Ok(None) => Ok(()),
+        Ok(Some(())) => TALLY.take(Ok(())),
+        Err(failed) => TALLY.take(Err(failed)),
+    }
 }
 
 fn manifests(folder: &Path, out: &mut Vec<PathBuf>) {
@@ -164,17 +164,17 @@ fn objects(text: &str) -> Result<Vec<Value>, Failed> {
     Ok(all)
 }
 
-fn judge(text: &str, counts: &Mutex<Counts>) -> Result<(), Failed> {
-    let count = |class: Class| *counts.lock().unwrap().classes.entry(class).or_default() += 1;
+/// Judges one manifest. `None`: there is nothing to judge, and that is counted.
+fn judge(text: &str, counts: &Mutex<Counts>) -> Result<Option<()>, Failed> {
     // What is no YAML even with its templates filled is refused by the reader.
     let Ok(given) = objects(&filled(text)) else {
-        count(Class::Refused);
-        return Ok(());
+        TALLY.skipped(1, "no YAML");
+        return Ok(None);
     };
     let ours = |object: &Value| object["kind"].as_str().is_some_and(|kind| kind.ends_with("NetworkPolicy"));
     if !given.iter().any(|object| is_ciliums(object) && ours(object)) {
-        count(Class::NotCiliums);
-        return Ok(());
+        TALLY.skipped(1, "no policy of Cilium in it");
+        return Ok(None);
     }
     let words = Words::of(&given);
     let home = given.iter().find_map(|object| object["metadata"]["namespace"].as_str()).unwrap_or(HOME);
@@ -182,17 +182,16 @@ fn judge(text: &str, counts: &Mutex<Counts>) -> Result<(), Failed> {
     let pair = Pair::new(&around.iter().chain(&given).cloned().collect::<Vec<_>>());
     let class = match pair.migrated.originals.iter().map(|original| original.outcome).max() {
         Some(Outcome::Refused) => Class::Refused,
-        _ if pair.waits => Class::Waits,
         _ if pair.lost(&[LossKind::Widened, LossKind::Narrowed, LossKind::Dropped]) => Class::WithLoss,
         _ if pair.lost(&[LossKind::Frozen]) => Class::Frozen,
         _ => Class::Whole,
     };
-    count(class);
     if !pair.errors.is_empty() {
         return Err(format!("the result has errors: {:#?}\n{:#?}", pair.errors, pair.result).into());
     }
-    if class == Class::Refused || class == Class::Waits {
-        return Ok(());
+    if class == Class::Refused {
+        TALLY.skipped(1, "refused: a field that does not exist, or a selector that cannot be read");
+        return Ok(None);
     }
     let mut asker = Asker::new(&words, &around);
     let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
@@ -210,8 +209,8 @@ fn judge(text: &str, counts: &Mutex<Counts>) -> Result<(), Failed> {
     }
     let mut counts = counts.lock().unwrap();
     let sums = counts.questions.entry(class).or_default();
-    for (sum, one) in sums.iter_mut().zip([QUESTIONS, granted, denied, changed]) {
+    for (sum, one) in sums.iter_mut().zip([1, QUESTIONS, granted, denied, changed]) {
         *sum += one;
     }
-    Ok(())
+    Ok(Some(()))
 }

@@ -44,8 +44,8 @@ pub use l7::{
     ServiceAccountRef, StringMatch, StringMatchType, TlsRules,
 };
 pub use load::{
-    Loaded, MAX_FILE_BYTES, load_dir, load_files, load_files_in, load_str, load_str_in, load_texts,
-    load_value, manifests, read_manifest,
+    Loaded, MAX_FILE_BYTES, load_dir, load_files, load_str, load_texts, load_texts_in, load_value, manifests,
+    read_manifest,
 };
 pub use object::{Objects, Source, Sourced};
 pub use policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};

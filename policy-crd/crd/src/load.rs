@@ -46,16 +46,7 @@ pub fn load_dir(path: &Path) -> Loaded {
 /// Reads these files, in this order.
 #[must_use]
 pub fn load_files(files: &[PathBuf]) -> Loaded {
-    load_with(files, Loader::default())
-}
-
-/// Reads these files, in this order; a policy that names no namespace is of this one, as `kubectl apply -n` has it.
-#[must_use]
-pub fn load_files_in(files: &[PathBuf], namespace: &str) -> Loaded {
-    load_with(files, Loader { namespace: Some(namespace.into()), ..Loader::default() })
-}
-
-fn load_with(files: &[PathBuf], mut loader: Loader) -> Loaded {
+    let mut loader = Loader::default();
     for path in files {
         let name: Arc<str> = path.display().to_string().into();
         match read_manifest(path) {
@@ -69,7 +60,16 @@ fn load_with(files: &[PathBuf], mut loader: Loader) -> Loaded {
 /// Reads texts as if each were a file of this name, in this order, as one cluster.
 #[must_use]
 pub fn load_texts<'t>(texts: impl IntoIterator<Item = (&'t str, &'t str)>) -> Loaded {
-    let mut loader = Loader::default();
+    load_texts_in(texts, None)
+}
+
+/// [`load_texts`]; a policy that names no namespace is of this one, as `kubectl apply -n` has it.
+#[must_use]
+pub fn load_texts_in<'t>(
+    texts: impl IntoIterator<Item = (&'t str, &'t str)>,
+    namespace: Option<&str>,
+) -> Loaded {
+    let mut loader = Loader { namespace: namespace.map(Into::into), ..Loader::default() };
     for (name, text) in texts {
         loader.text(&name.into(), text);
     }
@@ -80,14 +80,6 @@ pub fn load_texts<'t>(texts: impl IntoIterator<Item = (&'t str, &'t str)>) -> Lo
 #[must_use]
 pub fn load_str(name: &str, text: &str) -> Loaded {
     let mut loader = Loader::default();
-    loader.text(&name.into(), text);
-    loader.loaded
-}
-
-/// [`load_str`], with the namespace of [`load_files_in`].
-#[must_use]
-pub fn load_str_in(name: &str, text: &str, namespace: &str) -> Loaded {
-    let mut loader = Loader { namespace: Some(namespace.into()), ..Loader::default() };
     loader.text(&name.into(), text);
     loader.loaded
 }
