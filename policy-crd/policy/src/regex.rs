@@ -3,6 +3,7 @@
 //! Wraps `regex-automata` so that no pattern can be built without its bounds.
 
 use regex_automata::meta;
+use regex_automata::nfa::thompson::WhichCaptures;
 use regex_automata::util::syntax;
 use std::fmt;
 use std::sync::Arc;
@@ -32,24 +33,26 @@ impl Regex {
                 source.len()
             ));
         }
-        let build = |pattern: &str| {
-            let bounds = meta::Config::new().nfa_size_limit(Some(REGEX_SIZE_LIMIT));
-            // A line feed is a byte like any other: `/admin/.*` must not be left by `%0a`.
-            let syntax = syntax::Config::new().dot_matches_new_line(true);
-            meta::Regex::builder().configure(bounds).syntax(syntax).build(pattern).map_err(Box::new)
+        let wrong = |detail: &dyn fmt::Display| {
+            format!("the regular expression \"{source}\" does not compile: {detail}")
         };
+        // A line feed is a byte like any other: `/admin/.*` must not be left by `%0a`.
+        let syntax = syntax::Config::new().dot_matches_new_line(true);
         // The pattern is parsed alone first, so that "a)|(b" cannot close our group.
-        let checked = build(source).and_then(|_| build(&format!(r"\A(?:{source})\z")));
-        match checked {
+        syntax::parse_with(source, &syntax).map_err(|error| wrong(&error))?;
+        // Nobody asks what a group captured.
+        let bounds =
+            meta::Config::new().nfa_size_limit(Some(REGEX_SIZE_LIMIT)).which_captures(WhichCaptures::None);
+        match meta::Regex::builder().configure(bounds).syntax(syntax).build(&format!(r"\A(?:{source})\z")) {
             Ok(compiled) => Ok(Self { source: source.into(), compiled }),
             Err(error) if error.size_limit().is_some() => Err(format!(
                 "the regular expression \"{source}\" compiles to more than {REGEX_SIZE_LIMIT} bytes: \
                  use smaller repetitions"
             )),
-            Err(error) => {
-                let detail = error.syntax_error().map_or_else(|| error.to_string(), ToString::to_string);
-                Err(format!("the regular expression \"{source}\" does not compile: {detail}"))
-            }
+            Err(error) => Err(match error.syntax_error() {
+                Some(error) => wrong(error),
+                None => wrong(&error),
+            }),
         }
     }
 
