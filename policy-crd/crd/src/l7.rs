@@ -217,8 +217,8 @@ pub struct L7Rules {
 #[serde(rename_all = "camelCase", default)]
 #[schemars(extend("x-kubernetes-validations" = schema::checks(&[(
     "!has(self.methods) || !('CONNECT' in self.methods) || \
-     (self.methods.size() == 1 && !has(self.path) && !has(self.queryParams))",
-    "CONNECT stands alone in methods, without path and queryParams: its target is a host",
+     (self.methods.size() == 1 && !has(self.path) && !has(self.queryParams) && !has(self.upgrades))",
+    "CONNECT stands alone in methods, without path, queryParams and upgrades: its target is a host",
 )])))]
 pub struct HttpRule {
     /// Any of these methods, case-sensitive. Absent means any but CONNECT; GET does not stand for HEAD.
