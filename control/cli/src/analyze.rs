@@ -56,6 +56,9 @@ pub(crate) struct Arguments {
     /// A directory of manifests, a manifest, or - for standard input; may be given more than once
     #[arg(short = 'f', long = "filename", required_unless_present_any = ["explain", "codes"], value_name = "PATH")]
     files: Vec<PathBuf>,
+    /// The namespace of policies that name none
+    #[arg(short = 'n', long)]
+    namespace: Option<String>,
     /// How to tell
     #[arg(short = 'o', long, value_enum, default_value = "text")]
     output: Format,
@@ -92,7 +95,7 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
     }
     let allowed = arguments.allow.iter().map(|id| code(id)).collect::<Result<Vec<_>>>()?;
     let texts = input::read(&arguments.files)?;
-    let loaded = input::load(&texts);
+    let loaded = input::load(&texts, arguments.namespace.as_deref());
     let rollout = if arguments.as_labelled {
         Rollout::AsLabelled { default_dataplane: false, max_enforcement: Enforcement::Enforce }
     } else {

@@ -47,8 +47,9 @@ pub(crate) fn read(paths: &[PathBuf]) -> Result<Vec<Text>> {
 }
 
 /// Loads the texts as one cluster, so that an object given in two of them is told.
-pub(crate) fn load(texts: &[Text]) -> Loaded {
-    sluice_crd::load_texts(texts.iter().map(|text| (text.name.as_str(), text.text.as_str())))
+/// Policies that name no namespace are of this one, if one is given.
+pub(crate) fn load(texts: &[Text], namespace: Option<&str>) -> Loaded {
+    sluice_crd::load_texts_in(texts.iter().map(|text| (text.name.as_str(), text.text.as_str())), namespace)
 }
 
 fn stdin() -> Result<String> {

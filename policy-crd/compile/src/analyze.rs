@@ -24,7 +24,7 @@ use crate::index::Index;
 use crate::query::Cluster;
 use crate::rollout::Rollout;
 use finding::Findings;
-use sluice_crd::{Loaded, Objects};
+use sluice_crd::{Category, Loaded, Objects, Problem};
 
 /// What was found.
 #[derive(Clone, Debug)]
@@ -43,7 +43,12 @@ pub fn analyze(loaded: &Loaded, rollout: Rollout) -> Analysis {
     let objects = &loaded.objects;
     let mut findings = Findings::default();
     let cluster = Cluster::new(objects, rollout);
-    for problem in loaded.problems.iter().chain(&cluster.problems) {
+    // Where no namespace is given at all, that one is missing is nothing to know.
+    let bare = objects.namespaces.is_empty();
+    let idle = |problem: &&Problem| {
+        bare && problem.category == Category::Note && problem.path == "metadata.namespace"
+    };
+    for problem in loaded.problems.iter().chain(&cluster.problems).filter(|problem| !idle(problem)) {
         findings.problem(codes::of_category(problem.category), problem.clone());
     }
     let policies = views::all(objects);

@@ -21,11 +21,9 @@ const DNS: u16 = 53;
 /// Most pods that a finding names.
 const MAX_NAMED: usize = 3;
 
-/// The namespace of a cluster's name server, unless somebody put it elsewhere.
-const SYSTEM: &str = "kube-system";
 /// What the name servers of clusters are known by.
 const NAME_SERVERS: [(&str, &str); 3] =
-    [("k8s-app", "kube-dns"), ("k8s-app", "coredns"), ("k8s-app", "node-local-dns")];
+    [world::NAME_SERVER.1, ("k8s-app", "coredns"), ("k8s-app", "node-local-dns")];
 
 /// What every policy has come to, as audited and as rolled out.
 pub(super) fn check(
@@ -93,7 +91,7 @@ fn name_servers(inhabited: &Snapshot, index: &Index) -> HashSet<ClassId> {
     };
     let known: HashSet<&str> = index.pods.iter().filter(serves).map(|pod| &*pod.workload.pod).collect();
     let pods = inhabited.endpoints.iter().filter(|endpoint| {
-        &*endpoint.workload.namespace == SYSTEM || known.contains(&*endpoint.workload.pod)
+        &*endpoint.workload.namespace == world::NAME_SERVER.0 || known.contains(&*endpoint.workload.pod)
     });
     out.extend(pods.flat_map(|pod| &pod.addresses).map(|address| inhabited.class_of(*address)));
     out

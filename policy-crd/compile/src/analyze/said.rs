@@ -71,7 +71,9 @@ fn expectation(regex: &RegexView<'_>, by_regex_alone: bool) -> Option<(String, S
     let text = regex.text;
     let begins = text.starts_with('^');
     let ends = text.ends_with('$') && !text.ends_with("\\$");
-    if begins != ends {
+    // Every path begins with /, so that one which does, too, says how it begins.
+    let whole = regex.of == RegexOf::Path && text.starts_with('/');
+    if begins != ends && !whole {
         let (one, other) = if begins { ("^", "ends") } else { ("$", "begins") };
         let bare = text.strip_prefix('^').unwrap_or(text);
         let bare = if ends { bare.strip_suffix('$').unwrap_or(bare) } else { bare };
@@ -183,10 +185,11 @@ mod tests {
     #[test]
     fn regular_expressions_that_look_like_searches() {
         let told = |of, text| expectation(&RegexView { path: String::new(), of, text }, false).is_some();
-        for text in ["^/api", "/api$", "foo", ".*admin", "/exactly"] {
+        for text in ["^/api", "api$", "foo", ".*admin", "/exactly"] {
             assert!(told(RegexOf::Path, text), "{text}");
         }
-        for text in ["^/api$", "/api/.*", ".*\\.png", "(/a|/b)", "/v[0-9]+/x", ".*admin.*", "/cost\\$", ".*"]
+        for text in
+            ["^/api$", "/api/.*", ".*\\.png", "(/a|/b)", "/v[0-9]+/x", ".*admin.*", "/cost\\$", ".*", "/api$"]
         {
             assert!(!told(RegexOf::Path, text), "{text}");
         }

@@ -28,6 +28,9 @@ const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 /// Where the numbers of made-up ports begin: of the dynamic ones (RFC 6335 §6), which policies seldom name.
 const FIRST_PORT: u16 = 60_000;
 
+/// Where a cluster's name server usually is, and its label.
+pub(super) const NAME_SERVER: (&str, (&str, &str)) = ("kube-system", ("k8s-app", "kube-dns"));
+
 /// Whether a pod of this name is made up.
 pub(super) fn is_made_up(pod: &str) -> bool {
     pod.strip_prefix('-').is_some_and(|rest| rest.starts_with(MADE_UP))
@@ -56,6 +59,10 @@ pub(super) fn inhabited(objects: &Objects, policies: &[PolicyView<'_>], index: &
             return None;
         }
     }
+    // Somebody answers for names in every cluster.
+    let (namespace, labels) = NAME_SERVER;
+    let labels = Labels::from([labels].map(|(key, value)| (key.to_owned(), value.to_owned())));
+    maker.pods.insert(Made { namespace: namespace.to_owned(), service_account: None, labels });
     let mut out = objects.clone();
     let source = Source::of_object("");
     for (labels, name) in &maker.namespaces {
