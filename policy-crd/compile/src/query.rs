@@ -108,13 +108,14 @@ impl Said {
                     .map_or((target.as_str(), None), |(path, query)| (path, Some(query)));
                 let headers = lower_case(headers);
                 let headers = borrowed(&headers);
+                let upgrade = upgrade(&headers);
                 let request = Request {
                     version: HttpVersion::Http1,
                     method,
                     path: Path::new(path),
                     query,
                     host: host.as_deref(),
-                    upgrade: upgrade(&headers),
+                    upgrade: upgrade.as_deref(),
                     headers: &headers,
                 };
                 judge(Facts::Request(&request))
@@ -381,10 +382,11 @@ fn borrowed(headers: &[(String, String)]) -> Vec<(&str, &[u8])> {
     headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect()
 }
 
-/// What an HTTP/1.1 request asks to be upgraded to (RFC 9110 §7.8).
-fn upgrade<'a>(headers: &[(&str, &'a [u8])]) -> Option<&'a str> {
-    let value = headers.iter().find(|(name, _)| *name == "upgrade").map(|(_, value)| *value)?;
-    std::str::from_utf8(value).ok()
+/// What an HTTP/1.1 request asks to be upgraded to (RFC 9110 §7.8). Several fields are one list (§5.3).
+fn upgrade(headers: &[(&str, &[u8])]) -> Option<String> {
+    let values = headers.iter().filter(|(name, _)| *name == "upgrade");
+    let values: Vec<_> = values.map(|(_, value)| String::from_utf8_lossy(value)).collect();
+    (!values.is_empty()).then(|| values.join(", "))
 }
 
 /// Pods of manifests without status get addresses, so that they can be told apart.

@@ -11,18 +11,20 @@ mod common;
 mod generate;
 #[path = "common/judge.rs"]
 mod judge;
+#[path = "common/kernel.rs"]
+mod kernel;
 mod reference;
 
 use generate::{cilium, l7, network, requests, tiers, world};
 use judge::with_facts;
+use kernel::{Keys, kernel, keys};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseError};
 use reference::verdict::Said;
 use serde_json::Value;
 use sluice_compile::{NodeScope, Options, Rollout, compile};
 use sluice_policy::{
-    ClassId, Decision, Direction, Endpoint, Facts, PortPrefix, ProfileId, Protocol, Row, RowAction, RowEntry,
-    Snapshot, Verdict,
+    ClassId, Decision, Direction, Endpoint, Facts, ProfileId, Protocol, RowAction, Snapshot, Verdict,
 };
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -45,27 +47,6 @@ fn config() -> ProptestConfig {
         rng_seed,
         ..ProptestConfig::default()
     }
-}
-
-type Keys = HashMap<(ProfileId, Direction, ClassId, Protocol), Vec<(PortPrefix, Row)>>;
-
-/// The rows by what the kernel looks them up by.
-fn keys(rows: impl Iterator<Item = RowEntry>) -> Keys {
-    let mut keys = Keys::new();
-    for entry in rows {
-        let key = (entry.profile, entry.direction, entry.class, entry.protocol);
-        keys.entry(key).or_default().push((entry.ports, entry.row));
-    }
-    keys
-}
-
-/// What the kernel does: the longest prefix of the port; where no row is, it refuses.
-fn kernel(keys: &Keys, key: (ProfileId, Direction, ClassId, Protocol), port: u16) -> Row {
-    let matches =
-        |prefix: &PortPrefix| prefix.len == 0 || (port ^ prefix.port) >> (16 - u16::from(prefix.len)) == 0;
-    let rows = keys.get(&key).into_iter().flatten().filter(|(prefix, _)| matches(prefix));
-    rows.max_by_key(|(prefix, _)| prefix.len)
-        .map_or(Row { action: RowAction::Deny, fail_open: false, audit: false }, |(_, row)| *row)
 }
 
 /// An address of every class that has one.

@@ -179,6 +179,9 @@ fn an_upgrade_passes_where_it_is_named() {
     let websocket: &[(&str, &str)] = &[("connection", "upgrade"), ("upgrade", "websocket")];
     let h2c: &[(&str, &str)] = &[("connection", "upgrade"), ("upgrade", "h2c")];
     let both: &[(&str, &str)] = &[("connection", "upgrade"), ("upgrade", "h2c, WebSocket/13")];
+    // Several fields are one list (RFC 9110 §5.3), whichever stands first.
+    let first: &[(&str, &str)] = &[("upgrade", "websocket"), ("upgrade", "h2c")];
+    let last: &[(&str, &str)] = &[("upgrade", "h2c"), ("upgrade", "websocket")];
     let chat = json!({"http": [{"path": {"type": "Exact", "value": "/chat"}, "upgrades": ["websocket"]}]});
     let allow = sound(&[one("p", "ingress", "Enforce", chat.clone())]);
     let plain = sound(&[one("p", "ingress", "Enforce", json!({"http": [{}]}))]);
@@ -187,6 +190,8 @@ fn an_upgrade_passes_where_it_is_named() {
         (websocket, Decision::Allow, Decision::Deny),
         (h2c, Decision::Deny, Decision::Deny),
         (both, Decision::Deny, Decision::Deny),
+        (first, Decision::Deny, Decision::Deny),
+        (last, Decision::Deny, Decision::Deny),
     ] {
         assert_eq!(say(&allow, "GET", "/chat", "a", headers), named, "{headers:?}");
         assert_eq!(say(&plain, "GET", "/chat", "a", headers), unnamed, "{headers:?}");
@@ -205,6 +210,8 @@ fn an_upgrade_passes_where_it_is_named() {
         ("/chat", &[][..], Decision::Allow),
         ("/chat", websocket, Decision::Deny),
         ("/chat", both, Decision::Deny),
+        ("/chat", first, Decision::Deny),
+        ("/chat", last, Decision::Deny),
         ("/chat", h2c, Decision::Allow),
         ("/", websocket, Decision::Allow),
     ] {

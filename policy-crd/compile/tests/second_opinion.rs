@@ -1,6 +1,6 @@
 //! The engine against a second opinion: random clusters, policies of every kind and requests, judged by compiler and
 //! engine and by the interpreter in `reference/`, which was written from the specifications alone. They must agree on
-//! what happens on each side, why, and on what audited policies would do.
+//! what happens on each side, why, what audited policies would do, and what the kernel does before anything is said.
 //!
 //! `PROPTEST_CASES` raises the number of cases.
 
@@ -8,17 +8,25 @@
 
 mod common;
 mod generate;
+#[path = "common/judge.rs"]
+mod judge;
+#[path = "common/kernel.rs"]
+mod kernel;
 mod reference;
 
 use common::load;
 use generate::{cilium, l7, network, requests, tiers, world};
+use judge::judge as ask;
+use kernel::{Keys, kernel, keys};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseError};
-use reference::cluster::Cluster as Reference;
-use reference::verdict::{Asked, Said as Spoken, Side, judge};
+use reference::cluster::{Cluster as Reference, Who};
+use reference::kernel::{Row, row};
+use reference::verdict::{Asked, Direction as Toward, Said as Spoken, Side, View, judge as opinion};
 use serde_json::Value;
 use sluice_compile::query::{Cluster, Port, Query, Said};
-use sluice_policy::{Decision, Protocol, SideVerdict};
+use sluice_compile::{NodeScope, Options, Rollout, compile};
+use sluice_policy::{Decision, Direction, Protocol, RowAction, SideVerdict, Snapshot};
 
 /// Questions asked of one cluster: making it costs more than asking.
 const QUESTIONS: usize = 40;
@@ -40,7 +48,7 @@ fn config() -> ProptestConfig {
     }
 }
 
-/// The question as the engine takes it. `None`: it cannot be asked this way.
+/// The question as users ask it. `None`: it cannot be asked so.
 fn query(asked: &Asked) -> Option<Query> {
     let said = match &asked.said {
         Spoken::Nothing => Said::Nothing,
@@ -55,7 +63,7 @@ fn query(asked: &Asked) -> Option<Query> {
             host: request.host.clone(),
             headers: request.headers.clone(),
         },
-        Spoken::Tls(name) => Said::Tls { server_name: name.clone() },
+        Spoken::Tls(server_name) => Said::Tls { server_name: server_name.clone() },
         Spoken::Bytes => return None,
     };
     let protocol = Protocol::parse(asked.protocol)?;
@@ -86,18 +94,6 @@ fn expected(side: Side) -> Side {
     if side.allowed { Side { reason: "", ..side } } else { side }
 }
 
-/// The policies without those that the compiler says it cannot take yet. What it cannot take it must say; that such a
-/// policy is judged closed is for other tests.
-fn taken(world: &[Value], policies: &[Value]) -> Vec<Value> {
-    let takes = |policy: &&Value| {
-        let objects: Vec<Value> = world.iter().chain([*policy]).cloned().collect();
-        !load(&objects).1.iter().any(|problem| {
-            ["not built yet", "not judged by yet"].iter().any(|words| problem.reason.contains(words))
-        })
-    };
-    world.iter().chain(policies.iter().filter(takes)).cloned().collect()
-}
-
 /// Both opinions on every question.
 fn compare(objects: &[Value], questions: &[Asked]) -> Result<(), TestCaseError> {
     let (cluster, problems) = load(objects);
@@ -105,12 +101,17 @@ fn compare(objects: &[Value], questions: &[Asked]) -> Result<(), TestCaseError> 
     let errors: Vec<String> = errors.map(ToString::to_string).collect();
     prop_assert!(
         errors.is_empty(),
-        "what the generators make is well-formed: {errors:#?}\n{}",
+        "what the generators make is well-formed, and nothing of it is left out: {errors:#?}\n{}",
         shown(objects)
     );
     let reference = Reference::read(objects);
+    let nodes = ["n1", "n2"].map(|name| Node::new(objects, name));
     for asked in questions {
         agree(&cluster, &reference, asked, objects)?;
+        for direction in [Toward::Ingress, Toward::Egress] {
+            same_row(&nodes, &reference, asked, direction)
+                .map_err(|error| TestCaseError::fail(format!("{error}\n{}", shown(objects))))?;
+        }
     }
     Ok(())
 }
@@ -126,9 +127,14 @@ fn agree(
     asked: &Asked,
     objects: &[Value],
 ) -> Result<(), TestCaseError> {
-    let Some(query) = query(asked) else { return Ok(()) };
-    let got = cluster.ask(&query).unwrap();
-    let Some((egress, ingress)) = judge(reference, asked) else {
+    let got = ask(cluster.snapshot(), asked);
+    // Whoever asks by name asks the same. Of a node that has an own pod asked it is the node itself that asks.
+    let by_node = matches!(reference.who(asked.from), Who::Node(_));
+    if let Some(query) = query(asked).filter(|_| asked.from != asked.to && (asked.socket || !by_node)) {
+        let by_name = cluster.ask(&query).unwrap();
+        prop_assert_eq!(&by_name, &got, "{:?}", asked);
+    }
+    let Some((egress, ingress)) = opinion(reference, asked) else {
         prop_assert_eq!(
             got.decision(),
             Decision::Allow,
@@ -143,7 +149,7 @@ fn agree(
         if let Spoken::Http(request) = &mut far.said {
             request.far = true;
         }
-        judge(reference, &far).map(|sides| expected(if ingress { sides.1 } else { sides.0 }))
+        opinion(reference, &far).map(|sides| expected(if ingress { sides.1 } else { sides.0 }))
     };
     let sides = [("egress", &got.egress, egress, false), ("ingress", &got.ingress, ingress, true)];
     for (name, engine, reference, is_ingress) in sides {
@@ -155,6 +161,52 @@ fn agree(
         );
     }
     Ok(())
+}
+
+/// What the kernel of a node has.
+struct Node {
+    snapshot: Snapshot,
+    rows: Keys,
+}
+
+impl Node {
+    fn new(objects: &[Value], name: &str) -> Self {
+        let node = NodeScope::Named(name.into());
+        let options = Options { node, rollout: Rollout::AsIfEnforced, generation: 1 };
+        let snapshot = compile(&sluice_crd::load_value(objects).objects, &options).snapshot;
+        let rows = keys(snapshot.rows());
+        Self { snapshot, rows }
+    }
+}
+
+/// Both opinions on what the kernel does at one end.
+fn same_row(nodes: &[Node], reference: &Reference, asked: &Asked, toward: Toward) -> Result<(), String> {
+    let (direction, own, peer) = match toward {
+        Toward::Ingress => (Direction::Ingress, asked.to, asked.from),
+        Toward::Egress => (Direction::Egress, asked.from, asked.to),
+    };
+    let found = nodes.iter().find_map(|node| Some((node, node.snapshot.endpoint_at(own)?)));
+    let view = View::of(reference, asked, toward);
+    let (Some(view), Some((node, endpoint))) = (&view, found) else {
+        return if view.is_none() && found.is_none() { Ok(()) } else { Err(format!("who is {own}?")) };
+    };
+    // A pod reaching itself is never judged, and of a node's own socket the kernel asks no row.
+    if endpoint.addresses.contains(&peer) || view.from_host {
+        return Ok(());
+    }
+    let protocol = Protocol::parse(asked.protocol).unwrap();
+    let key = (endpoint.profile, direction, node.snapshot.class_of(peer), protocol);
+    let found = kernel(&node.rows, key, asked.port);
+    let found = match found.action {
+        RowAction::Allow => Row::Allow { audit: found.audit },
+        RowAction::Deny => Row::Deny,
+        RowAction::ToProxy => Row::ToProxy { fail_open: found.fail_open },
+    };
+    let expected = row(view);
+    if found == expected {
+        return Ok(());
+    }
+    Err(format!("{direction:?} of {asked:?}: the row is {found:?} and should be {expected:?}"))
 }
 
 /// Policies of these kinds, each with its name.
@@ -180,7 +232,8 @@ fn questions() -> impl Strategy<Value = Vec<Asked>> {
 }
 
 fn check(world: &[Value], policies: &[Value], questions: &[Asked]) -> Result<(), TestCaseError> {
-    compare(&taken(world, policies), questions)
+    let objects: Vec<Value> = world.iter().chain(policies).cloned().collect();
+    compare(&objects, questions)
 }
 
 proptest! {

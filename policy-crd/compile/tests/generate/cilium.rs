@@ -66,7 +66,7 @@ fn rules(fields: Fields, allow: bool) -> Made {
 }
 
 fn peers([endpoint, entity, cidr, set]: Fields) -> Made {
-    let entities = some_of(&["all", "world", "cluster", "host", "remote-node"]);
+    let entities = some_of(&["all", "world", "cluster", "host", "remote-node", "kube-apiserver"]);
     prop_oneof![
         1 => Just(json!({})),
         4 => list(endpoints(), 0..3).prop_map(move |items| json!({endpoint: items})),
@@ -93,7 +93,7 @@ fn endpoints() -> Made {
 
 fn ports(allow: bool) -> Made {
     let any = prop_oneof![
-        5 => (word(&["80", "81", "8080", "web", "db"]), sometimes(2, word(&["TCP", "UDP", "ANY"])))
+        5 => (word(&["80", "81", "8080", "web", "db"]), sometimes(2, word(&["TCP", "UDP", "SCTP", "ANY"])))
             .prop_map(|(port, protocol)| object([("port", port), ("protocol", protocol)])),
         1 => Just(json!({"port": "80", "endPort": 81, "protocol": "TCP"})),
         1 => Just(json!({"port": "0", "protocol": "TCP"})),

@@ -47,31 +47,52 @@ fn peer() -> Made {
     let own = list(word(&["one", "two", "default"]).prop_map(|name| json!({"name": name})), 1..3);
     prop_oneof![
         2 => pods().prop_map(|pods| json!({"podSelector": pods})),
-        1 => (own.clone(), pods()).prop_map(|(own, pods)| json!({"serviceAccounts": own, "podSelector": pods})),
-        1 => own.prop_map(|own| json!({"serviceAccounts": own})),
-        5 => cluster_peer(),
+        1 => (own, pods()).prop_map(|(own, pods)| json!({"serviceAccounts": own, "podSelector": pods})),
+        6 => any_peer(sometimes(2, namespace())),
     ]
     .boxed()
 }
 
 /// A peer that needs no namespace of its own.
 pub(crate) fn cluster_peer() -> Made {
-    let account = (namespace(), word(&["one", "two", "default"]))
+    any_peer(namespace())
+}
+
+/// `of` is the namespace of a service account.
+fn any_peer(of: Made) -> Made {
+    let account = (of, word(&["one", "two", "default"]))
         .prop_map(|(namespace, name)| object([("namespace", namespace), ("name", name)]));
     let accounts = list(account, 1..3);
-    let entities = some_of(&["Host", "RemoteNode", "World", "Cluster"]);
-    prop_oneof![
+    let entities = some_of(&["Host", "RemoteNode", "World", "Cluster", "KubeApiserver"]);
+    let one = prop_oneof![
         3 => namespaces().prop_map(|all| json!({"namespaceSelector": all})),
         2 => (namespaces(), pods()).prop_map(|(all, pods)| json!({"namespaceSelector": all, "podSelector": pods})),
         2 => block().prop_map(|block| json!({"ipBlock": block})),
         2 => accounts.clone().prop_map(|accounts| json!({"serviceAccounts": accounts})),
-        2 => entities.prop_map(|entities| json!({"entities": entities})),
-        // "AND inside an item."
-        1 => (accounts, namespaces()).prop_map(|(accounts, all)| json!({"serviceAccounts": accounts, "namespaceSelector": all})),
-        1 => (block(), some_of(&["World", "RemoteNode", "Cluster"])).prop_map(|(block, entities)| json!({"ipBlock": block, "entities": entities})),
-        1 => (block(), namespaces()).prop_map(|(block, all)| json!({"ipBlock": block, "namespaceSelector": all})),
-    ]
-    .boxed()
+        3 => entities.clone().prop_map(|entities| json!({"entities": entities})),
+    ];
+    // "AND inside an item."
+    let several = (
+        sometimes(2, namespaces()),
+        sometimes(3, pods()),
+        sometimes(2, block()),
+        sometimes(3, accounts),
+        sometimes(2, entities),
+        namespaces(),
+    )
+        .prop_map(|(all, pods, block, accounts, entities, other)| {
+            // Pods of which namespace: a policy of none cannot leave it out. An item needs some part.
+            let parts = [&all, &block, &accounts, &entities].iter().any(|part| !part.is_null());
+            let all = if parts && pods.is_null() || !all.is_null() { all } else { other };
+            object([
+                ("namespaceSelector", all),
+                ("podSelector", pods),
+                ("ipBlock", block),
+                ("serviceAccounts", accounts),
+                ("entities", entities),
+            ])
+        });
+    prop_oneof![5 => one, 2 => several].boxed()
 }
 
 /// `rules`: one kind, or several.
@@ -95,7 +116,7 @@ fn http() -> Made {
         sometimes(4, list(host(), 1..3)),
         sometimes(4, list(header(), 1..3)),
         sometimes(4, list(query(), 1..2)),
-        sometimes(8, Just(json!(["websocket"]))),
+        sometimes(6, Just(json!(["websocket"]))),
     );
     let item = parts.prop_map(|(methods, path, hosts, headers, query, upgrades)| {
         object([
@@ -166,7 +187,9 @@ fn grpc() -> Made {
 }
 
 fn tls() -> Made {
-    some_of(&["shop.example", "*.example"]).prop_map(|names| json!({"serverNames": names})).boxed()
+    some_of(&["shop.example", "*.example", "*.shop.example", "cart"])
+        .prop_map(|names| json!({"serverNames": names}))
+        .boxed()
 }
 
 /// A rule with its action, for a tier.

@@ -115,7 +115,7 @@ pub(crate) fn block() -> Made {
 
 /// A port as `NetworkPolicy` writes it.
 pub(crate) fn port() -> Made {
-    let protocol = || sometimes(3, word(&["TCP", "UDP"]));
+    let protocol = || sometimes(3, word(&["TCP", "UDP", "SCTP"]));
     let number = (protocol(), prop::sample::select(vec![80, 81, 8080]))
         .prop_map(|(protocol, port)| object([("protocol", protocol), ("port", port.into())]));
     let range = (protocol(), prop::sample::select(vec![(80, 81), (79, 90), (81, 8080), (1, 65535)]))

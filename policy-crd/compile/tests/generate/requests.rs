@@ -128,32 +128,45 @@ const FIELDS: &[(&str, &str)] = &[
     ("upgrade", "websocket"),
     ("upgrade", "WebSocket"),
     ("upgrade", "h2c"),
+    ("upgrade", "h2c, websocket"),
+    ("upgrade", "websocket/13"),
 ];
 
 /// A question about addresses of one family.
 pub(crate) fn asked() -> impl Strategy<Value = Asked> {
     let protocol = prop_oneof![8 => Just("TCP"), 1 => Just("UDP"), 1 => Just("SCTP")];
     let ends = (address(), address());
-    (ends, protocol, select(vec![80, 80, 81, 8080, 90]), said()).prop_map(
-        |((from, to), protocol, port, said)| {
-            let said = if protocol == "TCP" { said } else { Said::Nothing };
+    (ends, protocol, select(vec![80, 80, 81, 8080, 90]), any::<bool>(), said()).prop_map(
+        |((from, to), protocol, port, socket, said)| {
+            let said = match said {
+                Said::Bytes => Said::Bytes,
+                said if protocol == "TCP" => said,
+                _ => Said::Nothing,
+            };
             let (from, mut to) = (from.parse().expect("an address"), to.parse().expect("an address"));
             if std::net::IpAddr::is_ipv4(&from) != std::net::IpAddr::is_ipv4(&to) {
                 to = if from.is_ipv4() { "10.0.1.1" } else { "fd00::1" }.parse().expect("an address");
             }
-            Asked { from, to, protocol, port, said }
+            Asked { from, to, protocol, port, socket, said }
         },
     )
 }
 
 fn said() -> impl Strategy<Value = Said> {
-    let names =
-        select(vec![None, Some("shop.example"), Some("Other.Example"), Some("example"), Some("evil")]);
+    let names = select(vec![
+        None,
+        None,
+        Some("shop.example"),
+        Some("Other.Example."),
+        Some("a.shop.example"),
+        Some("example"),
+        Some("evil"),
+    ]);
     prop_oneof![
         3 => Just(Said::Nothing),
         10 => http().prop_map(Said::Http),
         2 => call().prop_map(Said::Http),
-        1 => names.prop_map(|name| Said::Tls(name.map(String::from))),
+        2 => names.prop_map(|name| Said::Tls(name.map(String::from))),
         1 => Just(Said::Bytes),
     ]
 }

@@ -99,7 +99,7 @@ fn protocol(names: bool) -> Made {
         json!({"destinationPort": {"range": {"start": 79, "end": 90}}}),
     ]);
     prop_oneof![
-        6 => (word(&["tcp", "tcp", "udp"]), port).prop_map(|(protocol, port)| json!({protocol.as_str().unwrap_or_default(): port})),
+        6 => (word(&["tcp", "tcp", "udp", "sctp"]), port).prop_map(|(protocol, port)| json!({protocol.as_str().unwrap_or_default(): port})),
         name => word(&["web", "db"]).prop_map(|name| json!({"destinationNamedPort": name})),
     ]
     .boxed()

@@ -1,6 +1,6 @@
 //! Namespaces, nodes and pods.
 
-use super::{Made, NAMESPACES, manifest, object, one_of, sometimes, word};
+use super::{Made, NAMESPACES, manifest, object, one_of, some_of, sometimes, word};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
@@ -11,7 +11,7 @@ pub(crate) const MOST_PODS: usize = 8;
 pub(crate) fn world() -> impl Strategy<Value = Vec<Value>> {
     let namespaces = prop::collection::vec(namespace_labels(), 2..=NAMESPACES.len());
     let pods = prop::collection::vec(pod(), 3..=MOST_PODS);
-    (namespaces, prop::collection::vec(any::<bool>(), 2), pods).prop_map(|(namespaces, ranges, pods)| {
+    (namespaces, prop::collection::vec(any::<bool>(), 2), pods, api_server()).prop_map(|(namespaces, ranges, pods, api_server)| {
         let many = namespaces.len();
         let mut objects: Vec<Value> = namespaces
             .into_iter()
@@ -20,6 +20,7 @@ pub(crate) fn world() -> impl Strategy<Value = Vec<Value>> {
             .collect();
         objects.extend(ranges.into_iter().enumerate().map(|(at, range)| node(at + 1, range)));
         objects.extend(pods.into_iter().enumerate().map(|(at, pod)| pod.manifest(at + 1, many)));
+        objects.extend((!api_server.is_null()).then_some(api_server));
         objects
     })
 }
@@ -31,6 +32,22 @@ fn namespace_labels() -> Made {
         json!({"team": "blue"}),
         json!({"team": "blue", "env": "prod"}),
     ])
+}
+
+/// Where the API server answers, if that is known: on a node, outside, at a pod's address, at an address of nobody.
+fn api_server() -> Made {
+    let addresses = some_of(&["192.0.2.1", "203.0.113.5", "198.51.100.7", "10.0.1.1", "10.0.1.200"]);
+    let service = word(&["kubernetes", "kubernetes", "kubernetes", "other"]);
+    let slice = (addresses, service).prop_map(|(addresses, service)| {
+        json!({
+            "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice",
+            "metadata": {"name": "kubernetes", "namespace": "default", "labels": {"kubernetes.io/service-name": service}},
+            "addressType": "IPv4",
+            "endpoints": [{"addresses": addresses}],
+            "ports": [{"name": "https", "port": 6443, "protocol": "TCP"}],
+        })
+    });
+    sometimes(2, slice)
 }
 
 /// A node, with or without a range of addresses for its pods.
@@ -89,6 +106,7 @@ fn pod() -> impl Strategy<Value = Pod> {
         json!([{"name": "web", "containerPort": 80, "protocol": "UDP"}]),
         json!([{"name": "web", "containerPort": 8080}, {"name": "db", "containerPort": 81}]),
         json!([{"name": "db", "containerPort": 80}, {"containerPort": 81}]),
+        json!([{"name": "web", "containerPort": 80, "protocol": "SCTP"}, {"name": "db", "containerPort": 80}]),
     ]);
     (0..NAMESPACES.len(), labels, account, 1..=2_usize, kind, ports).prop_map(
         |(namespace, labels, account, node, kind, ports)| Pod {

@@ -60,6 +60,7 @@ fn rulings(policy: &Value, rules: &Value, view: &View<'_>, polarity: Polarity) -
         // A rule of HTTP says nothing of datagrams.
         let named =
             peers && (all || truths.iter().any(|truth| view.protocol == "TCP" || *truth != Truth::No));
+        let asks = peers && truths.contains(&Truth::Maybe);
         let holds = if !peers {
             Truth::No
         } else if all {
@@ -67,7 +68,7 @@ fn rulings(policy: &Value, rules: &Value, view: &View<'_>, polarity: Polarity) -
         } else {
             truths.into_iter().fold(Truth::No, Truth::or)
         };
-        Ruling { named, holds }
+        Ruling { named, holds, asks }
     };
     items(rules).map(ruling).collect()
 }
@@ -115,9 +116,12 @@ fn entity(name: &str, view: &View<'_>) -> bool {
     let local = |node: &str| node == view.own.node;
     match (name, view.peer) {
         ("all", _) | ("world", Who::World) | ("cluster", Who::Pod(_) | Who::Node(_)) => true,
+        // "kube-apiserver: the kube-apiserver in a Kubernetes cluster … both within the cluster and outside", which is
+        // one of the entities that Cilium's `cluster` is made of.
+        ("kube-apiserver" | "cluster", _) => view.is_api_server(),
         ("host", Who::Node(node)) => local(&node.name),
         ("remote-node", Who::Node(node)) => !local(&node.name),
-        ("world" | "cluster" | "host" | "remote-node" | "none", _) => false,
+        ("world" | "host" | "remote-node" | "none", _) => false,
         (other, _) => panic!("no entity {other} here"),
     }
 }
@@ -196,11 +200,10 @@ fn http_rule(rule: &Value, request: &Http) -> bool {
         None => path,
     });
     let path = !given(&rule["path"]) || target.is_some_and(|target| regex("path", &target));
+    // "`host` is an extended POSIX regex matched against the host header of a request": as it was sent, with port and
+    // case, as DESIGN §5.16 has it ("CNP keeps Cilium's"). A host with several readings is in no allow (§5.6).
     let host = !given(&rule["host"])
-        || request
-            .host
-            .as_deref()
-            .is_some_and(|host| headers::host(host).is_some_and(|name| regex("host", &name)));
+        || request.host.as_deref().is_some_and(|host| headers::host(host).is_some() && regex("host", host));
     let header = |want: &Value| {
         let condition = match text(want).split_once([':', ' ']) {
             Some((name, value)) => json!({"name": name, "type": "Exact", "value": value.trim()}),
@@ -217,7 +220,10 @@ fn http_rule(rule: &Value, request: &Http) -> bool {
     };
     // DESIGN §5.11: CONNECT and upgrades match only where they are named.
     let named = given(&rule["method"]) || request.method != "CONNECT";
-    let upgrades = request.header("upgrade").next().is_some();
+    // Upgrades have no field in Cilium, whose proxy lets WebSockets be asked for and nothing else (docs/cilium.md):
+    // "CNP keeps Cilium's" (§5.16), "every other Upgrade token is refused" (§5.11).
+    let asked: Vec<&str> = request.header("upgrade").collect();
+    let upgrades = !asked.is_empty() && !matches!(asked[..], [one] if one.eq_ignore_ascii_case("websocket"));
     regex("method", &request.method)
         && named
         && !upgrades

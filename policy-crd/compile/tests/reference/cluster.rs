@@ -16,6 +16,8 @@ pub(crate) struct Cluster {
     pub(crate) pods: Vec<Pod>,
     /// Every node.
     pub(crate) nodes: Vec<Node>,
+    /// Where the API server answers.
+    pub(crate) api_server: Vec<IpAddr>,
     /// Every policy of every kind, as it was given.
     pub(crate) policies: Vec<Value>,
 }
@@ -78,6 +80,11 @@ impl Cluster {
             namespaces,
             pods,
             nodes: of("Node").into_iter().map(node).collect(),
+            api_server: of("EndpointSlice")
+                .into_iter()
+                .filter(|slice| is_api_server(slice))
+                .flat_map(endpoints)
+                .collect(),
             policies: objects.iter().filter(|o| text(&o["kind"]).ends_with("Policy")).cloned().collect(),
         }
     }
@@ -100,6 +107,17 @@ impl Cluster {
     pub(crate) fn namespace_labels(&self, pod: &Pod) -> &Labels {
         &self.namespaces[&pod.namespace]
     }
+}
+
+/// "The kubernetes Service in the default namespace": its slices carry its name as a label
+/// (`kubernetes.io/service-name`), and the API server writes its own addresses into them.
+fn is_api_server(slice: &Value) -> bool {
+    let meta = &slice["metadata"];
+    meta["namespace"] == "default" && meta["labels"]["kubernetes.io/service-name"] == "kubernetes"
+}
+
+fn endpoints(slice: &Value) -> Vec<IpAddr> {
+    addresses(items(&slice["endpoints"]).flat_map(|endpoint| items(&endpoint["addresses"])))
 }
 
 fn addresses<'a>(texts: impl Iterator<Item = &'a Value>) -> Vec<IpAddr> {

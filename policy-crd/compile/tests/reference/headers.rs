@@ -103,7 +103,9 @@ fn occurrences(
         Polarity::Deny if absent => certain.is_empty(),
         // Somebody finds one that satisfies.
         Polarity::Deny => possible.iter().any(|value| {
-            // One field with commas is several to some (RFC 9110 §5.3).
+            // "Denies consider every occurrence" (DESIGN §5.9), and one field whose value is a list is as many: "a
+            // recipient MAY combine multiple field lines … into one field line, by appending each subsequent field line
+            // value to the initial field line value in order, separated by a comma" (RFC 9110 §5.3).
             let members = value.split(',').map(str::trim).chain([*value]);
             members
                 .into_iter()

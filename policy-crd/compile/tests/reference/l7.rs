@@ -28,30 +28,40 @@ pub(crate) fn isolates(policy: &Value, view: &View<'_>) -> bool {
 }
 
 fn lists(policy: &Value, section: &str, view: &View<'_>) -> bool {
-    let names = |rule: &Value, item: &Value| match &item["port"] {
-        Value::String(name) => {
-            let protocol = item["protocol"].as_str().unwrap_or("TCP");
-            let has = |pod: &Pod| {
-                pod.ports.iter().any(|port| (&*port.0, &*port.1, port.2) == (name, protocol, view.port))
-            };
-            match view.direction {
-                Direction::Ingress => has(view.own),
-                // A port is isolated towards everybody; its name stands for its numbers on those that the rule names.
-                Direction::Egress => view.cluster.pods.iter().filter(|pod| has(pod)).any(|pod| {
-                    pod.addresses.iter().any(|address| {
-                        let peer = view.cluster.who(*address);
-                        let seen = View { peer, peer_address: *address, ..*view };
-                        matches!(peer, Who::Pod(_)) && peers(policy, &rule["to"], &seen, Polarity::Allow)
-                    })
-                }),
-            }
-        }
-        _ => networkpolicy::number(item, view),
-    };
     items(&policy["spec"][section]).any(|rule| {
+        let names = |item: &Value| match &item["port"] {
+            Value::String(name) => {
+                let protocol = item["protocol"].as_str().unwrap_or("TCP");
+                let has = |pod: &Pod| {
+                    pod.ports.iter().any(|port| (&*port.0, &*port.1, port.2) == (name, protocol, view.port))
+                };
+                named_there(policy, rule, view).any(has)
+            }
+            _ => networkpolicy::number(item, view),
+        };
         // A rule without ports is about every one of them.
-        !given(&rule["ports"]) || items(&rule["ports"]).any(|item| names(rule, item))
+        items(&rule["ports"]).next().is_none() || items(&rule["ports"]).any(names)
     })
+}
+
+/// Whose ports the names in a rule are. Isolation is "per (pod, direction, port)", so that on egress it is not that of
+/// the peer at hand alone: a name is that of a port of every pod that the rule is about.
+fn named_there<'a>(policy: &'a Value, rule: &'a Value, view: &'a View<'a>) -> impl Iterator<Item = &'a Pod> {
+    let about = move |pod: &&Pod| match view.direction {
+        Direction::Ingress => std::ptr::eq(*pod, view.own),
+        Direction::Egress => pod.addresses.iter().any(|address| {
+            let peer = view.cluster.who(*address);
+            let is_it = matches!(peer, Who::Pod(found) if std::ptr::eq(found, *pod));
+            is_it
+                && peers(
+                    policy,
+                    &rule["to"],
+                    &View { peer, peer_address: *address, ..*view },
+                    Polarity::Allow,
+                )
+        }),
+    };
+    view.cluster.pods.iter().filter(about)
 }
 
 /// The allows of this direction.
@@ -74,7 +84,9 @@ pub(crate) fn denies(policy: &Value, view: &View<'_>) -> Vec<Ruling> {
 
 /// One rule: peers, ports and what must be said are ANDed.
 pub(crate) fn ruling(policy: &Value, rule: &Value, view: &View<'_>, polarity: Polarity) -> Ruling {
-    // "UDP on a port with L7 rules needs a rule that names it": one that asks what is said does not.
+    // "UDP on a port with L7 rules needs a rule that names it (HTTP/3 walks round nothing)" (DESIGN §5.6): a rule that
+    // asks what is said speaks of what can be read, and by the sentence before that one nothing in datagrams can be:
+    // "a fact that cannot be known … matches … no allow, Accept or Pass condition".
     let unnamed = polarity == Polarity::Allow && view.protocol != "TCP" && given(&rule["rules"]);
     let named = !unnamed
         && peers(policy, &rule[view.direction.peers()], view, polarity)
@@ -86,7 +98,7 @@ pub(crate) fn ruling(policy: &Value, rule: &Value, view: &View<'_>, polarity: Po
     } else {
         Truth::Yes
     };
-    Ruling { named, holds }
+    Ruling { named, holds, asks: holds == Truth::Maybe }
 }
 
 /// What the ports of an address that is nobody's are called cannot be known, and "a fact that cannot be known matches
@@ -132,14 +144,15 @@ fn peer(policy: &Value, item: &Value, view: &View<'_>) -> bool {
         && (!given(&item["entities"]) || items(&item["entities"]).any(|entity| is_entity(text(entity), view)))
 }
 
-/// "`Host` | `RemoteNode` | `World` | `Cluster`": the pod's own node, another node, outside the cluster, everything
-/// in it.
+/// "`Host` | `RemoteNode` | `World` | `Cluster` | `KubeApiserver`": the pod's own node, another node, outside the
+/// cluster, everything in it, the API server. The API server is the cluster's wherever it answers.
 pub(crate) fn is_entity(entity: &str, view: &View<'_>) -> bool {
     match (entity, view.peer) {
         ("Host", Who::Node(node)) => node.name == view.own.node,
         ("RemoteNode", Who::Node(node)) => node.name != view.own.node,
         ("World", Who::World) | ("Cluster", Who::Pod(_) | Who::Node(_)) => true,
-        ("Host" | "RemoteNode" | "World" | "Cluster", _) => false,
+        ("KubeApiserver" | "Cluster", _) => view.is_api_server(),
+        ("Host" | "RemoteNode" | "World", _) => false,
         (other, _) => panic!("no entity {other} here"),
     }
 }
@@ -197,12 +210,16 @@ fn http_rule(rule: &Value, request: &Http, polarity: Polarity) -> bool {
 fn method(rule: &Value, request: &Http, polarity: Polarity) -> bool {
     let same = |method: &str| match polarity {
         Polarity::Allow => method == request.method,
-        // Some servers write `get` in upper case before they look at it. Ambiguity matches the deny.
+        // "Methods are case-sensitive" (DESIGN §5.8) says what a rule means by `GET`, and so all that an allow takes.
+        // What the server makes of `get` (some write it in upper case first) is "a fact that cannot be known", which
+        // "matches every deny condition" (§5.6); no sentence says so of methods in particular.
         Polarity::Deny => method.eq_ignore_ascii_case(&request.method),
     };
     if given(&rule["methods"]) {
         return items(&rule["methods"]).any(|method| same(text(method)));
     }
+    // "CONNECT matches only where it is named" limits what is opened. A deny without methods is one of every request:
+    // DESIGN §5.16, "denies more, never less".
     polarity == Polarity::Deny || request.method != "CONNECT"
 }
 
@@ -236,15 +253,17 @@ fn host(condition: &Value, request: &Http, polarity: Polarity) -> bool {
 /// "`websocket` only under a rule that names it (`upgrades: [websocket]`); every other Upgrade token is refused."
 /// In a deny it is a condition like the others.
 fn upgrade(rule: &Value, request: &Http, polarity: Polarity) -> bool {
-    let asked: Vec<&str> = request.header("upgrade").collect();
+    // RFC 9110 §7.8: a list of protocols, each with a version behind a slash if it has one; §5.3: several fields are
+    // one list.
+    let asked: Vec<&str> =
+        request.header("upgrade").flat_map(|field| field.split(',')).map(str::trim).collect();
     let named = items(&rule["upgrades"]).any(|upgrade| upgrade == "websocket");
+    let name = |token: &str| token.split('/').next().unwrap_or_default().to_ascii_lowercase();
     match polarity {
         Polarity::Allow => {
             asked.is_empty() || (named && asked.len() == 1 && asked[0].eq_ignore_ascii_case("websocket"))
         }
-        Polarity::Deny => {
-            !given(&rule["upgrades"]) || asked.iter().any(|token| token.eq_ignore_ascii_case("websocket"))
-        }
+        Polarity::Deny => !given(&rule["upgrades"]) || asked.iter().any(|token| name(token) == "websocket"),
     }
 }
 
@@ -269,7 +288,10 @@ fn grpc_rule(rule: &Value, request: &Http, polarity: Polarity) -> bool {
                 Value::Null => word == "GRPC",
                 protocols => items(protocols).any(|given| given == word),
             };
-            ["GRPC", "GRPCWeb", "Connect"].iter().any(|word| opened(word) && is_call(word, request))
+            // "`websocket` only under a rule that names it …; every other Upgrade token is refused" (DESIGN §5.11).
+            let upgrades = request.header("upgrade").next().is_some();
+            let is_open = |word: &&str| !upgrades && opened(word) && is_call(word, request);
+            ["GRPC", "GRPCWeb", "Connect"].iter().any(is_open)
                 && paths::strict(request.path()).is_some_and(|path| named(&path))
         }
     }

@@ -14,12 +14,14 @@
 //! | [`cilium`] | `CiliumNetworkPolicy` and `CiliumClusterwideNetworkPolicy` |
 //! | [`paths`], [`headers`] | how a path, a host, a header and a query parameter are read |
 //! | [`verdict`] | the order of tiers, denies and layers, and audit |
+//! | [`kernel`] | what the kernel does before anything is said |
 
 #![allow(dead_code, reason = "every test binary uses its part")]
 
 pub(crate) mod cilium;
 pub(crate) mod cluster;
 pub(crate) mod headers;
+pub(crate) mod kernel;
 pub(crate) mod l7;
 pub(crate) mod networkpolicy;
 pub(crate) mod paths;

@@ -27,7 +27,7 @@ pub(crate) fn affects(policy: &Value, direction: Direction) -> bool {
 pub(crate) fn rules(policy: &Value, view: &View<'_>) -> Vec<Ruling> {
     let rule = |rule: &Value| {
         let named = peers(policy, &rule[view.direction.peers()], view) && ports(&rule["ports"], view);
-        Ruling { named, holds: Truth::from(named) }
+        Ruling { named, holds: Truth::from(named), asks: false }
     };
     items(&policy["spec"][view.direction.section()]).map(rule).collect()
 }

@@ -38,7 +38,8 @@ pub(crate) fn strict(path: &str) -> Option<String> {
     (!odd && !climbs(&normal)).then(|| without_dots(&normal))
 }
 
-/// Whether a `..` finds nothing to take away: one of the dot segments "that survive" in some servers.
+/// Whether a `..` finds nothing to take away. DESIGN §5.8: "dot segments that survive … match no allow", and these do
+/// where a server does not follow RFC 3986 §5.4.2 ("abnormal examples"), which asks for them to be dropped.
 fn climbs(path: &str) -> bool {
     let mut depth = 0_i32;
     path.split('/').skip(1).any(|segment| {

@@ -71,6 +71,9 @@ pub(crate) struct Asked {
     pub(crate) protocol: &'static str,
     /// The destination port.
     pub(crate) port: u16,
+    /// Whether a process of the node itself is at the other end of `from`, where that is a node's address: "only a
+    /// packet that a local, non-proxy socket of the node sent is `Host`".
+    pub(crate) socket: bool,
     pub(crate) said: Said,
 }
 
@@ -121,19 +124,42 @@ impl Http {
 }
 
 /// The question as one pod sees it.
+#[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     pub(crate) cluster: &'a Cluster,
     /// The pod whose policies speak.
     pub(crate) own: &'a Pod,
     pub(crate) peer: Who<'a>,
     pub(crate) peer_address: IpAddr,
+    /// The node that the pod runs on is the one that asks, and not what came through it.
+    pub(crate) from_host: bool,
     pub(crate) direction: Direction,
     pub(crate) protocol: &'a str,
     pub(crate) port: u16,
     pub(crate) said: &'a Said,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    /// What the pod on one end sees. `None`: there is no pod.
+    pub(crate) fn of(cluster: &'a Cluster, asked: &'a Asked, direction: Direction) -> Option<Self> {
+        let ingress = direction == Direction::Ingress;
+        let (own, peer_address) = if ingress { (asked.to, asked.from) } else { (asked.from, asked.to) };
+        let Who::Pod(own) = cluster.who(own) else { return None };
+        let peer = cluster.who(peer_address);
+        let own_node = ingress && matches!(peer, Who::Node(node) if node.name == own.node);
+        // "Forwarded traffic that wears a node's address … is judged by conntrack's original source, else as
+        // `identity_missing`."
+        let peer = if own_node && !asked.socket { Who::Missing } else { peer };
+        let (protocol, port, said) = (asked.protocol, asked.port, &asked.said);
+        let from_host = own_node && asked.socket;
+        Some(Self { cluster, own, peer, peer_address, from_host, direction, protocol, port, said })
+    }
+
+    /// Whether the API server answers at the peer's address. Nobody knows it of an address that is nobody's.
+    pub(crate) fn is_api_server(&self) -> bool {
+        !matches!(self.peer, Who::Missing) && self.cluster.api_server.contains(&self.peer_address)
+    }
+
     /// The pod that is reached, if it is one: ports are its.
     pub(crate) fn destination(&self) -> Option<&Pod> {
         match (self.direction, self.peer) {
@@ -158,6 +184,8 @@ pub(crate) struct Ruling {
     pub(crate) named: bool,
     /// It matches, with all that must be said.
     pub(crate) holds: Truth,
+    /// It may match or not by what is said later, or some part of it may.
+    pub(crate) asks: bool,
 }
 
 /// An answer of one side, with the word that the design has for its reason.
@@ -202,15 +230,12 @@ pub(crate) fn judge(cluster: &Cluster, asked: &Asked) -> Option<(Side, Side)> {
     {
         return None;
     }
-    let side = |own: Who<'_>, peer: Who<'_>, peer_address: IpAddr, direction: Direction| match own {
-        Who::Pod(own) => {
-            let (protocol, port, said) = (asked.protocol, asked.port, &asked.said);
-            with_audit(&View { cluster, own, peer, peer_address, direction, protocol, port, said })
-        }
+    let side = |direction| match View::of(cluster, asked, direction) {
+        Some(view) => with_audit(&view),
         // No endpoint of ours: nobody speaks for it.
-        _ => plain(NOT_ISOLATED),
+        None => plain(NOT_ISOLATED),
     };
-    Some((side(from, to, asked.to, Direction::Egress), side(to, from, asked.from, Direction::Ingress)))
+    Some((side(Direction::Egress), side(Direction::Ingress)))
 }
 
 fn plain(answer: Answer) -> Side {
@@ -224,10 +249,14 @@ fn plain(answer: Answer) -> Side {
     }
 }
 
+/// Whether a policy is in force.
+pub(crate) fn enforced(policy: &Value) -> bool {
+    policy["spec"]["mode"] != "Audit"
+}
+
 /// "What happens is always the verdict of the enforcing policies alone. … It is computed for each audited policy
 /// alone and for all together, so that promoting one, or all, does exactly what was said."
 fn with_audit(view: &View<'_>) -> Side {
-    let enforced = |policy: &Value| policy["spec"]["mode"] != "Audit";
     let mut out = plain(side(view, &enforced));
     let denies = |active: &dyn Fn(&Value) -> bool| side(view, active).allowed == Truth::No;
     if out.allowed {
@@ -247,7 +276,7 @@ fn with_audit(view: &View<'_>) -> Side {
 
 /// "One side, in order: Admin tier (Accept ends it, Deny ends it, Pass goes on) → deny rules of namespaced policies →
 /// the allow layers → allow."
-fn side(view: &View<'_>, active: &dyn Fn(&Value) -> bool) -> Answer {
+pub(crate) fn side(view: &View<'_>, active: &dyn Fn(&Value) -> bool) -> Answer {
     first_match(&tiers::rules(view, "Admin", active), &|| namespaced(view, active))
 }
 
@@ -279,8 +308,7 @@ fn depends(on: Truth, then: &dyn Fn() -> Answer, otherwise: &dyn Fn() -> Answer)
 
 fn namespaced(view: &View<'_>, active: &dyn Fn(&Value) -> bool) -> Answer {
     // "The node itself reaches pods of its own node (kubelet probes) unless an Admin policy denies it."
-    let own_node = |node: &str| view.direction == Direction::Ingress && node == view.own.node;
-    if matches!(view.peer, Who::Node(node) if own_node(&node.name)) {
+    if view.from_host {
         return NOT_ISOLATED;
     }
     let voice = Voice::hear(view, active);
@@ -290,22 +318,22 @@ fn namespaced(view: &View<'_>, active: &dyn Fn(&Value) -> bool) -> Answer {
 
 /// What the namespaced policies that select a pod say, and Cilium's clusterwide ones with them.
 #[derive(Default)]
-struct Voice {
-    denies: Vec<Ruling>,
+pub(super) struct Voice {
+    pub(super) denies: Vec<Ruling>,
     /// "Layer K is NetworkPolicy ∪ CiliumNetworkPolicy: who may connect."
-    k: Layer,
+    pub(super) k: Layer,
     /// "Layer L is L7NetworkPolicy: what they may say."
-    l: Layer,
+    pub(super) l: Layer,
 }
 
 #[derive(Default)]
-struct Layer {
-    isolates: bool,
-    allows: Vec<Ruling>,
+pub(super) struct Layer {
+    pub(super) isolates: bool,
+    pub(super) allows: Vec<Ruling>,
 }
 
 impl Voice {
-    fn hear(view: &View<'_>, active: &dyn Fn(&Value) -> bool) -> Self {
+    pub(super) fn hear(view: &View<'_>, active: &dyn Fn(&Value) -> bool) -> Self {
         let mut voice = Self::default();
         for policy in view.cluster.policies.iter().filter(|policy| active(policy)) {
             match policy["kind"].as_str() {
@@ -362,7 +390,11 @@ impl Layer {
         let reason = match view.peer {
             _ if allowed != Truth::No => "rule_matched",
             Who::Missing => "identity_missing",
-            _ if self.allows.iter().any(|ruling| ruling.named) => "no_rule_matched",
+            // "Reasons kept apart": a rule asked for something that can be read, and this cannot.
+            _ if self.allows.iter().any(|ruling| ruling.named) => match view.said {
+                Said::Bytes => "parse_error",
+                _ => "no_rule_matched",
+            },
             _ => "default_deny",
         };
         Answer { allowed, reason }

@@ -1,0 +1,28 @@
+//! The kernel's lookup in the rows of a snapshot.
+//!
+//! Used by the tests of rows and of the second opinion. Knows nothing of rules.
+
+use sluice_policy::{ClassId, Direction, PortPrefix, ProfileId, Protocol, Row, RowAction, RowEntry};
+use std::collections::HashMap;
+
+/// The rows of a node, by what the kernel looks them up by.
+pub(crate) type Keys = HashMap<(ProfileId, Direction, ClassId, Protocol), Vec<(PortPrefix, Row)>>;
+
+/// The rows by what the kernel looks them up by.
+pub(crate) fn keys(rows: impl Iterator<Item = RowEntry>) -> Keys {
+    let mut keys = Keys::new();
+    for entry in rows {
+        let key = (entry.profile, entry.direction, entry.class, entry.protocol);
+        keys.entry(key).or_default().push((entry.ports, entry.row));
+    }
+    keys
+}
+
+/// What the kernel does: the longest prefix of the port; where no row is, it refuses.
+pub(crate) fn kernel(keys: &Keys, key: (ProfileId, Direction, ClassId, Protocol), port: u16) -> Row {
+    let matches =
+        |prefix: &PortPrefix| prefix.len == 0 || (port ^ prefix.port) >> (16 - u16::from(prefix.len)) == 0;
+    let rows = keys.get(&key).into_iter().flatten().filter(|(prefix, _)| matches(prefix));
+    rows.max_by_key(|(prefix, _)| prefix.len)
+        .map_or(Row { action: RowAction::Deny, fail_open: false, audit: false }, |(_, row)| *row)
+}
