@@ -6,7 +6,7 @@
 
 mod common;
 
-use common::{Size, manifests, objects};
+use common::{Size, manifests, objects, services};
 use sluice_compile::{NodeScope, Options, Rollout, compile};
 use sluice_policy::Snapshot;
 
@@ -15,9 +15,17 @@ fn rules(snapshot: &Snapshot) -> usize {
     sides.map(|side| side.rules().count()).sum()
 }
 
+/// Services, each with a policy.
+const SERVICES: usize = 10_000;
+
 fn main() {
-    for size in [Size::SMALL, Size::LARGE] {
-        let cluster = objects(&manifests(&size));
+    let shapes = [
+        ("teams", Size::SMALL.all_policies(), manifests(&Size::SMALL)),
+        ("teams", Size::LARGE.all_policies(), manifests(&Size::LARGE)),
+        ("services", SERVICES, services::manifests(SERVICES)),
+    ];
+    for (shape, policies, manifests) in shapes {
+        let cluster = objects(&manifests);
         for (name, node) in [("one node", NodeScope::Named("node-7".into())), ("all nodes", NodeScope::All)] {
             let options = Options { node, rollout: Rollout::AsIfEnforced, generation: 1 };
             let mut compiled = None;
@@ -31,9 +39,8 @@ fn main() {
             };
             let held = dropped.bytes_current.unsigned_abs();
             println!(
-                "{} policies, {name}: {rules} rules in {profiles} profiles, {} KiB, {} bytes a rule; \
+                "{shape}: {policies} policies, {name}: {rules} rules in {profiles} profiles, {} KiB, {} bytes a rule; \
                  everything that compiling gave {} KiB, at most {} KiB while compiling",
-                size.all_policies(),
                 held >> 10,
                 held / rules.max(1) as u64,
                 all.bytes_current.unsigned_abs() >> 10,
