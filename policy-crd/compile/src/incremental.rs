@@ -11,7 +11,7 @@ use crate::classes::{Classes, Key, Numbered};
 use crate::found::{self, Finder, Ground};
 use crate::index::{Index, PodEntry};
 use crate::lowering::{LoweredPolicy, Lowering};
-use crate::numbers::{Dense, Renewed, Sparse};
+use crate::numbers::{Renewed, Sparse};
 use crate::profiles::{Builder, Handle, Profiles};
 use crate::rollout::{self, Rollout};
 use crate::stats::Stats;
@@ -70,8 +70,11 @@ struct Remembered {
     /// The round that it was made in.
     round: u64,
     classes: Sparse<Arc<Key>>,
-    policies: Dense<PolicyKey>,
+    policies: Sparse<PolicyKey>,
     handles: HashMap<PolicyKey, Handle>,
+    /// By number. Where a policy is gone and no other has its number yet, it is still the one that is gone: no rule
+    /// is of it.
+    numbered: Vec<Arc<Policy>>,
     found: found::Kept,
     profiles: Profiles,
 }
@@ -164,9 +167,7 @@ impl Compiler {
         let endpoints = endpoints(cluster, &local, &mut builder);
         let (profiles, made, found) = builder.finish();
         (remembered.profiles, remembered.found, remembered.round) = (made, found, self.round);
-        let mut in_force: Vec<Arc<Policy>> =
-            handles.into_iter().flatten().map(|handle| handle.policy).collect();
-        in_force.sort_unstable_by_key(|policy| policy.id);
+        let in_force = remembered.numbered.clone();
         let workloads = workloads(index);
         self.remembered.insert(node.clone(), remembered);
         Snapshot {
@@ -282,10 +283,16 @@ fn handles<'a>(
         places.push(place);
         *nth += 1;
     }
-    let numbers = remembered.policies.renew(&keys);
+    remembered.policies.renew(&keys);
     let mut before = std::mem::take(&mut remembered.handles);
     let mut out = vec![None; cluster.policies.len()];
-    for ((key, place), number) in keys.into_iter().zip(places).zip(numbers) {
+    let count = remembered.policies.slots().len();
+    let mut numbered: Vec<Option<Arc<Policy>>> =
+        remembered.numbered.drain(..).take(count).map(Some).collect();
+    numbered.resize(count, None);
+    for (key, place) in keys.into_iter().zip(places) {
+        // Each was given a number just now.
+        let Some(number) = remembered.policies.number(&key) else { continue };
         let id = PolicyId(u32::try_from(number).unwrap_or(u32::MAX));
         let on_deny = cluster.policies[place].ir.on_deny;
         let policy = Policy { id, origin: key.0.clone(), mode: key.1, on_deny };
@@ -294,8 +301,11 @@ fn handles<'a>(
             Handle { serial: *serial, policy: Arc::new(policy) }
         });
         out[place] = Some(handle.clone());
+        numbered[number] = Some(handle.policy.clone());
         remembered.handles.insert(key, handle);
     }
+    // A number that is new has a policy, and so has one that was there before.
+    remembered.numbered = numbered.into_iter().flatten().collect();
     out
 }
 

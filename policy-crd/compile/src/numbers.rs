@@ -7,37 +7,6 @@
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// Numbers without holes: what is gone gives its number to what is new, or to that with the highest ones.
-#[derive(Debug)]
-pub(crate) struct Dense<K>(HashMap<K, usize>);
-
-impl<K> Default for Dense<K> {
-    fn default() -> Self {
-        Self(HashMap::new())
-    }
-}
-
-impl<K: Hash + Eq + Clone> Dense<K> {
-    /// The number of each of these, which are all different; each is below their count.
-    pub(crate) fn renew(&mut self, wanted: &[K]) -> Vec<usize> {
-        let mut taken = vec![false; wanted.len()];
-        let kept: Vec<Option<usize>> = wanted
-            .iter()
-            .map(|key| {
-                let number = self.0.get(key).copied().filter(|number| *number < wanted.len())?;
-                taken[number] = true;
-                Some(number)
-            })
-            .collect();
-        let mut free = (0..wanted.len()).filter(|number| !taken[*number]);
-        // There is one free number for each that has none.
-        let numbers: Vec<usize> =
-            kept.into_iter().map(|kept| kept.or_else(|| free.next()).unwrap_or_default()).collect();
-        self.0 = wanted.iter().cloned().zip(numbers.iter().copied()).collect();
-        numbers
-    }
-}
-
 /// Of this many numbers or fewer any part may stand for nothing.
 const FEW: usize = 64;
 
@@ -108,16 +77,6 @@ impl<K: Hash + Eq + Clone> Sparse<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn dense_numbers_have_no_holes_and_move_as_little_as_can_be() {
-        let mut dense = Dense::default();
-        assert_eq!(dense.renew(&["a", "b", "c", "d"]), [0, 1, 2, 3]);
-        assert_eq!(dense.renew(&["a", "x", "c", "d"]), [0, 1, 2, 3], "the new one takes the place");
-        assert_eq!(dense.renew(&["a", "c", "d"]), [0, 2, 1], "the last one moves");
-        assert_eq!(dense.renew(&["0", "a", "c", "d"]), [3, 0, 2, 1]);
-        assert!(dense.renew(&[]).is_empty());
-    }
 
     #[test]
     fn sparse_numbers_stay_and_holes_are_filled_first() {

@@ -110,6 +110,18 @@ fn what_comes_and_goes_moves_no_number_of_what_stays() {
     assert!(touched(&second.snapshot, &third.snapshot).iter().all(of_app));
     same(&third.snapshot, &first.snapshot).unwrap();
 
+    // One that was there from the first goes: the others keep their numbers, those with greater ones too.
+    let place = objects.iter().position(|object| {
+        object["metadata"]["namespace"] == "ns-004"
+            && object["metadata"]["name"].as_str().unwrap().starts_with("15-api")
+    });
+    let gone = objects.remove(place.unwrap());
+    let without = take(&mut compiler, &objects, node.clone());
+    assert!(touched(&third.snapshot, &without.snapshot).iter().all(of_app));
+    objects.push(gone);
+    let third = take(&mut compiler, &objects, node.clone());
+    same(&third.snapshot, &first.snapshot).unwrap();
+
     // A pod of which there was no like: its class goes, another one comes.
     let pod = find(&mut objects, "Pod", "ns-004", "db-");
     pod["metadata"]["labels"]["app"] = "unheard-of".into();

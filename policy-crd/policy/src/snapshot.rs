@@ -18,7 +18,8 @@ use std::sync::Arc;
 pub struct Snapshot {
     /// Grows with every publication of one control plane.
     pub generation: u64,
-    /// The policies that some rule here came from, by [`PolicyId`](crate::PolicyId).
+    /// The policies that some rule here came from, by [`PolicyId`](crate::PolicyId). One that is gone may stand here
+    /// until another takes its number.
     pub policies: Vec<Arc<Policy>>,
     /// What each class stands for, by [`ClassId`]. Entry 0 is [`ClassId::MISSING`].
     pub classes: Vec<Class>,
