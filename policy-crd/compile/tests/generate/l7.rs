@@ -101,7 +101,7 @@ pub(crate) fn said() -> Made {
     prop_oneof![
         6 => http.clone().prop_map(|http| json!({"http": http})),
         2 => grpc.clone().prop_map(|grpc| json!({"grpc": grpc})),
-        2 => tls.clone().prop_map(|tls| json!({"tls": tls})),
+        4 => tls.clone().prop_map(|tls| json!({"tls": tls})),
         1 => (http, tls).prop_map(|(http, tls)| json!({"http": http, "tls": tls})),
         1 => grpc.prop_map(|grpc| json!({"grpc": grpc, "http": [{"path": {"type": "Exact", "value": "/a"}}]})),
     ]

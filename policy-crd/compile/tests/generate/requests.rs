@@ -166,7 +166,7 @@ fn said() -> impl Strategy<Value = Said> {
         3 => Just(Said::Nothing),
         10 => http().prop_map(Said::Http),
         2 => call().prop_map(Said::Http),
-        2 => names.prop_map(|name| Said::Tls(name.map(String::from))),
+        5 => names.prop_map(|name| Said::Tls(name.map(String::from))),
         1 => Just(Said::Bytes),
     ]
 }
