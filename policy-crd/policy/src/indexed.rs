@@ -17,7 +17,8 @@ use std::sync::{Arc, OnceLock};
 #[derive(Default)]
 pub struct IndexedProfile {
     profile: Profile,
-    indexes: [OnceLock<SideIndex>; 2],
+    /// Boxed: where nobody judges, as in control, they are never built and take no room.
+    indexes: [OnceLock<Box<SideIndex>>; 2],
 }
 
 impl IndexedProfile {
@@ -25,7 +26,7 @@ impl IndexedProfile {
     #[must_use]
     pub fn side(&self, direction: Direction) -> IndexedSide<'_> {
         let side = self.profile.side(direction);
-        let index = self.indexes[direction as usize].get_or_init(|| SideIndex::new(side));
+        let index = self.indexes[direction as usize].get_or_init(|| Box::new(SideIndex::new(side)));
         IndexedSide { side, index }
     }
 }
