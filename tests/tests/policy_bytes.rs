@@ -15,7 +15,8 @@ use judge::judge;
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;
 use serde_json::Value;
-use sluice_compile::{Compiled, NodeScope, Options, Rollout, compile};
+use sluice_compile::{Compiled, Compiler, NodeScope, Options, Rollout, compile};
+use sluice_policy::{SideVerdict, Verdict};
 
 /// Cases where `PROPTEST_CASES` says nothing: some seconds.
 const CASES: u32 = 60;
@@ -56,6 +57,27 @@ fn compiled(objects: &[Value], node: &NodeScope) -> Compiled {
     compile(&sluice_crd::load_value(objects).objects, &options)
 }
 
+/// A verdict without the numbers that policies happen to have.
+fn said(verdict: &Verdict) -> Vec<String> {
+    let side = |side: &SideVerdict| {
+        let audit: Vec<_> = side.audit.would_deny.iter().chain(&side.audit.together_deny).collect();
+        let audit: Vec<_> = audit
+            .iter()
+            .map(|found| (found.reason, found.policy.as_ref().map(|p| &p.origin), &found.rule))
+            .collect();
+        let miss = side.nearest_miss.as_ref().map(ToString::to_string);
+        format!(
+            "{:?} {:?} {:?} {:?} {miss:?} {audit:?} {}",
+            side.decision,
+            side.reason,
+            side.origin(),
+            side.rule,
+            side.audit.would_allow
+        )
+    };
+    vec![side(&verdict.egress), side(&verdict.ingress)]
+}
+
 proptest! {
     #![proptest_config(config())]
 
@@ -68,6 +90,25 @@ proptest! {
                 sluice_wire::to_bytes(&one.snapshot) == sluice_wire::to_bytes(&other.snapshot),
                 "{node:?}\n{:#?}\n{:#?}", one.snapshot, other.snapshot
             );
+        }
+    }
+
+    /// A compiler that remembers keeps the numbers of what stays, so that some become free.
+    #[test]
+    fn a_node_takes_every_snapshot_of_a_compiler_that_remembers(
+        scenes in prop::collection::vec(shuffled(), 2..4),
+        asked in prop::collection::vec(requests::asked(), QUESTIONS),
+    ) {
+        let mut compiler = Compiler::new();
+        for (objects, _) in &scenes {
+            let options = Options { node: NodeScope::Named("n1".into()), rollout: Rollout::AsIfEnforced, generation: 7 };
+            let sent = compiler.compile(&sluice_crd::load_value(objects).objects, &options).snapshot;
+            let received = sluice_wire::from_bytes(&sluice_wire::to_bytes(&sent));
+            prop_assert!(received.is_ok(), "{:?}", received.err().map(|error| error.to_string()));
+            let (received, anew) = (received.unwrap_or_default(), compiled(objects, &options.node).snapshot);
+            for asked in &asked {
+                prop_assert_eq!(said(&judge(&anew, asked)), said(&judge(&received, asked)), "{:?}", asked);
+            }
         }
     }
 

@@ -169,7 +169,7 @@ pub(crate) struct Shown<'c> {
 fn peer(ClassId(id): ClassId, snapshot: &Snapshot) -> String {
     let class = snapshot.classes.get(id as usize);
     let who = match class.map(|class| &class.identity) {
-        None | Some(Identity::Missing) => "nobody knows".to_owned(),
+        None | Some(Identity::Missing | Identity::Vacant) => "nobody knows".to_owned(),
         Some(Identity::Workload(canonical)) => canonical.to_string(),
         Some(Identity::Node(name)) if name.is_empty() => "a node".to_owned(),
         Some(Identity::Node(name)) => format!("node {name}"),

@@ -328,9 +328,9 @@ fn seen_from(key: &Arc<Key>, nodes: &NodeScope) -> Arc<Key> {
     }
 }
 
-/// For people to read. A number that stands for nothing is of nobody.
+/// For people to read. A number that stands for nothing is vacant.
 fn describe(key: Option<&Key>) -> Class {
-    let Some(key) = key else { return Class { identity: Identity::Missing, cidrs: Vec::new() } };
+    let Some(key) = key else { return Class { identity: Identity::Vacant, cidrs: Vec::new() } };
     Class {
         identity: match &key.who {
             Who::Missing => Identity::Missing,

@@ -73,7 +73,7 @@ impl Snapshot {
         });
         sides.flat_map(move |(profile, direction, side)| {
             let mut folded = Folded::new(side);
-            (0..classes).map(ClassId).flat_map(move |class| {
+            (0..classes).map(ClassId).filter(|class| !self.is_vacant(*class)).flat_map(move |class| {
                 let own = direction == Direction::Ingress && self.is_own_node(class);
                 let rows = folded.rows(if own { ClassId::MISSING } else { class });
                 (0..rows.len()).map(move |at| {

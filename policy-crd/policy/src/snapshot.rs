@@ -67,6 +67,11 @@ impl Snapshot {
             && class.is_some_and(|class| matches!(&class.identity, Identity::Node(node) if **node == *name))
     }
 
+    /// Whether a number stands for no class.
+    pub(crate) fn is_vacant(&self, ClassId(id): ClassId) -> bool {
+        self.classes.get(id as usize).is_none_or(|class| class.identity == Identity::Vacant)
+    }
+
     /// Whether a class is a node that an endpoint of this snapshot runs on.
     pub(crate) fn is_own_node(&self, ClassId(id): ClassId) -> bool {
         let class = self.classes.get(id as usize);
@@ -132,6 +137,8 @@ pub enum Identity {
     Node(Arc<str>),
     /// Everything outside the cluster.
     World,
+    /// Nobody at all: a number that is free since the class that had it has gone. No address leads to it.
+    Vacant,
 }
 
 /// One pod's network interface on this node.

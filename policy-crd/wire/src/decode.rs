@@ -84,7 +84,7 @@ pub fn decode(message: pb::Snapshot) -> Decoded<core::Snapshot> {
     profiles.prepare();
     Ok(core::Snapshot {
         generation: message.generation,
-        addresses: addresses(message.addresses, classes.len())?,
+        addresses: addresses(message.addresses, &classes)?,
         policies: tables.policies,
         classes,
         endpoints: endpoints.into(),
@@ -216,6 +216,7 @@ fn classes(messages: Vec<pb::Class>) -> Decoded<Vec<core::Class>> {
             }
             Identity::Node(name) => core::Identity::Node(text("identity", &name, limits::NAME_BYTES)?),
             Identity::World(_) => core::Identity::World,
+            Identity::Vacant(_) => core::Identity::Vacant,
         };
         // A second missing class would be a peer like any other to the verdict: allows could name it.
         if (place == core::ClassId::MISSING.0) != (identity == core::Identity::Missing) {
@@ -227,7 +228,10 @@ fn classes(messages: Vec<pb::Class>) -> Decoded<Vec<core::Class>> {
     })
 }
 
-fn addresses(messages: Vec<pb::Address>, classes: usize) -> Decoded<core::PrefixTable<core::ClassId>> {
+fn addresses(
+    messages: Vec<pb::Address>,
+    classes: &[core::Class],
+) -> Decoded<core::PrefixTable<core::ClassId>> {
     let mut table = core::PrefixTable::new();
     each("addresses", messages, limits::ADDRESSES, |_, message| {
         let bytes: [u8; 16] = message
@@ -241,7 +245,11 @@ fn addresses(messages: Vec<pb::Address>, classes: usize) -> Decoded<core::Prefix
         if prefix.mapped_bits().to_be_bytes() != bytes {
             return Err(DecodeError::new("prefix", format!("has host bits beyond /{len}")));
         }
-        index("class", message.class, classes)?;
+        let place = index("class", message.class, classes.len())?;
+        // It would be a peer that no set knows, and that a rule for everybody takes.
+        if classes.get(place).is_some_and(|class| class.identity == core::Identity::Vacant) {
+            return Err(DecodeError::new("class", "an address leads to a class that is vacant"));
+        }
         match table.insert(prefix, core::ClassId(message.class)) {
             None => Ok(()),
             Some(_) => Err(DecodeError::new("prefix", format!("{prefix} is given twice"))),

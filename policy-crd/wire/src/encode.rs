@@ -133,6 +133,7 @@ fn class(class: &core::Class) -> pb::Class {
         core::Identity::Workload(name) => Identity::Workload(name.to_string()),
         core::Identity::Node(name) => Identity::Node(name.to_string()),
         core::Identity::World => Identity::World(true),
+        core::Identity::Vacant => Identity::Vacant(true),
     };
     pb::Class { identity: Some(identity), cidrs: class.cidrs.iter().map(ToString::to_string).collect() }
 }

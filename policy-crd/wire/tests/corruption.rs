@@ -282,3 +282,14 @@ fn a_file_of_another_version_says_so() {
     assert!(matches!(from_bytes(&bytes), Err(FileError::OtherVersion { found: 9 })));
     assert!(matches!(from_bytes(b"#!/bin/sh"), Err(FileError::NotASnapshot)));
 }
+
+#[test]
+fn no_address_leads_to_a_class_that_is_vacant() {
+    let vacant = || Some(pb::class::Identity::Vacant(true));
+    let mut message = sample();
+    message.classes.push(pb::Class { identity: vacant(), cidrs: Vec::new() });
+    assert!(decode(message.clone()).is_ok(), "a number may be free");
+    message.classes[1].identity = vacant();
+    let refused = decode(message).err().map(|error| error.to_string()).unwrap_or_default();
+    assert!(refused.contains("an address leads to a class that is vacant"), "{refused}");
+}
