@@ -118,7 +118,9 @@ fn linker(place: &Place) -> anyhow::Result<PathBuf> {
 
 /// The object's bytes.
 fn build(place: &Place, linker: &Path) -> anyhow::Result<Vec<u8>> {
-    let target = place.cache.join("bpf");
+    // Beside what else this checkout builds: two checkouts that share a target directory take each other's artefacts.
+    let own = place.target != place.cache.join("target");
+    let target = if own { &place.target } else { &place.cache }.join("bpf");
     // Before the flags, which name the registry's directories.
     let mut fetch = place.cargo(&["fetch", "--locked"]);
     step::command("the eBPF programs' crates", fetch.current_dir(place.root.join(PROGRAMS)))?;

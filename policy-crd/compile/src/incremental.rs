@@ -178,6 +178,7 @@ impl Compiler {
             addresses: numbered.addresses,
             endpoints: endpoints.into(),
             workloads,
+            services: sluice_policy::Services::default(),
         }
     }
 

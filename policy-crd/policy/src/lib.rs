@@ -24,6 +24,7 @@ pub mod query;
 pub mod regex;
 pub mod request;
 mod row;
+pub mod service;
 pub mod snapshot;
 mod stages;
 pub mod trace;
@@ -50,6 +51,7 @@ pub use profile::{
 pub use query::QueryMatch;
 pub use regex::Regex;
 pub use request::{HttpVersion, Request};
+pub use service::{Backend, Service, ServicePort, Services};
 pub use snapshot::{Class, Endpoint, Endpoints, Identity, Snapshot, Source, Workload};
 pub use trace::{Trace, Traced};
 pub use verdict::{

@@ -8,6 +8,7 @@ use crate::origin::Policy;
 use crate::port::Protocol;
 use crate::prefix::PrefixTable;
 use crate::profile::{Direction, ProfileId};
+use crate::service::Services;
 use crate::verdict::Connection;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub profiles: Profiles,
     /// Who has which address, for names in telemetry. No verdict reads it.
     pub workloads: HashMap<IpAddr, Arc<Workload>>,
+    /// The Services whose addresses this node translates.
+    pub services: Services,
 }
 
 impl Snapshot {

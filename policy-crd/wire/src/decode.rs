@@ -3,7 +3,7 @@
 //! After it every index is in range, every expression compiles within its bounds, every prefix is canonical and
 //! every list is within [`limits`]. Trusts nothing that it reads. Called by the agent, for the feed and the disk.
 
-use crate::{WIRE_VERSION, limits, pb};
+use crate::{WIRE_VERSION, limits, pb, services};
 use sluice_policy as core;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -19,7 +19,7 @@ pub struct DecodeError {
 }
 
 impl DecodeError {
-    fn new(field: &str, reason: impl Into<String>) -> Self {
+    pub(crate) fn new(field: &str, reason: impl Into<String>) -> Self {
         Self { field: field.to_owned(), reason: reason.into() }
     }
 
@@ -44,7 +44,7 @@ impl fmt::Display for DecodeError {
 
 impl std::error::Error for DecodeError {}
 
-type Decoded<T> = Result<T, DecodeError>;
+pub(crate) type Decoded<T> = Result<T, DecodeError>;
 
 /// The snapshot of a message.
 ///
@@ -90,11 +90,12 @@ pub fn decode(message: pb::Snapshot) -> Decoded<core::Snapshot> {
         endpoints: endpoints.into(),
         profiles,
         workloads: named,
+        services: services::services(message.services)?.into(),
     })
 }
 
 /// Maps a bounded list; errors carry the place.
-fn each<M, T>(
+pub(crate) fn each<M, T>(
     field: &str,
     list: Vec<M>,
     limit: usize,
@@ -110,7 +111,7 @@ fn each<M, T>(
 }
 
 /// A bounded text.
-fn text(field: &str, value: &str, limit: usize) -> Decoded<Arc<str>> {
+pub(crate) fn text(field: &str, value: &str, limit: usize) -> Decoded<Arc<str>> {
     if value.len() > limit {
         return Err(DecodeError::new(field, format!("{} bytes, at most {limit} are taken", value.len())));
     }
@@ -118,7 +119,7 @@ fn text(field: &str, value: &str, limit: usize) -> Decoded<Arc<str>> {
 }
 
 /// A bounded text that says something.
-fn filled(field: &str, value: &str, limit: usize) -> Decoded<Arc<str>> {
+pub(crate) fn filled(field: &str, value: &str, limit: usize) -> Decoded<Arc<str>> {
     if value.is_empty() {
         return Err(DecodeError::new(field, "is empty"));
     }
@@ -137,7 +138,7 @@ fn index(field: &str, value: u32, len: usize) -> Decoded<usize> {
     })
 }
 
-fn port(field: &str, value: u32) -> Decoded<u16> {
+pub(crate) fn port(field: &str, value: u32) -> Decoded<u16> {
     u16::try_from(value).map_err(|_| DecodeError::new(field, format!("{value} is no port")))
 }
 
@@ -284,7 +285,7 @@ fn workloads(messages: Vec<pb::Workload>) -> Decoded<(Vec<Arc<core::Workload>>, 
     Ok((workloads, named))
 }
 
-fn pod_addresses(messages: Vec<Vec<u8>>) -> Decoded<Vec<IpAddr>> {
+pub(crate) fn pod_addresses(messages: Vec<Vec<u8>>) -> Decoded<Vec<IpAddr>> {
     each("addresses", messages, limits::POD_ADDRESSES, |_, bytes| {
         if let Ok(v4) = <[u8; 4]>::try_from(bytes.as_slice()) {
             return Ok(IpAddr::from(v4));
@@ -414,20 +415,21 @@ impl Tables {
     }
 }
 
-fn port_range(message: pb::PortRange) -> Decoded<core::PortRange> {
-    let protocol = match message.protocol() {
-        pb::Protocol::Unspecified => {
-            return Err(DecodeError::new(
-                "protocol",
-                format!("{} is no protocol known here", message.protocol),
-            ));
+pub(crate) fn protocol(message: i32) -> Decoded<core::Protocol> {
+    match pb::Protocol::try_from(message) {
+        Ok(pb::Protocol::Tcp) => Ok(core::Protocol::Tcp),
+        Ok(pb::Protocol::Udp) => Ok(core::Protocol::Udp),
+        Ok(pb::Protocol::Sctp) => Ok(core::Protocol::Sctp),
+        Ok(pb::Protocol::Icmp) => Ok(core::Protocol::Icmp),
+        Ok(pb::Protocol::Other) => Ok(core::Protocol::Other),
+        Ok(pb::Protocol::Unspecified) | Err(_) => {
+            Err(DecodeError::new("protocol", format!("{message} is no protocol known here")))
         }
-        pb::Protocol::Tcp => core::Protocol::Tcp,
-        pb::Protocol::Udp => core::Protocol::Udp,
-        pb::Protocol::Sctp => core::Protocol::Sctp,
-        pb::Protocol::Icmp => core::Protocol::Icmp,
-        pb::Protocol::Other => core::Protocol::Other,
-    };
+    }
+}
+
+fn port_range(message: pb::PortRange) -> Decoded<core::PortRange> {
+    let protocol = protocol(message.protocol)?;
     let (first, last) = ports(message.first, message.last)?;
     Ok(core::PortRange { protocol, first, last })
 }

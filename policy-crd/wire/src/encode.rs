@@ -3,7 +3,7 @@
 //! Knows no limits: what is too large is for [`decode`](crate::decode()) to refuse. Called by control and by the
 //! writer of a node's last snapshot.
 
-use crate::{WIRE_VERSION, pb};
+use crate::{WIRE_VERSION, pb, services};
 use sluice_policy as core;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
@@ -32,6 +32,7 @@ pub fn encode(snapshot: &core::Snapshot) -> pb::Snapshot {
         endpoints,
         profiles,
         conditions: conditions.items.iter().map(|c| conditions_message(c)).collect(),
+        services: snapshot.services.iter().map(services::service).collect(),
     }
 }
 
@@ -87,7 +88,7 @@ fn pods(snapshot: &core::Snapshot) -> (Vec<pb::Workload>, Vec<pb::Endpoint>) {
     (workloads.collect(), endpoints)
 }
 
-fn address_bytes(address: IpAddr) -> Vec<u8> {
+pub(crate) fn address_bytes(address: IpAddr) -> Vec<u8> {
     match address {
         IpAddr::V4(v4) => v4.octets().to_vec(),
         IpAddr::V6(v6) => v6.octets().to_vec(),
@@ -217,7 +218,7 @@ fn scope(scope: &core::Scope) -> pb::Scope {
     }
 }
 
-fn protocol(protocol: core::Protocol) -> pb::Protocol {
+pub(crate) fn protocol(protocol: core::Protocol) -> pb::Protocol {
     match protocol {
         core::Protocol::Tcp => pb::Protocol::Tcp,
         core::Protocol::Udp => pb::Protocol::Udp,

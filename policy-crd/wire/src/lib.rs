@@ -8,6 +8,7 @@ mod decode;
 mod encode;
 mod file;
 pub mod limits;
+mod services;
 
 pub use decode::{DecodeError, decode};
 pub use encode::encode;
@@ -17,7 +18,7 @@ use tonic::transport::Channel;
 
 /// The version of [`pb::Snapshot`] that this build speaks. Grows with every change after which an older decoder
 /// would allow more than was meant.
-pub const WIRE_VERSION: u32 = 2;
+pub const WIRE_VERSION: u32 = 3;
 
 /// The generated messages, client and server.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::too_many_lines, clippy::large_futures)]

@@ -48,3 +48,9 @@ pub const NAME_BYTES: usize = 1 << 16;
 pub const IDENTITY_BYTES: usize = 1 << 24;
 /// A method, a path, a header's value, a regular expression.
 pub const TEXT_BYTES: usize = 1 << 16;
+/// Services of one snapshot: each is some hundred bytes, and clusters have a pod network's worth at most.
+pub const SERVICES: usize = 1 << 16;
+/// Ports of one Service: the API server takes no more in one `EndpointSlice`.
+pub const SERVICE_PORTS: usize = 1 << 10;
+/// Backends of one port of a Service: 100 `EndpointSlices` of their largest size.
+pub const BACKENDS: usize = 1 << 17;

@@ -15,6 +15,7 @@ fn assert_same(left: &Snapshot, right: &Snapshot) {
     assert_eq!(left.endpoints[..], right.endpoints[..]);
     assert_eq!(left.profiles, right.profiles);
     assert_eq!(left.workloads, right.workloads);
+    assert_eq!(*left.services, *right.services);
 }
 
 proptest! {

@@ -106,6 +106,7 @@ pub fn snapshot(generation: u64, rules: &Rules) -> Arc<Snapshot> {
         endpoints: vec![Arc::new(endpoint)].into(),
         profiles: vec![profile].into(),
         workloads: [(CLIENT, workload("frontend"))].into(),
+        services: sluice_policy::Services::default(),
     })
 }
 

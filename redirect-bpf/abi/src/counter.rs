@@ -81,6 +81,34 @@ counters! {
     Stray = "stray",
     /// Dropped: the flow table refused the entry.
     FlowTable = "flow_table",
+    /// Dropped: the endpoint has as many flows as it may have.
+    FlowQuota = "flow_quota",
+    /// Dropped: the endpoint opens, or is opened, more flows in a second than it may.
+    OpenRate = "open_rate",
+    /// Beside the reason: the packet was answered with a reset.
+    ResetSent = "reset_sent",
+    /// Beside the reason: the packet was answered with "administratively prohibited".
+    UnreachableSent = "unreachable_sent",
+    /// Beside the reason: an answer was due, and the endpoint had had as many as it may in a second.
+    AnswerLimit = "answer_limit",
+    /// Passed: a later fragment of a packet whose first one passed.
+    FragmentPassed = "fragment_passed",
+    /// Dropped: a fragment that would lie over the transport header that was judged, or one too short to judge.
+    FragmentOverlap = "fragment_overlap",
+    /// Dropped: an `IPv6` routing header, or IPv4 source routing: it would go where it does not say.
+    SourceRoute = "source_route",
+    /// Dropped: a VLAN tag; what is under it was never meant for this device.
+    Vlan = "vlan",
+    /// Dropped: a frame from another address than the pod's own.
+    SpoofedMac = "spoofed_mac",
+    /// Dropped: a pod speaks the node's own tunnel protocol, whose inside nobody would judge.
+    Encapsulated = "encapsulated",
+    /// To the proxy: an ICMP error about one of its connections.
+    ErrorToProxy = "error_to_proxy",
+    /// Beside the reason: the event was not written, the endpoint had had as many as it may in a second.
+    EventLimit = "event_limit",
+    /// Beside the reason: the event was not written, nobody had read the ones before.
+    EventLost = "event_lost",
 }
 
 /// How many counters there are.

@@ -77,8 +77,26 @@ pub struct FlowEntry {
     pub state: u8,
     /// [`flow_flag`].
     pub flags: u8,
+    /// How far it has come: bits of [`life`].
+    pub life: u8,
     /// Explicit padding.
-    pub pad: [u8; 6],
+    pub pad: u8,
+    /// [`RowValue::rule`](crate::RowValue::rule) of the row that decided.
+    pub rule: u32,
+}
+
+/// How far a flow has come: what its packets have said. It decides how long it may be silent.
+pub mod life {
+    /// The other side has answered.
+    pub const ANSWERED: u8 = 1;
+    /// Its opener has closed its direction (TCP FIN, SCTP SHUTDOWN).
+    pub const CLOSED_OUT: u8 = 2;
+    /// The other side has closed its direction.
+    pub const CLOSED_IN: u8 = 4;
+    /// It was broken off (TCP RST, SCTP ABORT).
+    pub const RESET: u8 = 8;
+    /// It was found in the middle: nobody saw it open.
+    pub const MIDSTREAM: u8 = 16;
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 44 && align_of::<FlowKey>() == 4);

@@ -8,15 +8,23 @@
 #![no_std]
 
 mod counter;
+mod event;
 mod flow;
+mod fragment;
+mod limits;
 mod row;
+mod service;
 
 pub use counter::{COUNTERS, Counter};
-pub use flow::{FlowEntry, FlowKey, FlowKind, FlowState, flow_flag};
+pub use event::{EVENT_BYTES, Event, EventVerdict};
+pub use flow::{FlowEntry, FlowKey, FlowKind, FlowState, flow_flag, life};
+pub use fragment::{FragmentEntry, FragmentKey, MAX_FRAGMENTS};
+pub use limits::{Bucket, Limits, Quota};
 pub use row::{Action, ICMP_NONE, RowKey, RowValue, icmp_number, row_flag};
+pub use service::{MAX_SERVICES, SERVICE_CLASS, ServiceKey};
 
 /// The version of everything in this crate.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// The names of the programs in the object.
 pub mod program {
@@ -51,8 +59,22 @@ pub mod map {
     pub const FLOWS: &str = "FLOWS";
     /// Per-CPU array of `u64` by [`Counter`](crate::Counter).
     pub const COUNTERS: &str = "COUNTERS";
+    /// Array of [`SLOTS`](crate::SLOTS) maps: [`ServiceKey`](crate::ServiceKey) → class, with
+    /// [`SERVICE_CLASS`](crate::SERVICE_CLASS) set.
+    pub const SERVICES: &str = "SERVICES";
+    /// [`FragmentKey`](crate::FragmentKey) → [`FragmentEntry`](crate::FragmentEntry).
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Array of one [`Limits`](crate::Limits).
+    pub const LIMITS: &str = "LIMITS";
+    /// Device → [`Quota`](crate::Quota): what an endpoint has used of its limits.
+    pub const QUOTAS: &str = "QUOTAS";
+    /// Ring buffer of [`Event`](crate::Event).
+    pub const EVENTS: &str = "EVENTS";
     /// The maps that are pinned by name and outlive the loader.
-    pub const PINNED: [&str; 8] = [CONFIG, EPOCH, CLASSES, ROWS, ENDPOINTS, LOCALS, FLOWS, COUNTERS];
+    pub const PINNED: [&str; 13] = [
+        CONFIG, EPOCH, CLASSES, ROWS, ENDPOINTS, LOCALS, FLOWS, COUNTERS, SERVICES, FRAGMENTS, LIMITS,
+        QUOTAS, EVENTS,
+    ];
 }
 
 /// Generations held at once: the one in force and the one being written.
@@ -108,7 +130,23 @@ pub struct EndpointValue {
     pub profile: u32,
     /// The device by which the node reaches its addresses: the veth, or the bridge that the veth is a port of.
     pub way: u32,
+    /// The address of the pod's own interface, where [`endpoint_flag::MAC`] says that it must send from it.
+    pub mac: [u8; 6],
+    /// [`endpoint_flag`].
+    pub flags: u8,
+    /// Explicit padding.
+    pub pad: u8,
+}
+
+/// Bits of [`EndpointValue::flags`].
+pub mod endpoint_flag {
+    /// Its frames come from [`EndpointValue::mac`](crate::EndpointValue::mac) or not at all.
+    pub const MAC: u8 = 1;
+    /// What no row speaks of is refused with an answer, of flows to the endpoint.
+    pub const REJECT_INGRESS: u8 = 2;
+    /// The same of flows from it.
+    pub const REJECT_EGRESS: u8 = 4;
 }
 
 const _: () = assert!(size_of::<Config>() == 16);
-const _: () = assert!(size_of::<EndpointValue>() == 8);
+const _: () = assert!(size_of::<EndpointValue>() == 16);

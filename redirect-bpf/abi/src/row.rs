@@ -78,6 +78,8 @@ pub mod row_flag {
     pub const FAIL_OPEN: u8 = 1;
     /// Audited policies would refuse the flow: it passes and is counted.
     pub const AUDIT: u8 = 2;
+    /// A denial is answered: a reset of TCP, of others that they are administratively prohibited.
+    pub const REJECT: u8 = 4;
 }
 
 /// A row.
@@ -90,7 +92,9 @@ pub struct RowValue {
     pub flags: u8,
     /// Explicit padding.
     pub pad: u16,
+    /// Which rule decided: its place in the list of the generation, which the loader keeps, counted from 1. 0: none.
+    pub rule: u32,
 }
 
 const _: () = assert!(size_of::<RowKey>() == 12 && align_of::<RowKey>() == 4);
-const _: () = assert!(size_of::<RowValue>() == 4);
+const _: () = assert!(size_of::<RowValue>() == 8);

@@ -112,7 +112,7 @@ impl Plan {
         let mut endpoints = Endpoints::create(room(self.endpoints.len() + self.ports.len()), 0)
             .map_err(failed("create", map::ENDPOINTS))?;
         for (port, way) in &self.ports {
-            let value = EndpointValue { profile: NO_PROFILE, way: *way };
+            let value = EndpointValue { profile: NO_PROFILE, way: *way, ..EndpointValue::default() };
             endpoints.insert(port, Plain(value), 0).map_err(failed("write", map::ENDPOINTS))?;
         }
         // After the ports, which most of them are: the last word counts.
@@ -204,7 +204,7 @@ fn row(entry: &RowEntry) -> ((u32, RowKey), RowValue) {
         flags |= row_flag::AUDIT;
     }
     let bits = RowKey::FIXED_BITS + u32::from(entry.ports.len);
-    ((bits, key), RowValue { action: action as u8, flags, pad: 0 })
+    ((bits, key), RowValue { action: action as u8, flags, ..RowValue::default() })
 }
 
 #[cfg(test)]

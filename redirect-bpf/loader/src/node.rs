@@ -157,7 +157,11 @@ impl Node {
                     applied.missing.push(Missing { endpoint: name(endpoint), why });
                 }
                 Ok(device) => {
-                    let value = EndpointValue { profile: endpoint.profile.0, way: found.way(device) };
+                    let value = EndpointValue {
+                        profile: endpoint.profile.0,
+                        way: found.way(device),
+                        ..EndpointValue::default()
+                    };
                     plan.endpoint(device, value, &endpoint.addresses);
                     devices.push((device, name(endpoint)));
                 }

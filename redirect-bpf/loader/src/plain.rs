@@ -1,7 +1,10 @@
 //! The keys and values of the ABI as aya wants them: plain old data.
 
 use aya::Pod;
-use sluice_bpf_abi::{Config, EndpointValue, FlowEntry, FlowKey, RowKey, RowValue};
+use sluice_bpf_abi::{
+    Config, EndpointValue, Event, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Limits, Quota, RowKey,
+    RowValue, ServiceKey,
+};
 
 /// A key or value of a map.
 #[repr(transparent)]
@@ -15,4 +18,17 @@ macro_rules! plain {
     )+};
 }
 
-plain!(Config, EndpointValue, FlowEntry, FlowKey, RowKey, RowValue);
+plain!(
+    Config,
+    EndpointValue,
+    Event,
+    FlowEntry,
+    FlowKey,
+    FragmentEntry,
+    FragmentKey,
+    Limits,
+    Quota,
+    RowKey,
+    RowValue,
+    ServiceKey
+);

@@ -7,8 +7,9 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use sluice_bpf_abi::{
-    Address, COUNTERS as COUNTER_COUNT, Config, Counter, EndpointValue, FlowEntry, FlowKey, LOCAL_NODE,
-    MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_LOCALS, MAX_ROWS, RowKey, RowValue, SLOTS,
+    Address, Bucket, COUNTERS as COUNTER_COUNT, Config, Counter, EndpointValue, FlowEntry, FlowKey,
+    LOCAL_NODE, Limits, MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_LOCALS, MAX_ROWS, Quota, RowKey, RowValue,
+    SLOTS,
 };
 
 type Classes = LpmTrie<Address, u32, { MAX_CLASSES as usize }>;
@@ -35,6 +36,58 @@ static LOCALS: ArrayOfMaps<Locals, { SLOTS as usize }> = ArrayOfMaps::new();
 pub(crate) static FLOWS: LruHashMap<FlowKey, FlowEntry, { MAX_FLOWS as usize }> = LruHashMap::new();
 #[btf_map]
 static COUNTERS: PerCpuArray<u64, { COUNTER_COUNT as usize }> = PerCpuArray::new();
+
+#[btf_map]
+static LIMITS: Array<Limits, 1> = Array::new();
+#[btf_map]
+static QUOTAS: HashMap<u32, Quota, { MAX_ENDPOINTS as usize }> = HashMap::new();
+
+/// What each endpoint may take. Before the loader wrote it nothing is limited.
+#[inline(always)]
+pub(crate) fn limits() -> Option<&'static Limits> {
+    LIMITS.get(0)
+}
+
+/// What an endpoint has used; made where there is none yet.
+#[inline(always)]
+pub(crate) fn quota(ifindex: u32) -> Option<&'static mut Quota> {
+    if QUOTAS.get_ptr_mut(ifindex).is_none() {
+        let _ = QUOTAS.insert(ifindex, Quota::default(), BPF_NOEXIST);
+    }
+    let quota = QUOTAS.get_ptr_mut(ifindex)?;
+    // SAFETY: the kernel keeps the element until the program returns. CPUs race on single words, and the limits are
+    // held to within their number.
+    Some(unsafe { &mut *quota })
+}
+
+/// Takes one of `rate` tokens a second out of a bucket; whether there was one. A rate of 0 is no limit.
+#[inline(always)]
+pub(crate) fn take(bucket: &mut Bucket, rate: u32, now: u64) -> bool {
+    if rate == 0 {
+        return true;
+    }
+    let waited = now.saturating_sub(bucket.filled);
+    if waited >= SECOND {
+        bucket.filled = now;
+        bucket.tokens = rate;
+    } else {
+        let earned = waited * u64::from(rate) / SECOND;
+        if earned > 0 {
+            // By what was earned, not to now: what is left of a token is not lost.
+            bucket.filled += earned * SECOND / u64::from(rate);
+            let tokens = u64::from(bucket.tokens) + earned;
+            bucket.tokens = if tokens > u64::from(rate) { rate } else { tokens as u32 };
+        }
+    }
+    if bucket.tokens == 0 {
+        return false;
+    }
+    bucket.tokens -= 1;
+    true
+}
+
+const SECOND: u64 = 1_000_000_000;
+const BPF_NOEXIST: u64 = 1;
 
 /// One more for this reason.
 #[inline(always)]

@@ -13,7 +13,7 @@ fn endpoint(ctx: &TcContext) -> Option<(Endpoint, u32)> {
     // SAFETY: a read of the context that the verifier allows.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     let generation = Generation::current();
-    let EndpointValue { profile, way } = generation.behind(ifindex)?;
+    let EndpointValue { profile, way, .. } = generation.behind(ifindex)?;
     Some((Endpoint { ifindex, profile, generation, flags: 0 }, way))
 }
 

@@ -63,7 +63,7 @@ pub(crate) fn backward(ifindex: u32, kind: FlowKind, packet: &Packet) -> FlowKey
 /// Remembers a flow.
 #[inline(always)]
 pub(crate) fn remember(key: &FlowKey, epoch: u64, state: FlowState, flags: u8) -> bool {
-    let entry = FlowEntry { epoch, seen: now(), state: state as u8, flags, pad: [0; 6] };
+    let entry = FlowEntry { epoch, seen: now(), state: state as u8, flags, life: 0, pad: 0, rule: 0 };
     FLOWS.insert(key, entry, 0).is_ok()
 }
 

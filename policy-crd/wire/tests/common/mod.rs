@@ -3,11 +3,11 @@
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 use sluice_policy::{
-    Class, ClassId, ClassSet, Conditions, DenyAction, DenyDetail, Endpoint, GrpcMatch, GrpcProtocol,
+    Backend, Class, ClassId, ClassSet, Conditions, DenyAction, DenyDetail, Endpoint, GrpcMatch, GrpcProtocol,
     HeaderMatch, HeaderTest, HostMatch, HttpMatch, Identity, IsolatedPorts, Isolation, Kind, Layer,
     MethodMatch, Mode, NameMatch, OnDeny, Origin, PathMatch, Policy, PolicyId, PortRange, PortSet, Prefix,
-    PrefixTable, Profile, ProfileId, Protocol, QueryMatch, Regex, Rule, Scope, Side, Snapshot, TierAction,
-    TierRule, Workload,
+    PrefixTable, Profile, ProfileId, Protocol, QueryMatch, Regex, Rule, Scope, Service, ServicePort, Side,
+    Snapshot, TierAction, TierRule, Workload,
 };
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -176,8 +176,8 @@ fn parts(policies: Vec<Arc<Policy>>, mut classes: Vec<Class>) -> impl Strategy<V
     let prefixes = btree_map((address(), 0_u8..=128), 0..count, 0..8);
     let pods =
         (vec((workload(), vec(address(), 0..3), any::<u32>()), 0..4), btree_map(address(), workload(), 0..5));
-    (any::<u64>(), vec(profile, 1..3), prefixes, pods).prop_map(
-        move |(generation, profiles, prefixes, (endpoints, workloads))| {
+    (any::<u64>(), vec(profile, 1..3), prefixes, pods, vec(service(), 0..3)).prop_map(
+        move |(generation, profiles, prefixes, (endpoints, workloads), services)| {
             let mut addresses = PrefixTable::new();
             addresses.insert(Prefix::EVERYTHING, ClassId(0));
             for ((address, len), class) in prefixes {
@@ -196,7 +196,27 @@ fn parts(policies: Vec<Arc<Policy>>, mut classes: Vec<Class>) -> impl Strategy<V
                 endpoints: endpoints.into_iter().map(endpoint).collect(),
                 profiles: profiles.into(),
                 workloads: workloads.into_iter().collect(),
+                services: services.into(),
             }
+        },
+    )
+}
+
+fn service() -> impl Strategy<Value = Service> {
+    let backend = (address(), 1_u16..).prop_map(|(address, port)| Backend { address, port });
+    let protocol = proptest::sample::select(vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp]);
+    let port = (protocol, 1_u16.., vec(backend, 0..3)).prop_map(|(protocol, port, backends)| ServicePort {
+        protocol,
+        port,
+        backends: backends.into(),
+    });
+    (name(), vec(address(), 0..3), vec(port, 0..3), any::<Option<u32>>()).prop_map(
+        |(name, addresses, ports, affinity)| Service {
+            namespace: "shop".into(),
+            name: format!("a{name}").into(),
+            addresses,
+            ports,
+            affinity,
         },
     )
 }
