@@ -29,6 +29,7 @@ pub mod snapshot;
 mod stages;
 pub mod trace;
 pub mod verdict;
+pub mod vip;
 mod walk;
 
 pub use asked::Effect;
@@ -57,3 +58,4 @@ pub use trace::{Trace, Traced};
 pub use verdict::{
     Audit, AuditFinding, Connection, Decision, Facts, NearestMiss, Outcome, Reason, SideVerdict, Verdict,
 };
+pub use vip::{Choice, ServiceRow, ServiceRows, VipPort};

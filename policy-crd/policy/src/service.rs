@@ -5,10 +5,12 @@
 
 use crate::port::Protocol;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// A Service as one node sees it.
+/// A Service as one node sees it. One whose traffic from inside and from outside goes to different backends stands in
+/// the list twice, with the addresses of each.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Service {
     /// `metadata.namespace`.
@@ -35,6 +37,13 @@ pub struct ServicePort {
     pub backends: Arc<[Backend]>,
 }
 
+impl ServicePort {
+    /// Who may be chosen for a connection to this address: a translation does not change the family.
+    pub fn of_family(&self, address: IpAddr) -> impl Iterator<Item = Backend> + '_ {
+        self.backends.iter().copied().filter(move |backend| backend.address.is_ipv4() == address.is_ipv4())
+    }
+}
+
 /// Who stands behind a port of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Backend {
@@ -44,34 +53,74 @@ pub struct Backend {
     pub port: u16,
 }
 
-/// The Services of a snapshot, with an index by address and port. Reads like a slice; made from a `Vec`.
+/// A port of an address.
+type Key = (IpAddr, Protocol, u16);
+/// The place of a Service, and of a port of it.
+type Place = (usize, usize);
+
+/// The Services of a snapshot, with an index by address and port. Reads like a slice; made from a `Vec`. Cheap to
+/// clone: nodes for which the Services are the same have the same.
 #[derive(Clone, Debug, Default)]
-pub struct Services {
+pub struct Services(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
     list: Vec<Service>,
-    by_port: HashMap<(IpAddr, Protocol, u16), (usize, usize)>,
+    by_port: HashMap<Key, Place>,
+    /// The other ones, of ports that several claim.
+    contested: HashMap<Key, Vec<Place>>,
 }
 
 impl Services {
     /// The Service, and the port of it, that an address stands for. Of two that claim the same, the first.
     #[must_use]
     pub fn at(&self, address: IpAddr, protocol: Protocol, port: u16) -> Option<(&Service, &ServicePort)> {
-        let (service, place) = *self.by_port.get(&(address, protocol, port))?;
-        let service = self.list.get(service)?;
+        self.place(*self.0.by_port.get(&(address, protocol, port))?)
+    }
+
+    /// Every Service, with the port of it, that claims an address and port: one, but for a mistake or an attack.
+    pub fn claims(
+        &self,
+        address: IpAddr,
+        protocol: Protocol,
+        port: u16,
+    ) -> impl Iterator<Item = (&Service, &ServicePort)> {
+        let key = (address, protocol, port);
+        let others = self.0.contested.get(&key).into_iter().flatten();
+        self.0.by_port.get(&key).into_iter().chain(others).filter_map(|place| self.place(*place))
+    }
+
+    /// Every port of every address, in the order of the list; what several claim as often.
+    pub fn keys(&self) -> impl Iterator<Item = (IpAddr, Protocol, u16)> + '_ {
+        self.0.list.iter().flat_map(keys).map(|(key, _)| key)
+    }
+
+    fn place(&self, (service, place): Place) -> Option<(&Service, &ServicePort)> {
+        let service = self.0.list.get(service)?;
         Some((service, service.ports.get(place)?))
     }
+}
+
+/// What a Service claims, with the place of the port.
+fn keys(service: &Service) -> impl Iterator<Item = (Key, usize)> + '_ {
+    service.ports.iter().enumerate().flat_map(|(at, port)| {
+        service.addresses.iter().map(move |address| ((*address, port.protocol, port.port), at))
+    })
 }
 
 impl From<Vec<Service>> for Services {
     fn from(list: Vec<Service>) -> Self {
         let mut by_port = HashMap::new();
+        let mut contested: HashMap<Key, Vec<Place>> = HashMap::new();
         for (place, service) in list.iter().enumerate() {
-            for (at, port) in service.ports.iter().enumerate() {
-                for address in &service.addresses {
-                    by_port.entry((*address, port.protocol, port.port)).or_insert((place, at));
+            for (key, at) in keys(service) {
+                match by_port.entry(key) {
+                    Entry::Vacant(free) => _ = free.insert((place, at)),
+                    Entry::Occupied(_) => contested.entry(key).or_default().push((place, at)),
                 }
             }
         }
-        Self { list, by_port }
+        Self(Arc::new(Inner { list, by_port, contested }))
     }
 }
 
@@ -79,6 +128,6 @@ impl std::ops::Deref for Services {
     type Target = [Service];
 
     fn deref(&self) -> &Self::Target {
-        &self.list
+        &self.0.list
     }
 }
