@@ -9,6 +9,15 @@ use std::process::{Command, ExitCode};
 /// Set to `1` by continuous integration: what cannot run is a failure.
 pub const REQUIRE_ALL: &str = "SLUICE_REQUIRE_ALL";
 
+/// Set to `1` for the long form of what has a short one.
+pub const LONG: &str = "SLUICE_LONG";
+
+/// Whether the long form is asked for.
+#[must_use]
+pub fn long() -> bool {
+    std::env::var(LONG).is_ok_and(|value| value == "1")
+}
+
 /// What a test needs of the machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Need {

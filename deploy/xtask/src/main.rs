@@ -39,6 +39,9 @@ enum Verb {
     Test {
         /// The part
         part: Option<Part>,
+        /// The long form of what has a short one: all shared cases as packets, hours' worth of stress in minutes
+        #[arg(long, visible_alias = "all")]
+        long: bool,
     },
     /// Build the eBPF object from its source, installing the toolchain for it
     BuildBpf {
@@ -74,7 +77,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
     place::check_compiler(&place)?;
     match verb {
         Verb::Demo { arguments } => demo(&place, &arguments),
-        Verb::Test { part } => suite::test(&place, part),
+        Verb::Test { part, long } => suite::test(&place, part, long),
         Verb::BuildBpf { check } => {
             if let Some(reason) = bpf::run(&place, check)? {
                 step::say(&format!("cannot tell: {reason}"));

@@ -16,11 +16,18 @@ use std::time::{Duration, Instant};
 
 /// Set by continuous integration: what cannot run is a failure.
 const REQUIRE_ALL: &str = "SLUICE_REQUIRE_ALL";
+/// Asks a test that has a short form and a long one for the long one.
+const LONG: &str = "SLUICE_LONG";
 
 /// Runs a part, or everything. Says whether nothing failed.
-pub(crate) fn test(place: &Place, part: Option<Part>) -> anyhow::Result<bool> {
-    let mut suite =
-        Suite { place, require_all: require_all(), count: Count::default(), corpora: Corpora::default() };
+pub(crate) fn test(place: &Place, part: Option<Part>, long: bool) -> anyhow::Result<bool> {
+    let mut suite = Suite {
+        place,
+        require_all: require_all(),
+        long,
+        count: Count::default(),
+        corpora: Corpora::default(),
+    };
     if let Machine::Lacking(what) = setup::machine(place)? {
         step::say(&format!("some tests cannot run here: {what}"));
     }
@@ -103,6 +110,7 @@ pub(crate) fn build_demo(place: &Place) -> anyhow::Result<()> {
 struct Suite<'p> {
     place: &'p Place,
     require_all: bool,
+    long: bool,
     count: Count,
     corpora: Corpora,
 }
@@ -152,6 +160,9 @@ impl Suite<'_> {
     fn run(&mut self, package: &str, source: &str, command: &mut Command) -> anyhow::Result<()> {
         if self.require_all {
             command.env(REQUIRE_ALL, "1");
+        }
+        if self.long {
+            command.env(LONG, "1");
         }
         let mut counter = Counter::default();
         let mut progress = Progress::new(package);

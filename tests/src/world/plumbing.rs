@@ -118,19 +118,23 @@ pub(super) fn add_pod(world: &mut World, spec: &PodSpec) -> Result<()> {
     let index = index.with_context(|| format!("pod {} is on no node", spec.name))?;
     let node = world.nodes[index].clone();
     let used = world.pods.iter().filter(|pod| pod.node == spec.node);
-    let taken: Vec<std::net::Ipv4Addr> = used.map(|pod| pod.v4).collect();
-    let number = (0..MAX_PODS).find(|number| !taken.contains(&plan::pod_v4(index, *number)));
+    // The number is the name's beginning as well as the address's end.
+    let taken: Vec<&str> =
+        used.filter_map(|pod| pod.veth.split_once('-')).map(|(number, _)| number).collect();
+    let number = (0..MAX_PODS).find(|number| !taken.contains(&format!("v{number}").as_str()));
     let number = number.with_context(|| format!("at most {MAX_PODS} pods on a node"))?;
     let attach = spec.attach.unwrap_or(node.attach);
     let netns = Netns::create(format!("{}-{}", world.prefix, spec.name.replace('/', "-")))?;
     let mut veth = format!("v{number}-{}", spec.name.rsplit('/').next().unwrap_or_default());
     veth.truncate(MAX_LINK_NAME);
+    let planned = (plan::pod_v4(index, number), plan::pod_v6(index, number));
+    let (v4, v6) = spec.addresses.unwrap_or(planned);
     let pod = Pod {
         name: spec.name.clone(),
         node: spec.node.clone(),
         netns,
-        v4: plan::pod_v4(index, number),
-        v6: plan::pod_v6(index, number),
+        v4,
+        v6,
         veth,
         attach,
         serial: world.made,
@@ -141,8 +145,22 @@ pub(super) fn add_pod(world: &mut World, spec: &PodSpec) -> Result<()> {
         Attach::Routed => attach_routed(&node, &pod)?,
         Attach::Bridge => attach_bridged(&node, &pod, index)?,
     }
+    if spec.addresses.is_some() {
+        route_to_pod(world, &node, &pod)?;
+    }
     world.pods.push(pod);
     Ok(())
+}
+
+/// The other nodes' way to a pod whose addresses are not of its node's range.
+fn route_to_pod(world: &World, node: &Node, pod: &Pod) -> Result<()> {
+    ensure!(pod.attach == Attach::Routed, "pod {} has its own addresses: its veth must be routed", pod.name);
+    let lines = [
+        format!("route replace {}/32 via {} dev eth0", pod.v4, node.v4),
+        format!("route replace {}/128 via {} dev eth0", pod.v6, node.v6),
+    ];
+    let others = world.nodes.iter().filter(|other| other.name != node.name);
+    others.map(|other| &other.netns).try_for_each(|netns| netns.ip_batch(&lines))
 }
 
 fn attach_routed(node: &Node, pod: &Pod) -> Result<()> {

@@ -65,13 +65,21 @@ pub struct PodSpec {
     pub(crate) node: String,
     pub(crate) name: String,
     pub(crate) attach: Option<Attach>,
+    pub(crate) addresses: Option<(Ipv4Addr, Ipv6Addr)>,
 }
 
 impl PodSpec {
     /// A pod `namespace/name` on a node, attached as its node attaches pods.
     #[must_use]
     pub fn new(node: impl Into<String>, name: impl Into<String>) -> Self {
-        Self { node: node.into(), name: name.into(), attach: None }
+        Self { node: node.into(), name: name.into(), attach: None, addresses: None }
+    }
+
+    /// With these addresses instead of ones from its node's range. Its veth is routed.
+    #[must_use]
+    pub fn addresses(mut self, v4: Ipv4Addr, v6: Ipv6Addr) -> Self {
+        self.addresses = Some((v4, v6));
+        self
     }
 
     /// Attached in another way than the node's other pods.
