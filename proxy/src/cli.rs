@@ -42,7 +42,7 @@ struct NodeArgs {
     /// The port of the proxy's listeners, in its own network namespace.
     #[arg(long, default_value_t = 15_001)]
     listen_port: u16,
-    /// The packet mark of the proxy's own packets.
+    /// The packet mark of the proxy's own packets, by which other rules on the node can tell them.
     #[arg(long, default_value_t = DEFAULT_MARK)]
     mark: u32,
 }

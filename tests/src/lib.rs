@@ -16,4 +16,4 @@ pub mod rig;
 pub mod scene;
 pub mod world;
 
-pub use world::{Attach, Node, NodeSpec, Pod, PodSpec, Process, World, WorldBuilder};
+pub use world::{Attach, Node, NodeSpec, Overlay, Pod, PodSpec, Process, World, WorldBuilder};

@@ -14,7 +14,7 @@ mod state;
 pub use cleanup::{STATE_DIR, install_signal_handler, sweep, take_down_all, yield_to_signal};
 pub use netns::{NETNS_DIR, Netns};
 pub use process::{Process, binary, eventually};
-pub use spec::{Attach, Family, MAX_NODES, MAX_PODS, NodeSpec, OutsideSpec, PodSpec};
+pub use spec::{Attach, Family, MAX_NODES, MAX_PODS, NodeSpec, OutsideSpec, Overlay, PodSpec};
 
 use crate::peer::{Ask, Stats, Version, http_client};
 use anyhow::{Context, Result, ensure};
@@ -51,9 +51,25 @@ pub struct WorldBuilder {
     nodes: Vec<NodeSpec>,
     pods: Vec<PodSpec>,
     outside: Vec<OutsideSpec>,
+    overlay: Overlay,
+    pod_mtu: Option<u32>,
 }
 
 impl WorldBuilder {
+    /// How the nodes reach each other's pods, unless by plain routes.
+    #[must_use]
+    pub fn overlay(mut self, overlay: Overlay) -> Self {
+        self.overlay = overlay;
+        self
+    }
+
+    /// The MTU of the pods' interfaces, unless it is 1500.
+    #[must_use]
+    pub fn pod_mtu(mut self, mtu: u32) -> Self {
+        self.pod_mtu = Some(mtu);
+        self
+    }
+
     /// Adds a node.
     #[must_use]
     pub fn node(mut self, node: NodeSpec) -> Self {
@@ -95,6 +111,8 @@ impl WorldBuilder {
             nodes: Vec::new(),
             pods: Vec::new(),
             outside: Vec::new(),
+            overlay: self.overlay,
+            pod_mtu: self.pod_mtu,
             made: 0,
         };
         plumbing::build(&mut world, &self)?;
@@ -177,6 +195,8 @@ pub struct World {
     pub pods: Vec<Pod>,
     /// The hosts outside, in the order they were added.
     pub outside: Vec<Pod>,
+    overlay: Overlay,
+    pod_mtu: Option<u32>,
     made: u64,
 }
 

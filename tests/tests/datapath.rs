@@ -13,6 +13,8 @@ mod icmp;
 mod l4;
 #[path = "datapath/l7.rs"]
 mod l7;
+#[path = "datapath/legs.rs"]
+mod legs;
 #[path = "datapath/life.rs"]
 mod life;
 #[path = "datapath/peers.rs"]
@@ -25,7 +27,7 @@ mod rules;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests = [l4::tests(), icmp::tests(), l7::tests(), life::tests(), attack::tests()];
+    let tests = [l4::tests(), icmp::tests(), l7::tests(), life::tests(), attack::tests(), legs::tests()];
     let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)
 }

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::{Family, NETNS_DIR, STATE_DIR};
-use sluice_tests::{NodeSpec, PodSpec, World};
+use sluice_tests::{NodeSpec, Overlay, PodSpec, World};
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
 use std::path::Path;
 use std::process::ExitCode;
@@ -14,6 +14,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let tests: Vec<Trial> = vec![
         harness::test("pods reach pods", [Need::World], pods_reach_pods),
+        harness::test("pods reach pods over VXLAN", [Need::World], pods_over_vxlan),
         harness::test("a host outside is reached", [Need::World], outside_is_reached),
         harness::test("nothing is left behind", [Need::World], nothing_is_left),
         harness::test("sysctls stay inside", [Need::World], sysctls_stay_inside),
@@ -55,6 +56,29 @@ fn pods_reach_pods() -> Result<()> {
         {
             connect(&world, from, to, family)?;
         }
+    }
+    Ok(())
+}
+
+fn pods_over_vxlan() -> Result<()> {
+    let world = World::builder()
+        .node(NodeSpec::routed("n1"))
+        .node(NodeSpec::bridged("n2"))
+        .pod(PodSpec::new("n1", "shop/a"))
+        .pod(PodSpec::new("n2", "shop/c"))
+        .overlay(Overlay::Vxlan { mtu: 1450 })
+        .pod_mtu(1450)
+        .build()?;
+    for family in Family::BOTH {
+        connect(&world, "shop/a", "shop/c", family)?;
+        connect(&world, "shop/c", "shop/a", family)?;
+    }
+    // Nothing went past the tunnel: the other node's pods are not known to the link between the nodes.
+    for node in &world.nodes {
+        let devices = node.netns.run(&["ip", "-s", "-j", "link", "show", "vxlan.1"])?;
+        let devices: serde_json::Value = serde_json::from_str(&devices)?;
+        let packets = devices[0]["stats64"]["tx"]["packets"].as_u64();
+        ensure!(packets.is_some_and(|packets| packets >= 12), "{}: only {packets:?} packets", node.name);
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ counters! {
     FromProxy = "from_proxy",
     /// Passed: ARP, neighbour discovery, multicast listener discovery.
     Neighbour = "neighbour",
-    /// Passed: an ICMP error about a known direct flow.
+    /// Passed: an ICMP error about a known direct flow; in the proxy's namespace, about one of its connections.
     Related = "related",
     /// Passed: a pod talking to itself.
     Itself = "itself",

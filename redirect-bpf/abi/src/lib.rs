@@ -101,7 +101,7 @@ pub type Address = [u8; 16];
 pub struct Config {
     /// The helper's outer end. 0: there is none, and what should go to the proxy is dropped.
     pub helper_ifindex: u32,
-    /// The mark that hook D sets and hook B trusts.
+    /// The mark that hook D sets, for rules of others. Nothing of ours reads it.
     pub mark: u32,
     /// The proxy's namespace as the node's knows it, for the look-up whether anybody listens.
     pub proxy_nsid: u32,

@@ -40,7 +40,8 @@ pub struct NodeConfig {
     pub bpffs: PathBuf,
     /// The port of the proxy's listeners, on loopback in its own namespace.
     pub listen_port: u16,
-    /// What marks the proxy's packets on their way to a pod; see [`DEFAULT_MARK`]. Never 0.
+    /// What marks the proxy's packets on their way through the node's stack, for rules that others write; see
+    /// [`DEFAULT_MARK`]. Never 0.
     pub mark: u32,
 }
 

@@ -14,6 +14,7 @@
 #![no_std]
 #![no_main]
 
+mod error;
 mod maps;
 mod packet;
 mod pod;

@@ -1,10 +1,10 @@
 //! Hooks A and B: the two ends of a pod's veth as the node sees them.
 
-use crate::Fate;
 use crate::maps::{Generation, config};
 use crate::packet::{Form, Packet, TCP, is_link_local, is_unspecified};
 use crate::row::proxy_has;
 use crate::steer::{Endpoint, backward, forward, recall, remember};
+use crate::{Fate, error};
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Address, Counter, EndpointValue, FlowKind, FlowState, config_flag, flow_flag};
 
@@ -71,11 +71,9 @@ fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fat
         return Fate::Pass(Counter::Itself);
     }
     if packet.form == Form::Error
-        && let Ok(inner) = packet.about(ctx)
-        && inner.src == packet.dst
-        && related(endpoint, inner, FlowKind::Ingress, FlowKind::Egress)
+        && let Some(fate) = error::sent(ctx, endpoint, packet)
     {
-        return Fate::Pass(Counter::Related);
+        return fate;
     }
     endpoint.steer(ctx, packet, FlowKind::Egress, FlowKind::Ingress)
 }
@@ -96,17 +94,17 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
         return Fate::Drop(Counter::NotMine);
     }
     // SAFETY: reads of the context that the verifier allows. `sk` is only compared with null.
-    let (mark, socket, arrived) = unsafe {
+    let (socket, arrived) = unsafe {
         let skb = ctx.skb.skb;
-        ((*skb).mark, !(*skb).__bindgen_anon_2.sk.is_null(), (*skb).ingress_ifindex)
+        (!(*skb).__bindgen_anon_2.sk.is_null(), (*skb).ingress_ifindex)
     };
     // A socket alone does not make it the node's: a frame that only crossed a bridge still carries the
     // sending pod's. What the node sends itself never arrived by any device.
     let host = socket && arrived == 0;
     let config = config();
-    // The mark alone is no proof, any process of the node with CAP_NET_ADMIN can set it. Where a packet came
-    // in is the kernel's word.
-    let carried = config.helper_ifindex != 0 && arrived == config.helper_ifindex && mark == config.mark;
+    // The mark is no proof: any process of the node with CAP_NET_ADMIN can set it, and a CNI's rules may have put
+    // bits of their own into it. Where a packet came in is the kernel's word, and hook D was there.
+    let carried = config.helper_ifindex != 0 && arrived == config.helper_ifindex;
     if carried && is_leg(endpoint, packet) {
         return Fate::Pass(Counter::FromProxy);
     }
@@ -123,11 +121,9 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
         _ => {}
     }
     if packet.form == Form::Error
-        && let Ok(inner) = packet.about(ctx)
-        && inner.src == packet.dst
-        && related(endpoint, inner, FlowKind::Egress, FlowKind::Ingress)
+        && let Some(fate) = error::received(ctx, endpoint, packet)
     {
-        return Fate::Pass(Counter::Related);
+        return fate;
     }
     // It crossed the bridge that this is a port of, and netfilter was not asked.
     let crossed = way != endpoint.ifindex && endpoint.generation.reached_by(arrived, way);
@@ -160,9 +156,13 @@ fn from_host(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
     if !packet.is_open() && recall(&backward(endpoint.ifindex, FlowKind::Upstream, packet)).is_some() {
         return Fate::ToProxy(Counter::UpstreamReply);
     }
-    // An error answers what was judged; it is no flow of its own that the pod could answer in turn.
     if packet.form == Form::Error {
-        return Fate::Pass(Counter::Host);
+        return match error::received(ctx, endpoint, packet) {
+            // The node's own word on the proxy's packets: its tunnel's MTU, or that it has no route.
+            Some(Fate::ToProxy(reason)) => Fate::ToProxy(reason),
+            // An error answers what was judged; it is no flow of its own that the pod could answer in turn.
+            _ => Fate::Pass(Counter::Host),
+        };
     }
     let answered = backward(endpoint.ifindex, FlowKind::Egress, packet);
     if packet.is_open() || recall(&answered).is_none() {
@@ -183,23 +183,5 @@ fn from_itself(endpoint: Endpoint, packet: &Packet) -> Fate {
     match recall(&key) {
         Some(entry) if entry.flags & flow_flag::SELF != 0 => Fate::Pass(Counter::Itself),
         _ => Fate::Drop(Counter::Spoofed),
-    }
-}
-
-/// Whether an ICMP error is about a direct flow of the endpoint. `sent` is the kind of the flows whose
-/// packets travel against the error, so that its receiver sent the packet it is about.
-///
-/// Errors about the proxy's two legs are for its sockets, not for the pod; they are judged by rows until
-/// they are steered there, as any other ICMP packet.
-#[inline(always)]
-fn related(endpoint: Endpoint, inner: &Packet, sent: FlowKind, answers: FlowKind) -> bool {
-    let key = forward(endpoint.ifindex, sent, inner);
-    if let Some(entry) = recall(&key) {
-        return entry.state == FlowState::Direct as u8 && endpoint.holds(&key, entry);
-    }
-    let key = backward(endpoint.ifindex, answers, inner);
-    match recall(&key) {
-        Some(entry) => entry.state == FlowState::Direct as u8 && endpoint.holds(&key, entry),
-        None => false,
     }
 }

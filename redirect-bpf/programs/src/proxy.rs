@@ -22,13 +22,18 @@ const V6_TUPLE: u32 = 36;
 #[inline(always)]
 pub(crate) fn to_proxy(ctx: &TcContext) -> Fate {
     let packet = match Packet::read(ctx) {
-        Ok(packet) if packet.protocol == TCP && packet.form == Form::Flow => packet,
-        Ok(_) => return Fate::Drop(Counter::Stray),
+        Ok(packet) => packet,
         Err(reason) => return Fate::Drop(reason),
     };
     // The frame still has the address of wherever it was going.
     if ctx.change_type(PACKET_HOST).is_err() {
         return Fate::Drop(Counter::NoSocket);
+    }
+    if packet.form == Form::Error {
+        return learnt(ctx, packet);
+    }
+    if packet.protocol != TCP || packet.form != Form::Flow {
+        return Fate::Drop(Counter::Stray);
     }
     let assign = |sk| assign(ctx, sk);
     if packet.is_open() {
@@ -45,6 +50,20 @@ pub(crate) fn to_proxy(ctx: &TcContext) -> Fate {
     // listener knows which: it accepts the one and resets the other, whose sender need not wait in vain.
     match with_listener(ctx, packet, &config(), CURRENT_NETNS, assign) {
         true => Fate::Pass(Counter::NoSocket),
+        false => Fate::Drop(Counter::NoSocket),
+    }
+}
+
+/// An ICMP error goes to the stack, which tells the socket that sent what it is about; TCP itself then asks whether
+/// the sequence number in it is one of what is on its way (RFC 5927, section 4.1).
+#[inline(always)]
+fn learnt(ctx: &TcContext, packet: &Packet) -> Fate {
+    let Ok(inner) = packet.about(ctx) else { return Fate::Drop(Counter::Stray) };
+    if inner.protocol != TCP || inner.src != packet.dst {
+        return Fate::Drop(Counter::Stray);
+    }
+    match with_connection(ctx, reversed(inner), inner.v6, CURRENT_NETNS, |_| ()) {
+        true => Fate::Pass(Counter::Related),
         false => Fate::Drop(Counter::NoSocket),
     }
 }

@@ -1,15 +1,20 @@
 //! Makes a world's links, addresses and routes.
 //!
-//! Nodes meet on a bridge in the underlay's namespace, with plain routes for each other's pods; no address is
-//! translated anywhere. Knows nothing of the product. Called by the world alone.
+//! Nodes meet on a bridge in the underlay's namespace, with plain routes for each other's pods or with VXLAN
+//! devices; no address is translated anywhere. Knows nothing of the product. Called by the world alone.
 
 use super::spec::plan;
-use super::{Attach, MAX_PODS, Netns, Node, NodeSpec, OutsideSpec, Pod, PodSpec, World, WorldBuilder, netns};
+use super::{
+    Attach, MAX_PODS, Netns, Node, NodeSpec, OutsideSpec, Overlay, Pod, PodSpec, World, WorldBuilder, netns,
+};
 use anyhow::{Context, Result, ensure};
 use std::process::Command;
 
 /// Longest name of a network interface (`IFNAMSIZ` less the closing zero).
 const MAX_LINK_NAME: usize = 15;
+/// The VXLAN device of a node, and its port: Linux's own default, which Flannel keeps.
+const TUNNEL: &str = "vxlan.1";
+const TUNNEL_PORT: u16 = 8472;
 /// No address waits for duplicate detection: packets flow at once.
 const NO_DAD: [(&str, &str); 2] =
     [("net.ipv6.conf.all.accept_dad", "0"), ("net.ipv6.conf.default.accept_dad", "0")];
@@ -96,14 +101,48 @@ fn add_node(world: &mut World, spec: &NodeSpec) -> Result<()> {
     Ok(())
 }
 
-/// Routes between a new node and those that are there.
+/// Ways between a new node and those that are there.
 fn join_nodes(world: &World, node: &Node) -> Result<()> {
+    if let Overlay::Vxlan { mtu } = world.overlay {
+        return join_by_vxlan(world, node, mtu);
+    }
     let mut lines = Vec::new();
     for other in &world.nodes {
         lines.extend(routes_to(other));
         other.netns.ip_batch(&routes_to(node))?;
     }
     node.netns.ip_batch(&lines)
+}
+
+fn join_by_vxlan(world: &World, node: &Node, mtu: u32) -> Result<()> {
+    let index = world.nodes.len();
+    let (v4, v6, mac) = (plan::tunnel_v4(index), plan::tunnel_v6(index), plan::tunnel_mac(index));
+    node.netns.ip_batch(&[
+        format!(
+            "link add {TUNNEL} address {mac} type vxlan id 1 dev eth0 local {} dstport {TUNNEL_PORT} nolearning",
+            node.v4
+        ),
+        format!("addr add {v4}/32 dev {TUNNEL}"),
+        format!("addr add {v6}/128 dev {TUNNEL} nodad"),
+        format!("link set {TUNNEL} mtu {mtu} up"),
+    ])?;
+    for (other, at) in world.nodes.iter().zip(0..) {
+        tunnel_to(&other.netns, node, index)?;
+        tunnel_to(&node.netns, other, at)?;
+    }
+    Ok(())
+}
+
+/// Static neighbours and routes: nothing is learnt and nothing is flooded.
+fn tunnel_to(from: &Netns, node: &Node, index: usize) -> Result<()> {
+    let (v4, v6, mac) = (plan::tunnel_v4(index), plan::tunnel_v6(index), plan::tunnel_mac(index));
+    from.run(&["bridge", "fdb", "append", &mac, "dev", TUNNEL, "dst", &node.v4.to_string()])?;
+    from.ip_batch(&[
+        format!("neigh add {v4} lladdr {mac} dev {TUNNEL} nud permanent"),
+        format!("neigh add {v6} lladdr {mac} dev {TUNNEL} nud permanent"),
+        format!("route add {} via {v4} dev {TUNNEL} onlink", node.pods_v4),
+        format!("route add {} via {v6} dev {TUNNEL} onlink", node.pods_v6),
+    ])
 }
 
 fn routes_to(node: &Node) -> [String; 2] {
@@ -147,6 +186,10 @@ pub(super) fn add_pod(world: &mut World, spec: &PodSpec) -> Result<()> {
     }
     if spec.addresses.is_some() {
         route_to_pod(world, &node, &pod)?;
+    }
+    if let Some(mtu) = world.pod_mtu {
+        node.netns.ip_batch(&[format!("link set {} mtu {mtu}", pod.veth)])?;
+        pod.netns.ip_batch(&[format!("link set eth0 mtu {mtu}")])?;
     }
     world.pods.push(pod);
     Ok(())

@@ -22,6 +22,19 @@ pub enum Attach {
     Bridge,
 }
 
+/// How the nodes reach each other's pods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Overlay {
+    /// By plain routes over the underlay, as Calico and host-gw do it.
+    #[default]
+    Routes,
+    /// Through a VXLAN device on each node, with routes and static neighbours over it, as Flannel does it.
+    Vxlan {
+        /// The device's MTU: 1450 leaves room for the outer headers on an underlay of 1500 (RFC 7348, section 4.3).
+        mtu: u32,
+    },
+}
+
 /// A node to be built.
 #[derive(Clone, Debug)]
 pub struct NodeSpec {
@@ -134,6 +147,19 @@ pub(crate) mod plan {
 
     pub(crate) fn bridge_v6(node: usize) -> Ipv6Addr {
         Ipv6Addr::new(0xfd77, 0, 0, u16::from(small(node)) + 1, 0, 0, 0, 1)
+    }
+
+    /// The VXLAN device of a node: an address for the others' routes to go by.
+    pub(crate) fn tunnel_v4(node: usize) -> Ipv4Addr {
+        Ipv4Addr::new(10, 77, small(node) + 1, 254)
+    }
+
+    pub(crate) fn tunnel_v6(node: usize) -> Ipv6Addr {
+        Ipv6Addr::new(0xfd77, 0, 0, u16::from(small(node)) + 1, 0, 0, 0, 0xfe)
+    }
+
+    pub(crate) fn tunnel_mac(node: usize) -> String {
+        format!("0e:77:00:00:00:{:02x}", small(node) + 1)
     }
 
     pub(crate) fn pod_v4(node: usize, pod: usize) -> Ipv4Addr {

@@ -18,6 +18,11 @@ pub(crate) const SOON: Duration = Duration::from_secs(5);
 /// What is denied is silent for this long: two of TCP's attempts.
 pub(crate) const SILENCE: Duration = Duration::from_millis(1300);
 
+/// The length after which what a bulk transfer sends begins again: a prime.
+const PATTERN: usize = 65_521;
+/// The most that is read at once of it.
+const READ: usize = 256 * 1024;
+
 /// Serves TCP on a port of a pod until dropped: says `<peer's address>\n` and then echoes.
 pub(crate) struct Server {
     stop: Arc<AtomicBool>,
@@ -67,7 +72,7 @@ impl Drop for Server {
 
 fn serve(mut stream: TcpStream, peer: IpAddr, received: &Mutex<Vec<u8>>) -> std::io::Result<()> {
     stream.write_all(format!("{peer}\n").as_bytes())?;
-    let mut buffer = [0; 4096];
+    let mut buffer = vec![0; 64 * 1024];
     loop {
         let read = stream.read(&mut buffer)?;
         if read == 0 {
@@ -115,27 +120,28 @@ impl Connection {
     /// Sends this many bytes and reads them back, both at once.
     pub(crate) fn bulk(&mut self, bytes: usize) -> Result<()> {
         self.stream.set_read_timeout(Some(SOON))?;
+        self.stream.set_write_timeout(Some(SOON))?;
         let mut writer = self.stream.try_clone()?;
+        // Of no length that packets or buffers have, so that what is lost, doubled or moved shows.
+        let pattern: Vec<u8> = (0..PATTERN).map(|at| (at * at % 251) as u8).collect();
+        let doubled = pattern.repeat(2 + READ.div_ceil(PATTERN));
         let sending = std::thread::spawn(move || {
-            let chunk: Vec<u8> = (0..=250).cycle().take(64 * 1024).collect();
             let mut left = bytes;
             while left > 0 {
-                let part = left.min(chunk.len());
-                writer.write_all(&chunk[..part])?;
+                let part = left.min(pattern.len());
+                writer.write_all(&pattern[..part])?;
                 left -= part;
             }
             Ok::<(), std::io::Error>(())
         });
-        let mut buffer = vec![0; 256 * 1024];
+        let mut buffer = vec![0; READ];
         let mut read = 0;
         while read < bytes {
             let some =
                 self.reader.read(&mut buffer).with_context(|| format!("after {read} of {bytes} bytes"))?;
             ensure!(some > 0, "closed after {read} of {bytes} bytes");
-            for (at, byte) in buffer[..some].iter().enumerate() {
-                let expected = ((read + at) % (64 * 1024)) % 251;
-                ensure!(usize::from(*byte) == expected, "byte {} is not what was sent", read + at);
-            }
+            let expected = &doubled[read % PATTERN..][..some];
+            ensure!(buffer[..some] == *expected, "bytes {read} to {} are not what was sent", read + some);
             read += some;
         }
         sending.join().map_err(|_| anyhow::anyhow!("the sender panicked"))??;

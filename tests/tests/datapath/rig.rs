@@ -5,7 +5,7 @@ use anyhow::{Context, Result, ensure};
 use sluice_policy::Snapshot;
 use sluice_redirect::{Applied, Counter, Counters, DEFAULT_MARK, Node, NodeConfig};
 use sluice_tests::world::Family;
-use sluice_tests::{NodeSpec, Pod, PodSpec, World};
+use sluice_tests::{NodeSpec, Pod, PodSpec, World, WorldBuilder};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -32,9 +32,12 @@ impl Rig {
 
     /// `n1` as told, our loader on it.
     pub(crate) fn with(n1: NodeSpec) -> Result<Self> {
-        let world = World::builder()
-            .node(n1)
-            .node(NodeSpec::routed("n2"))
+        Self::among(World::builder().node(n1).node(NodeSpec::routed("n2")))
+    }
+
+    /// Two nodes as told, our loader on `n1`.
+    pub(crate) fn among(nodes: WorldBuilder) -> Result<Self> {
+        let world = nodes
             .pod(PodSpec::new("n1", "a/client"))
             .pod(PodSpec::new("n1", "a/server"))
             .pod(PodSpec::new("n1", "a/other"))
@@ -98,6 +101,13 @@ impl Rig {
     /// Puts a snapshot in force.
     pub(crate) fn put(&mut self, node: &str, snapshot: &Snapshot) -> Result<Applied> {
         Ok(self.nodes.get_mut(node).context("the node is open")?.apply(snapshot)?)
+    }
+
+    /// Loads nftables rules on a node.
+    pub(crate) fn nft(&self, node: &str, rules: &str) -> Result<()> {
+        let file = self.world.dir().join(format!("{node}.nft"));
+        std::fs::write(&file, rules)?;
+        self.world.node(node).netns.run(&["nft", "-f", &file.display().to_string()]).map(drop)
     }
 
     /// A pod.
