@@ -4,6 +4,7 @@
 //! cannot disagree, because both ask the same walk. Knows nothing of maps or of eBPF.
 
 use crate::class::ClassId;
+use crate::decider::Decider;
 use crate::indexed::IndexedSide;
 use crate::port::{PortRange, Protocol};
 use crate::profile::{Direction, IsolatedPorts, ProfileId, Side};
@@ -32,6 +33,11 @@ pub struct Row {
     pub fail_open: bool,
     /// Audited policies would refuse this flow at L3/L4: it passes and is counted.
     pub audit: bool,
+    /// The refusal is answered: a reset of TCP, else that it is administratively prohibited.
+    pub reject: bool,
+    /// Of a denial or an allow what decided, as the verdict names it: where both layers allow, the rule of the later
+    /// one. `None` where nothing isolates, and to the proxy, which says itself what decided.
+    pub by: Option<Decider>,
 }
 
 /// Ports by their leading bits, as a longest-prefix map keys on them: `len` 0 is every port, 16 is one.
@@ -67,12 +73,21 @@ impl Snapshot {
     /// The kernel asks no row for what a process of the node sends to its pods. What else wears the node's address
     /// comes from nobody knows whom, and the row of that address says so.
     pub fn rows(&self) -> impl Iterator<Item = RowEntry> + '_ {
+        self.fold_rows(true)
+    }
+
+    /// The same verdicts in fewer rows: ports that differ by the rule that decides alone are one, and none is named.
+    pub fn rows_unnamed(&self) -> impl Iterator<Item = RowEntry> + '_ {
+        self.fold_rows(false)
+    }
+
+    fn fold_rows(&self, named: bool) -> impl Iterator<Item = RowEntry> + '_ {
         let classes = u32::try_from(self.classes.len()).unwrap_or(u32::MAX);
         let sides = self.profiles.iter().zip(0..).flat_map(|(profile, id)| {
             Direction::ALL.map(|direction| (ProfileId(id), direction, profile.side(direction)))
         });
         sides.flat_map(move |(profile, direction, side)| {
-            let mut folded = Folded::new(side);
+            let mut folded = Folded::new(side, named);
             (0..classes).map(ClassId).filter(|class| !self.is_vacant(*class)).flat_map(move |class| {
                 let own = direction == Direction::Ingress && self.is_own_node(class);
                 let rows = folded.rows(if own { ClassId::MISSING } else { class });
@@ -91,15 +106,17 @@ type ClassRows = Arc<[(Protocol, PortPrefix, Row)]>;
 /// The rows of one side. Classes that no rule tells apart have the same, which are folded once.
 struct Folded<'a> {
     side: IndexedSide<'a>,
+    /// Whether rows name what decides.
+    named: bool,
     cuts: [(Protocol, Cuts); Protocol::ALL.len()],
     /// By group, once folded.
     groups: Vec<Option<ClassRows>>,
 }
 
 impl<'a> Folded<'a> {
-    fn new(side: IndexedSide<'a>) -> Self {
+    fn new(side: IndexedSide<'a>, named: bool) -> Self {
         let cuts = Protocol::ALL.map(|protocol| (protocol, Cuts::of(&side, protocol)));
-        Self { side, cuts, groups: vec![None; side.index.groups.len()] }
+        Self { side, named, cuts, groups: vec![None; side.index.groups.len()] }
     }
 
     fn rows(&mut self, class: ClassId) -> ClassRows {
@@ -120,7 +137,10 @@ impl<'a> Folded<'a> {
 
     fn fold(&self, peer: ClassId) -> ClassRows {
         let rows = self.cuts.iter().flat_map(|(protocol, cuts)| {
-            let rows = cuts.fold(|port| self.side.row(&Connection::new(peer, *protocol, port)));
+            let rows = cuts.fold(|port| {
+                let row = self.side.row(&Connection::new(peer, *protocol, port));
+                Row { by: row.by.filter(|_| self.named), ..row }
+            });
             rows.into_iter().map(|(ports, row)| (*protocol, ports, row))
         });
         rows.collect()

@@ -6,6 +6,7 @@
 
 mod asked;
 pub mod class;
+mod decider;
 pub mod fold;
 pub mod grpc;
 pub mod header;
@@ -34,6 +35,7 @@ mod walk;
 
 pub use asked::Effect;
 pub use class::{ClassId, ClassSet};
+pub use decider::Decider;
 pub use fold::{PortPrefix, Row, RowAction, RowEntry};
 pub use grpc::{GrpcMatch, GrpcProtocol};
 pub use header::{HeaderMatch, HeaderTest};

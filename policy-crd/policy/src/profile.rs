@@ -119,7 +119,7 @@ impl TierAction {
 }
 
 /// Which allow layer. They are `ANDed`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum LayerKind {
     /// K: who may connect (`NetworkPolicy`, `CiliumNetworkPolicy`).
     K,

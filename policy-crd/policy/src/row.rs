@@ -43,9 +43,11 @@ impl Side {
         let probe = index.map(|index| Probe::new(index, connection, facts));
         let asked = |taking| Asked { connection, facts, taking, probe: probe.as_ref() };
         let passes = |taking| self.walk(asked(taking), &mut Nobody).decision == Decision::Allow;
-        let row = |action| Row { action, fail_open: false, audit: false };
-        if !passes(Taking::Enforcing) {
-            return row(RowAction::Deny);
+        let row = |action| Row { action, fail_open: false, audit: false, reject: false, by: None };
+        let walked = self.walk(asked(Taking::Enforcing), &mut Nobody);
+        if walked.decision == Decision::Deny {
+            let reject = self.rejects(walked.by, asked(Taking::Enforcing));
+            return Row { reject, by: walked.by, ..row(RowAction::Deny) };
         }
         if self.governed_by_request(asked(Taking::Enforcing)) {
             return row(RowAction::ToProxy);
@@ -65,7 +67,7 @@ impl Side {
         if ways().any(|way| passes(way) && self.governed_by_request(asked(way))) {
             return Row { fail_open: true, ..row(RowAction::ToProxy) };
         }
-        Row { audit: ways().any(|way| !passes(way)), ..row(RowAction::Allow) }
+        Row { audit: ways().any(|way| !passes(way)), by: walked.by, ..row(RowAction::Allow) }
     }
 
     /// Whether any rule that can still decide this connection has a condition on the request.

@@ -142,18 +142,29 @@ impl Side {
         Some((rule, rule.miss(Effect::Allow, asked)?))
     }
 
-    /// The policy that isolates this port in a layer, if any does.
-    pub(crate) fn isolated_by(&self, kind: LayerKind, asked: Asked<'_>) -> Option<&Arc<Policy>> {
+    /// The first policy, of those that are asked for, that isolates this port in a layer; its place.
+    pub(crate) fn isolation(
+        &self,
+        kind: LayerKind,
+        asked: Asked<'_>,
+        wanted: impl Fn(&Policy) -> bool,
+    ) -> Option<usize> {
         let isolations = &self.layers[kind as usize].isolation;
         let isolates = |place: usize| {
             let isolation = &isolations[place];
             asked.taking.takes(&isolation.policy)
+                && wanted(&isolation.policy)
                 && isolation.ports.contains(asked.connection.protocol, asked.connection.port)
         };
-        let place = match asked.probe {
+        match asked.probe {
             Some(probe) => probe.index().layers[kind as usize].first_isolation(probe, isolates),
             None => (0..isolations.len()).find(|place| isolates(*place)),
-        };
-        place.map(|place| &isolations[place].policy)
+        }
+    }
+
+    /// The policy that isolates this port in a layer, if any does, with its place.
+    pub(crate) fn isolated_by(&self, kind: LayerKind, asked: Asked<'_>) -> Option<(usize, &Arc<Policy>)> {
+        let place = self.isolation(kind, asked, |_| true)?;
+        Some((place, &self.layers[kind as usize].isolation[place].policy))
     }
 }

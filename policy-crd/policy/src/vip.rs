@@ -8,7 +8,7 @@
 use crate::class::ClassId;
 use crate::fold::{Row, RowAction};
 use crate::indexed::IndexedSide;
-use crate::origin::Mode;
+use crate::origin::{DenyAction, Mode, Policy};
 use crate::port::Protocol;
 use crate::profile::{Direction, ProfileId, Side};
 use crate::service::{Backend, Service, ServicePort};
@@ -99,7 +99,7 @@ impl Snapshot {
             match verdict.decision {
                 Decision::Allow => choice.allowed.push(backend),
                 Decision::Deny if choice.refused.is_none() => {
-                    choice.refused = Some((backend, verdict.clone()))
+                    choice.refused = Some((backend, verdict.clone()));
                 }
                 Decision::Deny => {}
             }
@@ -215,12 +215,14 @@ fn fold(rows: impl Iterator<Item = Row>, protocol: Protocol) -> Option<Row> {
         (Some(denied), None, None) => Some(denied),
         (Some(denied), ..) if protocol != Protocol::Tcp => Some(denied),
         (None, Some(mut passed), None) => {
-            passed.audit = audit;
+            // What passes names no rule: else there were a class for each rule, not for each verdict.
+            (passed.audit, passed.by) = (audit, None);
             Some(passed)
         }
         (_, passed, governed) => {
             let mut row = governed.or(passed)?;
             (row.action, row.fail_open, row.audit) = (RowAction::ToProxy, fail_open, false);
+            row.by = None;
             Some(row)
         }
     }
@@ -230,9 +232,12 @@ fn fold(rows: impl Iterator<Item = Row>, protocol: Protocol) -> Option<Row> {
 /// passes only where no policy in force speaks of whom the endpoint may reach, and the node refuses it.
 fn nobody(side: &Side) -> Row {
     let isolations = side.layers.iter().flat_map(|layer| &layer.isolation).map(|isolation| &isolation.policy);
+    let isolations: Vec<_> = isolations.collect();
+    let says = |policy: &Policy| policy.mode == Mode::Enforce && policy.on_deny.action == DenyAction::Reject;
+    let reject = isolations.iter().any(|policy| says(policy));
     let mut governing = side.rules().map(|rule| &rule.policy).chain(isolations).peekable();
     let audit = governing.peek().is_some();
     let free = governing.all(|policy| policy.mode == Mode::Audit);
     let action = if free { RowAction::Allow } else { RowAction::Deny };
-    Row { action, fail_open: false, audit: free && audit }
+    Row { action, fail_open: false, audit: free && audit, reject: !free && reject, by: None }
 }

@@ -5,6 +5,7 @@
 
 use crate::asked::{Asked, Effect, Taking};
 use crate::class::ClassId;
+use crate::decider::{self, Decider};
 use crate::index::{Probe, SideIndex, audited};
 use crate::indexed::IndexedSide;
 use crate::miss::Miss;
@@ -26,12 +27,15 @@ pub(crate) struct Walked<'a> {
     reason: Reason,
     policy: Option<&'a Arc<Policy>>,
     rule: Option<&'a RuleName>,
+    /// Which of the side's rules or isolations that was.
+    pub(crate) by: Option<Decider>,
     nearest_miss: Option<NearestMiss>,
 }
 
 impl<'a> Walked<'a> {
-    fn by_rule(decision: Decision, reason: Reason, rule: &'a Rule) -> Self {
-        Self { decision, reason, policy: Some(&rule.policy), rule: Some(&rule.name), nearest_miss: None }
+    fn by_rule(decision: Decision, reason: Reason, rule: &'a Rule, by: Decider) -> Self {
+        let (policy, name) = (Some(&rule.policy), Some(&rule.name));
+        Self { decision, reason, policy, rule: name, by: Some(by), nearest_miss: None }
     }
 
     fn not_isolated() -> Self {
@@ -40,13 +44,14 @@ impl<'a> Walked<'a> {
             reason: Reason::NotIsolated,
             policy: None,
             rule: None,
+            by: None,
             nearest_miss: None,
         }
     }
 
     /// A layer isolates, and nothing in it grants.
     fn refused(
-        isolating: &'a Arc<Policy>,
+        (by, isolating): (Decider, &'a Arc<Policy>),
         nearest: Option<(&'a Rule, Miss)>,
         connection: &Connection,
     ) -> Self {
@@ -72,6 +77,7 @@ impl<'a> Walked<'a> {
             reason,
             policy: Some(policy),
             rule: None,
+            by: Some(by),
             nearest_miss: nearest.map(named),
         }
     }
@@ -128,7 +134,9 @@ impl Side {
         observer.stage(StageKind::Admin);
         let mut from = 0;
         while let Some((place, rule, effect)) = Rules::Admin(self).first(from, asked, observer) {
-            let by = |decision, reason| Walked::by_rule(decision, reason, rule);
+            let by = |decision, reason| {
+                Walked::by_rule(decision, reason, rule, Decider::Admin(decider::place(place)))
+            };
             // Before a request is known a conditional Pass may or may not hold; a connection is let through where
             // either way could let a request through.
             let awaits_request = rule.conditions.is_some() && matches!(asked.facts, Facts::Connection);
@@ -159,8 +167,9 @@ impl Side {
             observer.stage(StageKind::Host);
             return Walked::not_isolated();
         }
-        if let Some(rule) = self.first_deny(asked, observer) {
-            return Walked::by_rule(Decision::Deny, Reason::DenyRule, rule);
+        if let Some((place, rule)) = self.first_deny(asked, observer) {
+            let by = Decider::Deny(decider::place(place));
+            return Walked::by_rule(Decision::Deny, Reason::DenyRule, rule, by);
         }
         // The Baseline tier speaks in the place of a silent layer K.
         let connected =
@@ -177,13 +186,13 @@ impl Side {
     }
 
     /// The first deny that takes the facts.
-    fn first_deny<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Option<&Rule> {
+    fn first_deny<O: Observe>(&self, asked: Asked<'_>, observer: &mut O) -> Option<(usize, &Rule)> {
         if self.deny.is_empty() {
             return None;
         }
         observer.stage(StageKind::Deny);
-        let found = Rules::Deny(self).first(0, asked, observer).map(|(_, rule, _)| rule);
-        observer.step(found.map_or(Step::Next, Step::By));
+        let found = Rules::Deny(self).first(0, asked, observer).map(|(place, rule, _)| (place, rule));
+        observer.step(found.map_or(Step::Next, |(_, rule)| Step::By(rule)));
         found
     }
 
@@ -196,23 +205,26 @@ impl Side {
     ) -> Option<Walked<'_>> {
         observer.stage(StageKind::Layer(kind));
         let isolating = self.isolated_by(kind, asked);
-        let Some(isolating) = isolating else {
+        let Some((isolation, isolating)) = isolating else {
             // Whoever explains wants to see what would have a say, were the layer not silent.
             if O::EVERY_RULE {
-                observer.isolation(None, self.isolated_by(kind, Asked { taking: Taking::All, ..asked }));
+                let audited = self.isolated_by(kind, Asked { taking: Taking::All, ..asked });
+                observer.isolation(None, audited.map(|(_, policy)| policy));
                 Rules::Layer(self, kind).first(0, asked, observer);
             }
             observer.step(Step::Next);
             return None;
         };
         observer.isolation(Some(isolating), None);
-        if let Some((_, rule, _)) = Rules::Layer(self, kind).first(0, asked, observer) {
+        if let Some((place, rule, _)) = Rules::Layer(self, kind).first(0, asked, observer) {
             observer.step(Step::By(rule));
-            return Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule));
+            let by = Decider::Allow(kind, decider::place(place));
+            return Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule, by));
         }
         let nearest = self.nearest(kind, asked);
         observer.step(Step::Refused(nearest.as_ref().map(|(rule, _)| *rule)));
-        Some(Walked::refused(isolating, nearest, asked.connection))
+        let by = Decider::Isolation(kind, decider::place(isolation));
+        Some(Walked::refused((by, isolating), nearest, asked.connection))
     }
 
     /// What the Baseline tier says, if one of its rules matches and does not pass.
@@ -223,13 +235,14 @@ impl Side {
         observer.stage(StageKind::Baseline);
         let found = Rules::Baseline(self).first(0, asked, observer);
         observer.step(found.map_or(Step::Next, |(_, rule, _)| Step::By(rule)));
-        let (_, rule, effect) = found?;
+        let (place, rule, effect) = found?;
+        let by = Decider::Baseline(decider::place(place));
         match effect {
             Effect::Deny | Effect::Tier(TierAction::Deny) => {
-                Some(Walked::by_rule(Decision::Deny, Reason::DenyRule, rule))
+                Some(Walked::by_rule(Decision::Deny, Reason::DenyRule, rule, by))
             }
             Effect::Allow | Effect::Tier(TierAction::Accept) => {
-                Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule))
+                Some(Walked::by_rule(Decision::Allow, Reason::RuleMatched, rule, by))
             }
             Effect::Tier(TierAction::Pass) => None,
         }

@@ -5,9 +5,10 @@ mod common;
 use common::shares::{CLASSES, share};
 use common::{connection, get};
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
 use sluice_policy::{
     Class, ClassId, Connection, Decision, Direction, Facts, Identity, Mode, PortPrefix, Profile, Protocol,
-    Row, RowEntry, Side, Snapshot,
+    Row, RowAction, RowEntry, Side, Snapshot,
 };
 
 fn snapshot(side: Side) -> Snapshot {
@@ -29,6 +30,28 @@ fn kernel(rows: &[RowEntry], peer: ClassId, protocol: Protocol, port: u16) -> Ro
         .expect("every key has a row of length 0")
 }
 
+/// A row names the rule of the verdict on the connection, and where none decides, a policy that isolates.
+fn names_what_the_verdict_names(
+    side: &Side,
+    peer: ClassId,
+    protocol: Protocol,
+    port: u16,
+    row: Row,
+) -> Result<(), TestCaseError> {
+    let verdict = side.judge(&Connection::new(peer, protocol, port), Facts::Connection);
+    let named = row.by.and_then(|by| side.decided(by));
+    if row.action == RowAction::ToProxy {
+        prop_assert!(named.is_none());
+        return Ok(());
+    }
+    prop_assert_eq!(named.and_then(|(_, rule)| rule), verdict.rule.as_ref());
+    prop_assert_eq!(named.is_some(), verdict.policy.is_some());
+    if verdict.rule.is_some() {
+        prop_assert_eq!(named.map(|(policy, _)| policy), verdict.policy.as_ref());
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
@@ -47,12 +70,17 @@ proptest! {
             .flat_map(|r| r.ranges().flat_map(|r| [r.first, r.last, r.first.wrapping_sub(1), r.last.wrapping_add(1)]))
             .collect();
         let rows: Vec<RowEntry> = snapshot(side.clone()).rows().collect();
+        let unnamed: Vec<RowEntry> = snapshot(side.clone()).rows_unnamed().collect();
+        prop_assert!(unnamed.len() <= rows.len());
         for peer in (0..CLASSES).map(ClassId) {
             for protocol in Protocol::ALL {
                 for port in ports.iter().chain(&edges).copied() {
                     let port = if protocol.has_ports() { port } else { 0 };
                     let walk = side.row(&Connection::new(peer, protocol, port));
                     prop_assert_eq!(kernel(&rows, peer, protocol, port), walk, "{:?} {} {}", peer, protocol, port);
+                    let unnamed = kernel(&unnamed, peer, protocol, port);
+                    prop_assert_eq!(unnamed, Row { by: None, ..walk }, "{:?} {} {}", peer, protocol, port);
+                    names_what_the_verdict_names(&side, peer, protocol, port, walk)?;
                 }
             }
         }
@@ -107,9 +135,9 @@ proptest! {
         let row = side.row(&connection).action;
         let facts = [Facts::Request(&request), Facts::Unknown].map(|facts| side.judge(&connection, facts).decision);
         match row {
-            sluice_policy::RowAction::Deny => prop_assert_eq!(facts, [Decision::Deny; 2]),
-            sluice_policy::RowAction::Allow => prop_assert_eq!(facts, [Decision::Allow; 2]),
-            sluice_policy::RowAction::ToProxy => {}
+            RowAction::Deny => prop_assert_eq!(facts, [Decision::Deny; 2]),
+            RowAction::Allow => prop_assert_eq!(facts, [Decision::Allow; 2]),
+            RowAction::ToProxy => {}
         }
     }
 }

@@ -6,6 +6,7 @@
 use crate::discover::Found;
 use crate::error::ApplyError;
 use crate::maps::{Classes, Endpoints, Locals, Maps, Rows};
+use crate::origins::{Numbering, Origins};
 use crate::plain::Plain;
 use aya::maps::lpm_trie::Key;
 use sluice_bpf_abi::{
@@ -30,13 +31,17 @@ pub(crate) struct Plan {
     ports: HashMap<u32, u32>,
     /// Owner by address.
     locals: HashMap<Address, u32>,
+    /// What the rows name.
+    pub(crate) origins: Origins,
 }
 
 impl Plan {
     /// Rows and classes of a snapshot; the node's own addresses. Endpoints are added after.
     pub(crate) fn new(snapshot: &Snapshot, found: &Found) -> Self {
+        let (rows, origins) = named(snapshot);
         Self {
-            rows: snapshot.rows().map(|entry| row(&entry)).collect(),
+            rows,
+            origins,
             classes: snapshot.addresses.iter().map(|(prefix, class)| self::class(prefix, *class)).collect(),
             endpoints: HashMap::new(),
             ports: found.ports.clone(),
@@ -68,8 +73,8 @@ impl Plan {
         }
     }
 
-    /// Writes it and puts it in force.
-    pub(crate) fn commit(&self, maps: &mut Maps) -> Result<(), ApplyError> {
+    /// Writes it and puts it in force; the epoch that stands for it.
+    pub(crate) fn commit(&self, maps: &mut Maps) -> Result<u64, ApplyError> {
         self.fits()?;
         let epoch = epoch(maps)? + 1;
         let slot = (epoch % u64::from(SLOTS)) as u32;
@@ -86,7 +91,7 @@ impl Plan {
         if found != epoch {
             return Err(ApplyError::ReadBack { what: "the epoch", found, written: epoch });
         }
-        Ok(())
+        Ok(epoch)
     }
 
     fn write_rows(&self) -> Result<Rows, ApplyError> {
@@ -174,7 +179,19 @@ fn class(prefix: Prefix, class: ClassId) -> ((u32, Address), u32) {
     ((u32::from(prefix.mapped_len()), Ipv6Addr::from(prefix.mapped_bits()).octets()), class.0)
 }
 
-fn row(entry: &RowEntry) -> ((u32, RowKey), RowValue) {
+/// The rows, with what they name; where those do not fit, the fewer ones that name nothing. Names are for people, and
+/// no verdict waits for them.
+fn named(snapshot: &Snapshot) -> (HashMap<(u32, RowKey), RowValue>, Origins) {
+    let mut numbering = Numbering::new(snapshot);
+    let entries = snapshot.rows().map(|entry| row(&entry, numbering.number(&entry)));
+    let rows: HashMap<_, _> = entries.take(MAX_ROWS as usize + 1).collect();
+    if rows.len() <= MAX_ROWS as usize {
+        return (rows, numbering.done());
+    }
+    (snapshot.rows_unnamed().map(|entry| row(&entry, 0)).collect(), Origins::default())
+}
+
+fn row(entry: &RowEntry, rule: u32) -> ((u32, RowKey), RowValue) {
     let key = RowKey {
         profile: entry.profile.0,
         class: entry.class.0,
@@ -203,8 +220,11 @@ fn row(entry: &RowEntry) -> ((u32, RowKey), RowValue) {
     if entry.row.audit {
         flags |= row_flag::AUDIT;
     }
+    if entry.row.reject {
+        flags |= row_flag::REJECT;
+    }
     let bits = RowKey::FIXED_BITS + u32::from(entry.ports.len);
-    ((bits, key), RowValue { action: action as u8, flags, ..RowValue::default() })
+    ((bits, key), RowValue { action: action as u8, flags, rule, ..RowValue::default() })
 }
 
 #[cfg(test)]
@@ -221,9 +241,9 @@ mod tests {
             class: ClassId(7),
             protocol,
             ports: PortPrefix { port, len },
-            row: Row { action: RowAction::Allow, fail_open: false, audit: false },
+            row: Row { action: RowAction::Allow, fail_open: false, audit: false, reject: false, by: None },
         };
-        row(&entry).0
+        row(&entry, 0).0
     }
 
     /// Each type of each family has the row that the programs ask for.

@@ -9,13 +9,14 @@ use crate::generation::{self, Plan};
 use crate::helper::{self, Helper};
 use crate::maps::Maps;
 use crate::netns;
+use crate::origins::{Origin, Origins};
 use crate::plain::Plain;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
 use sluice_bpf_abi::{Config, EndpointValue, config_flag, map, program};
 use sluice_policy::{Endpoint, Snapshot};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -30,6 +31,9 @@ pub const DEFAULT_MARK: u32 = 0x3011;
 const MAX_NAME: usize = 14;
 /// Connections that wait to be accepted: the kernel's own limit where it is lower.
 const BACKLOG: i32 = 4_096;
+/// Generations whose rules are remembered by number: an event waits for some milliseconds, and policies change some
+/// tens of times a second at worst.
+const KEPT_ORIGINS: usize = 8;
 
 /// What a node is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,6 +88,8 @@ pub struct Node {
     ebpf: Ebpf,
     maps: Maps,
     helper: Helper,
+    /// What the rows of the last generations name, by epoch, the newest last.
+    origins: VecDeque<(u64, Origins)>,
 }
 
 impl Node {
@@ -100,7 +106,7 @@ impl Node {
         let mut ebpf = load(&pins)?;
         let maps = Maps::take(&mut ebpf)?;
         let helper = Helper::create(&config.name, netns.as_fd())?;
-        let mut node = Self { config, netns, pins, ebpf, maps, helper };
+        let mut node = Self { config, netns, pins, ebpf, maps, helper, origins: VecDeque::new() };
         node.attach_helper()?;
         node.configure(node.helper.outer.index)?;
         attach::take_over(&mut node.ebpf, &node.pins)?;
@@ -171,7 +177,8 @@ impl Node {
         }
         // What the node's administrator changed since is taken note of here.
         self.configure(self.helper.outer.index)?;
-        plan.commit(&mut self.maps)?;
+        let epoch = plan.commit(&mut self.maps)?;
+        self.keep(epoch, std::mem::take(&mut plan.origins));
         for (device, endpoint) in devices {
             let label = found.name(device).unwrap_or_default().to_owned();
             match self.attach(device, &label) {
@@ -185,6 +192,20 @@ impl Node {
         // Until here the hooks of another version's loader judged as well.
         self.pins.retire_others()?;
         Ok(applied)
+    }
+
+    /// The policy and rule that a row's number stands for. Nothing is known of an epoch that is long past, or that
+    /// an earlier process put in force.
+    #[must_use]
+    pub fn origin(&self, epoch: u64, number: u32) -> Option<&Origin> {
+        self.origins.iter().find(|(kept, _)| *kept == epoch)?.1.get(number)
+    }
+
+    fn keep(&mut self, epoch: u64, origins: Origins) {
+        if self.origins.len() >= KEPT_ORIGINS {
+            self.origins.pop_front();
+        }
+        self.origins.push_back((epoch, origins));
     }
 
     /// What the kernel counted.

@@ -23,6 +23,8 @@ pub(crate) fn kernel(keys: &Keys, key: (ProfileId, Direction, ClassId, Protocol)
     let matches =
         |prefix: &PortPrefix| prefix.len == 0 || (port ^ prefix.port) >> (16 - u16::from(prefix.len)) == 0;
     let rows = keys.get(&key).into_iter().flatten().filter(|(prefix, _)| matches(prefix));
-    rows.max_by_key(|(prefix, _)| prefix.len)
-        .map_or(Row { action: RowAction::Deny, fail_open: false, audit: false }, |(_, row)| *row)
+    rows.max_by_key(|(prefix, _)| prefix.len).map_or(
+        Row { action: RowAction::Deny, fail_open: false, audit: false, reject: false, by: None },
+        |(_, row)| *row,
+    )
 }

@@ -19,7 +19,7 @@ pub(crate) use groups::Groups;
 pub(crate) use probe::Probe;
 pub(crate) use stage::Stage;
 
-use crate::origin::{Mode, Policy};
+use crate::origin::{DenyAction, Mode, Policy};
 use crate::profile::{IsolatedPorts, Isolation, Layer, Rule, Side, TierAction, TierRule};
 use crate::verdict::Connection;
 use filing::{Entry, Filing, Search};
@@ -44,6 +44,8 @@ pub(crate) struct SideIndex {
     pub(crate) baseline: Tier,
     /// The audited policies, each once, by number.
     pub(crate) audited: Box<[Arc<Policy>]>,
+    /// Whether any policy that isolates answers what it refuses.
+    pub(crate) rejects: bool,
 }
 
 /// A tier's rules by their meaning; positions are those of the tier.
@@ -71,7 +73,10 @@ impl SideIndex {
         let deny = Stage::new(Meaning::Deny, side.deny.iter().enumerate(), &mut ways);
         let layers = side.layers.each_ref().map(|layer| LayerIndex::new(layer, &mut ways));
         let baseline = Tier::new(&side.baseline, &mut ways);
-        Self { admin, deny, layers, baseline, audited: audited(side).into(), seed, groups }
+        let isolations = side.layers.iter().flat_map(|layer| &layer.isolation);
+        let rejects =
+            isolations.into_iter().any(|isolation| isolation.policy.on_deny.action == DenyAction::Reject);
+        Self { admin, deny, layers, baseline, audited: audited(side).into(), rejects, seed, groups }
     }
 }
 
