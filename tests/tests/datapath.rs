@@ -5,6 +5,8 @@
 
 #[path = "datapath/attack.rs"]
 mod attack;
+#[path = "datapath/crash.rs"]
+mod crash;
 #[path = "datapath/forge.rs"]
 mod forge;
 #[path = "datapath/icmp.rs"]
@@ -27,7 +29,19 @@ mod rules;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let tests = [l4::tests(), icmp::tests(), l7::tests(), life::tests(), attack::tests(), legs::tests()];
+    // A process of the crash tests: it dies on the way.
+    if let Some(order) = std::env::var_os(crash::ORDER) {
+        return crash::child(std::path::Path::new(&order));
+    }
+    let tests = [
+        l4::tests(),
+        icmp::tests(),
+        l7::tests(),
+        life::tests(),
+        attack::tests(),
+        legs::tests(),
+        crash::tests(),
+    ];
     let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)
 }

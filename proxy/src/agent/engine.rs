@@ -249,8 +249,12 @@ impl Engine {
         match result {
             Ok(applied) => {
                 let first = target.applied.is_none();
-                if !applied.missing.is_empty() {
+                if !applied.missing.is_empty() || !applied.problems.is_empty() {
                     target.again();
+                }
+                let known = target.applied.as_ref().map_or(&[][..], |before| &before.problems);
+                for problem in applied.problems.iter().filter(|problem| !known.contains(problem)) {
+                    tracing::warn!(problem, "left over from before; it denies, and is tried again");
                 }
                 target.applied = Some(applied);
                 if first {

@@ -2,6 +2,7 @@
 //! replaces their program without a gap.
 
 use crate::bpffs::{self, Pins};
+use crate::crash;
 use crate::error::SetupError;
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
@@ -9,7 +10,7 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{SchedClassifier, TcAttachType};
 use sluice_bpf_abi::program;
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// The two hooks of an endpoint: program and side.
 const HOOKS: [(&str, TcAttachType); 2] =
@@ -35,41 +36,47 @@ pub(crate) fn attach_unpinned(ebpf: &mut Ebpf, name: &'static str, device: &str)
 /// gone are forgotten.
 pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), SetupError> {
     for path in Pins::list(&pins.links())? {
-        let known = HOOKS.iter().find(|(hook, _)| parse(&path).is_some_and(|(_, name)| name == *hook));
-        let Some((hook, _)) = known else { continue };
-        match replace(classifier(ebpf, hook)?, &path) {
+        let Some(pin) = parse(&path) else { continue };
+        match replace(classifier(ebpf, pin.hook)?, &path) {
+            // One that died between pinning a link and giving it its name.
+            Ok(()) if pin.staged => bpffs::rename(&path, &pins.link(pin.device, pin.hook))?,
             Ok(()) => {}
             Err(error) if is_gone(&*error) => bpffs::remove_file(&path)?,
             // The endpoint keeps the program it has: to let the link go would let the endpoint go.
-            Err(error) => return Err(attach_error(hook, &path.display().to_string(), &error)),
+            Err(error) => return Err(attach_error(pin.hook, &path.display().to_string(), &error)),
         }
+        crash::point("take a link over");
     }
     Ok(())
 }
 
 /// The devices that have links.
 pub(crate) fn devices(pins: &Pins) -> Result<HashSet<u32>, SetupError> {
-    Ok(Pins::list(&pins.links())?.iter().filter_map(|path| parse(path)).map(|(device, _)| device).collect())
+    Ok(Pins::list(&pins.links())?.iter().filter_map(|path| parse(path)).map(|pin| pin.device).collect())
 }
 
 /// Attaches both hooks to a device, if they are not there yet, and asks the kernel whether they are. The
 /// thread must be in the node's namespace.
 pub(crate) fn attach(ebpf: &mut Ebpf, pins: &Pins, index: u32, device: &str) -> Result<(), SetupError> {
     for (hook, side) in HOOKS {
-        let path = pins.links().join(format!("{index}-{hook}"));
+        let (path, staged) = (pins.link(index, hook), pins.staged_link(index, hook));
         let classifier = classifier(ebpf, hook)?;
-        if path.exists() {
-            if verify(classifier, hook, device, side).is_ok() {
-                continue;
-            }
-            bpffs::remove_file(&path)?;
+        if path.exists() && verify(classifier, hook, device, side).is_ok() {
+            continue;
         }
+        // What an attempt before left half done. Its link is not the only one: the old pin is there still.
+        bpffs::remove_link(&staged)?;
         let id = classifier
             .attach_with_options(device, side, TcAttachOptions::TcxOrder(LinkOrder::first()))
             .map_err(|error| attach_error(hook, device, &error))?;
         let link = classifier.take_link(id).map_err(|error| attach_error(hook, device, &error))?;
         let link = FdLink::try_from(link).map_err(|error| attach_error(hook, device, &error))?;
-        link.pin(&path).map_err(|error| attach_error(hook, device, &error))?;
+        crash::point("attach a hook");
+        link.pin(&staged).map_err(|error| attach_error(hook, device, &error))?;
+        crash::point("pin a hook");
+        // Over the pin of a link that does not hold any more, if there is one: until here both of them judged.
+        bpffs::rename(&staged, &path)?;
+        crash::point("name a hook");
         verify(classifier, hook, device, side)?;
     }
     Ok(())
@@ -77,7 +84,13 @@ pub(crate) fn attach(ebpf: &mut Ebpf, pins: &Pins, index: u32, device: &str) -> 
 
 /// Takes both hooks off a device.
 pub(crate) fn detach(pins: &Pins, index: u32) -> Result<(), SetupError> {
-    HOOKS.iter().try_for_each(|(hook, _)| bpffs::remove_file(&pins.links().join(format!("{index}-{hook}"))))
+    for (hook, _) in HOOKS {
+        for path in [pins.staged_link(index, hook), pins.link(index, hook)] {
+            bpffs::remove_link(&path)?;
+        }
+        crash::point("detach a hook");
+    }
+    Ok(())
 }
 
 fn replace(classifier: &mut SchedClassifier, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
@@ -121,9 +134,17 @@ fn attach_error(program: &'static str, device: &str, reason: &dyn std::fmt::Disp
     SetupError::Attach { program, device: device.to_owned(), reason: reason.to_string() }
 }
 
-/// Device and hook of a link's pin.
-fn parse(path: &Path) -> Option<(u32, String)> {
-    let name = PathBuf::from(path.file_name()?);
-    let (device, hook) = name.to_str()?.split_once('-')?;
-    Some((device.parse().ok()?, hook.to_owned()))
+/// What the name of a link's pin says.
+struct Pin {
+    device: u32,
+    hook: &'static str,
+    /// Not yet in the place of the one before.
+    staged: bool,
+}
+
+fn parse(path: &Path) -> Option<Pin> {
+    let (device, rest) = path.file_name()?.to_str()?.split_once('-')?;
+    let hook = rest.strip_suffix(bpffs::STAGED).unwrap_or(rest);
+    let (hook, _) = HOOKS.iter().find(|(known, _)| *known == hook)?;
+    Some(Pin { device: device.parse().ok()?, hook, staged: rest.ends_with(bpffs::STAGED) })
 }

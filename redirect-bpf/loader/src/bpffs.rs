@@ -1,16 +1,20 @@
 //! The directory of pins. Mounted where there is none; everything in it carries the ABI's version.
 
 use crate::error::SetupError;
+use crate::sys;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use sluice_bpf_abi::ABI_VERSION;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// What the kernel itself puts into a new bpffs.
 const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
+/// What the name of a pin ends with that has not taken its place yet. Without a dot: bpffs keeps those for itself.
+pub(crate) const STAGED: &str = "-new";
 const REMEDY: &str = "run as root with CAP_SYS_ADMIN, or mount a bpffs there before";
 
 /// Where the pins are.
@@ -52,6 +56,16 @@ impl Pins {
     /// Where the links are.
     pub(crate) fn links(&self) -> PathBuf {
         self.version().join("links")
+    }
+
+    /// The pin of an endpoint's hook.
+    pub(crate) fn link(&self, device: u32, hook: &str) -> PathBuf {
+        self.links().join(format!("{device}-{hook}"))
+    }
+
+    /// The same before it has taken the place of the one before.
+    pub(crate) fn staged_link(&self, device: u32, hook: &str) -> PathBuf {
+        self.links().join(format!("{device}-{hook}{STAGED}"))
     }
 
     /// The pins of a directory.
@@ -96,7 +110,8 @@ fn remove_versions(root: &Path, which: impl Fn(u32) -> bool) -> Result<(), Setup
         // Links first: nothing may judge by maps that are half gone.
         for kind in ["links", "maps"].map(|kind| directory.join(kind)) {
             if kind.exists() {
-                Pins::list(&kind)?.iter().try_for_each(|pin| remove_file(pin))?;
+                let remove = if kind.ends_with("links") { remove_link } else { remove_file };
+                Pins::list(&kind)?.iter().try_for_each(|pin| remove(pin))?;
                 remove_directory(&kind)?;
             }
         }
@@ -113,6 +128,21 @@ pub(crate) fn remove_file(path: &Path) -> Result<(), SetupError> {
         }
         _ => Ok(()),
     }
+}
+
+/// Removes the pin of a link, and takes the link off its device at once: the kernel lets go of an unpinned link only
+/// when it comes to it, and until then it judges.
+pub(crate) fn remove_link(path: &Path) -> Result<(), SetupError> {
+    let link = sys::get(path);
+    remove_file(path)?;
+    // One whose device is gone is off already.
+    let _ = link.map(|link| sys::detach(link.as_fd()));
+    Ok(())
+}
+
+/// Gives a pin the name of another, which goes.
+pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), SetupError> {
+    fs::rename(from, to).map_err(|source| SetupError::Pin { what: "rename", path: from.to_owned(), source })
 }
 
 fn remove_directory(path: &Path) -> Result<(), SetupError> {

@@ -3,6 +3,7 @@
 //! Everything that can fail fails before that write, so a snapshot that does not fit leaves the one before
 //! as it is. Knows nothing of devices: who is where comes in.
 
+use crate::crash;
 use crate::discover::Found;
 use crate::error::ApplyError;
 use crate::maps::{Classes, Endpoints, Locals, Maps, Rows};
@@ -81,10 +82,15 @@ impl Plan {
         let rows = self.write_rows()?;
         let classes = self.write_classes()?;
         let (endpoints, locals) = self.write_locals()?;
+        crash::point("write the generation");
         maps.rows.set(slot, &rows, 0).map_err(failed("swap", map::ROWS))?;
+        crash::point("swap ROWS");
         maps.classes.set(slot, &classes, 0).map_err(failed("swap", map::CLASSES))?;
+        crash::point("swap CLASSES");
         maps.endpoints.set(slot, &endpoints, 0).map_err(failed("swap", map::ENDPOINTS))?;
+        crash::point("swap ENDPOINTS");
         maps.locals.set(slot, &locals, 0).map_err(failed("swap", map::LOCALS))?;
+        crash::point("swap LOCALS");
         // The one write. A program reads it once per packet and takes the slot from its lowest bit.
         maps.epoch.set(0, epoch, 0).map_err(failed("write", map::EPOCH))?;
         let found = self::epoch(maps)?;

@@ -3,6 +3,7 @@
 //! Arrangement P: the node gets no rule, no route and no sysctl, but those of the helper's own outer end;
 //! everything else is inside. Each thing is read back. Knows nothing of eBPF.
 
+use crate::crash;
 use crate::error::SetupError;
 use crate::netlink::{End, Link, Mac, Netlink, Way};
 use crate::netns;
@@ -86,6 +87,7 @@ impl Helper {
             "CAP_NET_ADMIN and the veth module are needed",
         ))?;
         let helper = Self { netns: inside, outer, inner_name, nsid };
+        crash::point("make the helper");
         helper.set_up_inside()?;
         helper.set_up_outside(node_netns)?;
         Ok(helper)

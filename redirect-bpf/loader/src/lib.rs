@@ -11,6 +11,10 @@
 mod attach;
 mod bpffs;
 mod counters;
+#[cfg(not(feature = "crash-points"))]
+mod crash;
+#[cfg(feature = "crash-points")]
+pub mod crash;
 mod discover;
 mod error;
 mod generation;
@@ -21,6 +25,7 @@ mod netns;
 mod node;
 mod origins;
 mod plain;
+mod sys;
 
 pub use counters::Counters;
 pub use error::{ApplyError, SetupError};

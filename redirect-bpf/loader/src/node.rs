@@ -3,6 +3,7 @@
 use crate::attach;
 use crate::bpffs::Pins;
 use crate::counters::Counters;
+use crate::crash;
 use crate::discover::{self, Found};
 use crate::error::{ApplyError, SetupError};
 use crate::generation::{self, Plan};
@@ -78,6 +79,8 @@ pub struct Applied {
     pub missing: Vec<Missing>,
     /// The rows in force.
     pub rows: usize,
+    /// What of the time before could not be taken away. It makes nothing more permissive; to apply again tries again.
+    pub problems: Vec<String>,
 }
 
 /// Everything of one node. See the crate's documentation for what outlives it.
@@ -105,10 +108,14 @@ impl Node {
         let pins = Pins::open(&config.bpffs)?;
         let mut ebpf = load(&pins)?;
         let maps = Maps::take(&mut ebpf)?;
+        crash::point("load the programs");
         let helper = Helper::create(&config.name, netns.as_fd())?;
+        crash::point("set the helper up");
         let mut node = Self { config, netns, pins, ebpf, maps, helper, origins: VecDeque::new() };
         node.attach_helper()?;
+        crash::point("attach the helper's hooks");
         node.configure(node.helper.outer.index)?;
+        crash::point("write the configuration");
         attach::take_over(&mut node.ebpf, &node.pins)?;
         Ok(node)
     }
@@ -142,8 +149,8 @@ impl Node {
     /// An endpoint that cannot be found or attached does not hold up the others.
     ///
     /// # Errors
-    /// Until the rows' one write the snapshot before stays in force. After it only the letting go of old hooks can
-    /// fail: then the new one is in force, and applying it again is right.
+    /// The snapshot before stays in force. After the rows' one write nothing fails as a whole: what could not be
+    /// attached is missing, what could not be taken away is a problem.
     pub fn apply(&mut self, snapshot: &Snapshot) -> Result<Applied, ApplyError> {
         let wanted: HashSet<IpAddr> =
             snapshot.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
@@ -155,6 +162,7 @@ impl Node {
             attached: Vec::new(),
             missing: Vec::new(),
             rows: plan.rows(),
+            problems: Vec::new(),
         };
         let mut devices = Vec::new();
         for endpoint in snapshot.endpoints.iter() {
@@ -177,8 +185,10 @@ impl Node {
         }
         // What the node's administrator changed since is taken note of here.
         self.configure(self.helper.outer.index)?;
+        crash::point("write the configuration again");
         let epoch = plan.commit(&mut self.maps)?;
         self.keep(epoch, std::mem::take(&mut plan.origins));
+        crash::point("swap the generation");
         for (device, endpoint) in devices {
             let label = found.name(device).unwrap_or_default().to_owned();
             match self.attach(device, &label) {
@@ -186,11 +196,7 @@ impl Node {
                 Err(error) => applied.missing.push(Missing { endpoint, why: error.to_string() }),
             }
         }
-        for device in attach::devices(&self.pins)?.into_iter().filter(|d| !plan.endpoints.contains_key(d)) {
-            attach::detach(&self.pins, device)?;
-        }
-        // Until here the hooks of another version's loader judged as well.
-        self.pins.retire_others()?;
+        applied.problems = self.let_go(|device| !plan.endpoints.contains_key(&device));
         Ok(applied)
     }
 
@@ -206,6 +212,21 @@ impl Node {
             self.origins.pop_front();
         }
         self.origins.push_back((epoch, origins));
+    }
+
+    /// Takes the hooks of devices off that are no endpoints any more, and what another version's loader pinned, whose
+    /// hooks judged as well until here. What cannot be taken away is told: it only ever denies.
+    fn let_go(&self, old: impl Fn(u32) -> bool) -> Vec<String> {
+        let mut problems = Vec::new();
+        match attach::devices(&self.pins) {
+            Ok(devices) => {
+                let detached = devices.into_iter().filter(|device| old(*device));
+                problems.extend(detached.filter_map(|device| attach::detach(&self.pins, device).err()));
+            }
+            Err(error) => problems.push(error),
+        }
+        problems.extend(self.pins.retire_others().err());
+        problems.iter().map(ToString::to_string).collect()
     }
 
     /// What the kernel counted.

@@ -111,22 +111,24 @@ pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line
             addresses: addresses(pod).to_vec(),
             profile: ProfileId(id),
         }));
-        profiles.push(profile(&pod.name, &peers, lines));
+        profiles.push(profile(&pod.name, &peers, lines, &mut snapshot.policies));
     }
     snapshot.profiles = profiles.into();
     snapshot.endpoints = endpoints.into();
     snapshot
 }
 
-fn profile(pod: &str, peers: &[&Pod], lines: &[Line]) -> Profile {
+/// `policies` has every line's, as a snapshot that goes over the wire must.
+fn profile(pod: &str, peers: &[&Pod], lines: &[Line], policies: &mut Vec<Arc<Policy>>) -> Profile {
     let mut profile = Profile::default();
     for (line, id) in lines.iter().filter(|line| line.pod == pod).zip(0..) {
         let policy = Arc::new(Policy {
-            id: PolicyId(id),
+            id: PolicyId(u32::try_from(policies.len()).expect("few")),
             origin: Origin { kind: Kind::L7NetworkPolicy, namespace: "test".into(), name: pod.into() },
             mode: line.mode,
             on_deny: OnDeny::default(),
         });
+        policies.push(Arc::clone(&policy));
         let side = match line.direction {
             Direction::Ingress => &mut profile.ingress,
             Direction::Egress => &mut profile.egress,
