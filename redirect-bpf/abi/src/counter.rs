@@ -109,6 +109,9 @@ counters! {
     EventLimit = "event_limit",
     /// Beside the reason: the event was not written, nobody had read the ones before.
     EventLost = "event_lost",
+    /// Beside the reason: passed, and not remembered. The endpoint has as many flows as it may have, and its packets
+    /// are judged one by one.
+    Unremembered = "unremembered",
 }
 
 /// How many counters there are.

@@ -1,6 +1,6 @@
 //! Flows: what the kernel remembers of a connection once it is judged.
 
-use crate::Address;
+use crate::{Address, RowKey};
 
 /// Which table of an endpoint a flow is in.
 ///
@@ -77,7 +77,7 @@ pub struct FlowEntry {
     pub state: u8,
     /// [`flow_flag`].
     pub flags: u8,
-    /// How far it has come: bits of [`life`].
+    /// How far it has come: bits of [`life`]. It says how long the flow may be silent: [`FlowEntry::idle`].
     pub life: u8,
     /// Explicit padding.
     pub pad: u8,
@@ -93,10 +93,91 @@ pub mod life {
     pub const CLOSED_OUT: u8 = 2;
     /// The other side has closed its direction.
     pub const CLOSED_IN: u8 = 4;
+    /// Both have.
+    pub const CLOSED: u8 = CLOSED_OUT | CLOSED_IN;
     /// It was broken off (TCP RST, SCTP ABORT).
     pub const RESET: u8 = 8;
     /// It was found in the middle: nobody saw it open.
     pub const MIDSTREAM: u8 = 16;
+    /// Its opener has spoken again after the answer: the handshake is whole, the datagrams are a stream.
+    pub const CONFIRMED: u8 = 32;
+    /// Of a flow that was cut: its opener has been told.
+    pub const TOLD_OUT: u8 = 64;
+    /// Of a flow that was cut: the other side has been told.
+    pub const TOLD_IN: u8 = 128;
+    /// Both have.
+    pub const TOLD: u8 = TOLD_OUT | TOLD_IN;
+}
+
+/// How long a flow may be silent, by its protocol and its life, in nanoseconds. The numbers are the defaults of Linux's
+/// conntrack (`Documentation/networking/nf_conntrack-sysctl.rst` and `net/netfilter/nf_conntrack_proto_*.c`, 6.18)
+/// where nothing else is said, so that the node's own table and this one forget together.
+pub mod idle {
+    const SECOND: u64 = 1_000_000_000;
+    /// TCP whose handshake is not whole (`tcp_timeout_syn_recv`). A SYN that is sent again begins anew.
+    pub const TCP_OPENING: u64 = 60 * SECOND;
+    /// TCP that is open (`tcp_timeout_established`).
+    pub const TCP_OPEN: u64 = 5 * 24 * 3600 * SECOND;
+    /// TCP found in the middle, of which one side was heard alone (`tcp_timeout_unacknowledged`).
+    pub const TCP_MIDSTREAM: u64 = 300 * SECOND;
+    /// TCP that one side has closed, or both (`tcp_timeout_fin_wait`, `tcp_timeout_time_wait`).
+    pub const TCP_CLOSING: u64 = 120 * SECOND;
+    /// What was broken off (`tcp_timeout_close`; `sctp_timeout_closed` is the same).
+    pub const RESET: u64 = 10 * SECOND;
+    /// TCP that was cut, once both sides were told: longer than any side waits before it sends again what nobody
+    /// acknowledged (`TCP_RTO_MAX`, 120 s), so that one whose reset was lost is told again. Before that a side may
+    /// think the connection open for as long as one may be silent ([`TCP_OPEN`]).
+    pub const TCP_CUT: u64 = 300 * SECOND;
+    /// UDP that nobody has answered, or once (`udp_timeout`).
+    pub const UDP: u64 = 30 * SECOND;
+    /// UDP with words and answers (`udp_timeout_stream`).
+    pub const UDP_STREAM: u64 = 120 * SECOND;
+    /// ICMP (`icmp_timeout`, `icmpv6_timeout`).
+    pub const ICMP: u64 = 30 * SECOND;
+    /// SCTP before its handshake is whole. Not conntrack's 3 s, which are RTO.Initial (RFC 9260, section 16): an INIT
+    /// that is sent again twice waits longer.
+    pub const SCTP_OPENING: u64 = 30 * SECOND;
+    /// SCTP that is open (`sctp_timeout_established`): as long as its heartbeats may fail (RFC 9260, section 8.3).
+    pub const SCTP_OPEN: u64 = 210 * SECOND;
+    /// Every other protocol (`generic_timeout`).
+    pub const OTHER: u64 = 600 * SECOND;
+    /// No flow is forgotten sooner.
+    pub const LEAST: u64 = RESET;
+}
+
+impl FlowEntry {
+    /// How long it may be silent; see [`idle`].
+    #[must_use]
+    pub const fn idle(&self, protocol: u8) -> u64 {
+        let cut = self.state == FlowState::Cut as u8;
+        let told = self.life & life::TOLD == life::TOLD;
+        let confirmed = self.life & life::CONFIRMED != 0;
+        match RowKey::protocol_of(protocol) {
+            RowKey::TCP if cut && told => idle::TCP_CUT,
+            RowKey::TCP if cut => idle::TCP_OPEN,
+            RowKey::UDP if cut => idle::UDP_STREAM,
+            RowKey::TCP | RowKey::SCTP if self.life & life::RESET != 0 => idle::RESET,
+            RowKey::TCP | RowKey::SCTP if self.life & life::CLOSED != 0 => idle::TCP_CLOSING,
+            RowKey::TCP if confirmed => idle::TCP_OPEN,
+            RowKey::TCP if self.life & life::MIDSTREAM != 0 => idle::TCP_MIDSTREAM,
+            RowKey::TCP => idle::TCP_OPENING,
+            RowKey::SCTP if confirmed || cut => idle::SCTP_OPEN,
+            RowKey::SCTP => idle::SCTP_OPENING,
+            RowKey::UDP if confirmed => idle::UDP_STREAM,
+            RowKey::UDP => idle::UDP,
+            RowKey::ICMP => idle::ICMP,
+            _ => idle::OTHER,
+        }
+    }
+
+    /// Whether it has been silent for too long: then it is as if it had never been.
+    #[must_use]
+    pub const fn is_over(&self, protocol: u8, now: u64) -> bool {
+        // Another CPU may have seen a packet since this one asked for the time: saturate, or the flow of the moment
+        // would look older than any.
+        let silent = now.saturating_sub(self.seen);
+        silent > idle::LEAST && silent > self.idle(protocol)
+    }
 }
 
 const _: () = assert!(size_of::<FlowKey>() == 44 && align_of::<FlowKey>() == 4);

@@ -35,8 +35,9 @@ pub struct Quota {
     /// When user space last counted its flows: nanoseconds of the kernel's monotonic clock. Where nobody counts any
     /// more, the number only grows, and is not held against the endpoint.
     pub counted: u64,
-    /// Its flows, by direction: what was counted, and what has begun since.
-    pub flows: [u32; 2],
+    /// Its flows, by direction: what was counted, and what has begun and been forgotten since. Signed, because
+    /// what several CPUs do at once may be lost.
+    pub flows: [i64; 2],
     /// Of [`Limits::opens`].
     pub opens: [Bucket; 2],
     /// Of [`Limits::answers`].
@@ -46,4 +47,4 @@ pub struct Quota {
 }
 
 const _: () = assert!(size_of::<Limits>() == 32);
-const _: () = assert!(size_of::<Bucket>() == 16 && size_of::<Quota>() == 80);
+const _: () = assert!(size_of::<Bucket>() == 16 && size_of::<Quota>() == 88);

@@ -6,8 +6,9 @@
 //! other ICMP packet. Called by hooks A and B.
 
 use crate::Fate;
+use crate::flow::{backward, forward, recall};
 use crate::packet::{Packet, TCP};
-use crate::steer::{Endpoint, backward, forward, recall};
+use crate::steer::Endpoint;
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Counter, FlowKind, FlowState};
 

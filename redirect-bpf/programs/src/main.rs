@@ -15,6 +15,7 @@
 #![no_main]
 
 mod error;
+mod flow;
 mod maps;
 mod packet;
 mod pod;

@@ -29,9 +29,10 @@ static ROWS: ArrayOfMaps<Rows, { SLOTS as usize }> = ArrayOfMaps::new();
 static ENDPOINTS: ArrayOfMaps<Endpoints, { SLOTS as usize }> = ArrayOfMaps::new();
 #[btf_map]
 static LOCALS: ArrayOfMaps<Locals, { SLOTS as usize }> = ArrayOfMaps::new();
-// LRU: a flood evicts the flows idle the longest. What is evicted is judged again by the rows at its next
-// packet, in both orientations: a connection that was cut and then evicted can live on where the rows let its
-// other end open one. There are no quotas per endpoint yet.
+// LRU, so that a table that is full refuses nobody: what has been used once and never again goes first. An endpoint's
+// limits (`flow.rs`) keep one endpoint's flood from filling it. What goes is judged again by the rows at its next
+// packet: a connection in both orientations, so that one that was cut, and whose entry many endpoints' floods together
+// have evicted, can live on where the rows let its other end open one.
 #[btf_map]
 pub(crate) static FLOWS: LruHashMap<FlowKey, FlowEntry, { MAX_FLOWS as usize }> = LruHashMap::new();
 #[btf_map]

@@ -7,7 +7,7 @@ use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::bpf_skb_load_bytes;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Address, Counter, ICMP_NONE, icmp_number};
+use sluice_bpf_abi::{Address, Counter, ICMP_NONE, icmp_number, life};
 
 const ETH_HEADER: usize = 14;
 const ETH_IP: u16 = 0x0800_u16.to_be();
@@ -16,7 +16,7 @@ const ETH_ARP: u16 = 0x0806_u16.to_be();
 
 pub(crate) const TCP: u8 = 6;
 const UDP: u8 = 17;
-const SCTP: u8 = 132;
+pub(crate) const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const HOP_BY_HOP: u8 = 0;
@@ -25,8 +25,18 @@ const FRAGMENT: u8 = 44;
 /// `::ffff:0.0.0.0`: an IPv4 address is read into its last four bytes.
 const MAPPED_ZERO: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
 
+const FLAG_FIN: u8 = 0x01;
 const FLAG_SYN: u8 = 0x02;
+const FLAG_RST: u8 = 0x04;
 const FLAG_ACK: u8 = 0x10;
+
+// The chunks of SCTP that open and close an association (RFC 9260, section 3.2). Where several are in one packet, the
+// first is what counts: an INIT travels alone (section 4.3), as do the others but for an ABORT.
+const CHUNK_INIT: u8 = 1;
+const CHUNK_ABORT: u8 = 6;
+const CHUNK_SHUTDOWN: u8 = 7;
+const CHUNK_SHUTDOWN_ACK: u8 = 8;
+const CHUNK_SHUTDOWN_COMPLETE: u8 = 14;
 
 /// What a packet is, apart from its addresses.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,6 +70,7 @@ pub(crate) struct Packet {
     pub(crate) answers: [u8; 2],
     l4: u32,
     pub(crate) protocol: u8,
+    /// Of TCP its flags, of SCTP the type of the first chunk.
     flags: u8,
     pub(crate) form: Form,
     pub(crate) v6: bool,
@@ -112,10 +123,56 @@ impl Packet {
         Ok(packet)
     }
 
-    /// Whether this opens a TCP connection.
+    /// Whether this opens a connection of TCP or an association of SCTP.
     #[inline(always)]
     pub(crate) fn is_open(&self) -> bool {
-        self.protocol == TCP && self.flags & (FLAG_SYN | FLAG_ACK) == FLAG_SYN
+        match self.protocol {
+            TCP => self.flags & (FLAG_SYN | FLAG_ACK) == FLAG_SYN,
+            SCTP => self.flags == CHUNK_INIT,
+            _ => false,
+        }
+    }
+
+    /// Whether its protocol has connections, which something opens and something closes.
+    #[inline(always)]
+    pub(crate) fn is_connected(&self) -> bool {
+        self.protocol == TCP || self.protocol == SCTP
+    }
+
+    /// Whether it breaks a connection off.
+    #[inline(always)]
+    pub(crate) fn is_reset(&self) -> bool {
+        match self.protocol {
+            TCP => self.flags & FLAG_RST != 0,
+            SCTP => self.flags == CHUNK_ABORT,
+            _ => false,
+        }
+    }
+
+    /// What it says of the life of its flow: bits of [`life`] that close; `outward` if it is its opener who speaks.
+    #[inline(always)]
+    pub(crate) fn says(&self, outward: bool) -> u8 {
+        let closed = if outward { life::CLOSED_OUT } else { life::CLOSED_IN };
+        match (self.protocol, self.flags) {
+            (TCP, flags) if flags & FLAG_RST != 0 => life::RESET,
+            (TCP, flags) if flags & FLAG_FIN != 0 => closed,
+            (SCTP, CHUNK_ABORT) => life::RESET,
+            (SCTP, CHUNK_SHUTDOWN | CHUNK_SHUTDOWN_ACK) => closed,
+            (SCTP, CHUNK_SHUTDOWN_COMPLETE) => life::CLOSED,
+            _ => 0,
+        }
+    }
+
+    /// Whether a packet in the middle of a connection says more than that it got something, or ends.
+    #[inline(always)]
+    pub(crate) fn is_carrying(&self, ctx: &TcContext) -> bool {
+        if self.protocol == SCTP {
+            return self.says(true) == 0;
+        }
+        // SAFETY: a read of the context that the verifier allows.
+        let length = unsafe { (*ctx.skb.skb).len };
+        let Ok(offset) = load::<u8>(ctx, self.l4 as usize + 12) else { return false };
+        self.says(true) == 0 && length > self.l4 + u32::from(offset >> 4) * 4
     }
 
     /// Whether the destination is a multicast group.
@@ -221,10 +278,18 @@ impl Packet {
                 self.flags = tcp[13];
                 Ok(())
             }
-            UDP | SCTP => {
+            UDP => {
                 let ports: [u8; 8] = load(ctx, self.l4 as usize)?;
                 self.sport = [ports[0], ports[1]];
                 self.dport = [ports[2], ports[3]];
+                Ok(())
+            }
+            SCTP => {
+                // The common header and the first chunk's type.
+                let ports: [u8; 13] = load(ctx, self.l4 as usize)?;
+                self.sport = [ports[0], ports[1]];
+                self.dport = [ports[2], ports[3]];
+                self.flags = ports[12];
                 Ok(())
             }
             ICMP if !self.v6 => self.read_icmp(ctx, hop_limit),

@@ -1,9 +1,10 @@
 //! Hooks A and B: the two ends of a pod's veth as the node sees them.
 
+use crate::flow::{self, backward, forward, recall, touch};
 use crate::maps::{Generation, config};
 use crate::packet::{Form, Packet, TCP, is_link_local, is_unspecified};
 use crate::row::proxy_has;
-use crate::steer::{Endpoint, backward, forward, recall, remember};
+use crate::steer::Endpoint;
 use crate::{Fate, error};
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Address, Counter, EndpointValue, FlowKind, FlowState, config_flag, flow_flag};
@@ -66,9 +67,7 @@ fn unclaimed(generation: Generation, address: &Address) -> bool {
 #[inline(always)]
 fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
     if endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex) {
-        let key = forward(endpoint.ifindex, FlowKind::Egress, packet);
-        remember(&key, endpoint.generation.epoch, FlowState::Direct, flow_flag::SELF);
-        return Fate::Pass(Counter::Itself);
+        return to_itself(endpoint, packet);
     }
     if packet.form == Form::Error
         && let Some(fate) = error::sent(ctx, endpoint, packet)
@@ -76,6 +75,21 @@ fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fat
         return fate;
     }
     endpoint.steer(ctx, packet, FlowKind::Egress, FlowKind::Ingress)
+}
+
+/// What a pod sends itself is remembered, so that hook B knows it from what is forged, and on its account.
+#[inline(always)]
+fn to_itself(endpoint: Endpoint, packet: &Packet) -> Fate {
+    let key = forward(endpoint.ifindex, FlowKind::Egress, packet);
+    if let Some(entry) = recall(&key).filter(|entry| entry.flags & flow_flag::SELF != 0) {
+        touch(&key, entry, packet, true);
+        return Fate::Pass(Counter::Itself);
+    }
+    let entry = flow::entry(endpoint.generation.epoch, FlowState::Direct, flow_flag::SELF, 0, 0);
+    match flow::remember(&key, &entry) {
+        Ok(()) => Fate::Pass(Counter::Itself),
+        Err(full) => Fate::Drop(full),
+    }
 }
 
 /// Hook B: what a pod is sent.
@@ -138,8 +152,14 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
 /// behind its back, nobody has judged the endpoint's side yet.
 #[inline(always)]
 fn is_leg(endpoint: Endpoint, packet: &Packet) -> bool {
-    recall(&forward(endpoint.ifindex, FlowKind::Upstream, packet)).is_some()
-        || (!packet.is_open() && recall(&backward(endpoint.ifindex, FlowKind::Egress, packet)).is_some())
+    let key = forward(endpoint.ifindex, FlowKind::Upstream, packet);
+    if let Some(entry) = recall(&key) {
+        touch(&key, entry, packet, true);
+        return true;
+    }
+    let key = backward(endpoint.ifindex, FlowKind::Egress, packet);
+    let answered = if packet.is_open() { None } else { recall(&key) };
+    answered.map(|entry| touch(&key, entry, packet, false)).is_some()
 }
 
 /// The bit that says that bridged frames of this family are seen by netfilter.
@@ -165,13 +185,22 @@ fn from_host(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
         };
     }
     let answered = backward(endpoint.ifindex, FlowKind::Egress, packet);
-    if packet.is_open() || recall(&answered).is_none() {
+    let known = if packet.is_open() { None } else { recall(&answered) };
+    if let Some(entry) = known {
+        touch(&answered, entry, packet, false);
+    } else {
         // The entry of the proxy's connection was evicted, and the proxy has it all the same.
         if packet.protocol == TCP && !packet.is_open() && proxy_has(ctx, packet) {
             return Fate::ToProxy(Counter::UpstreamReply);
         }
         let key = forward(endpoint.ifindex, FlowKind::Ingress, packet);
-        remember(&key, endpoint.generation.epoch, FlowState::Direct, flow_flag::HOST);
+        let opened = recall(&key).filter(|entry| entry.flags & flow_flag::HOST != 0 && !packet.is_open());
+        if let Some(entry) = opened {
+            touch(&key, entry, packet, true);
+        } else {
+            let entry = flow::entry(endpoint.generation.epoch, FlowState::Direct, flow_flag::HOST, 0, 0);
+            flow::remember_free(&key, &entry);
+        }
     }
     Fate::Pass(Counter::Host)
 }

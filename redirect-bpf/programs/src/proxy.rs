@@ -1,9 +1,10 @@
 //! Hooks C and D: the two ends of the helper veth between the node and the proxy's namespace.
 
 use crate::Fate;
+use crate::flow::{self, backward, forget, forward, note, recall};
 use crate::maps::{Generation, config};
 use crate::packet::{Form, Packet, TCP};
-use crate::steer::{backward, forward, recall, remember};
+
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1};
 use aya_ebpf::bindings::{
     bpf_sock_tuple__bindgen_ty_1__bindgen_ty_1, bpf_sock_tuple__bindgen_ty_1__bindgen_ty_2,
@@ -93,7 +94,7 @@ pub(crate) fn from_proxy(ctx: &TcContext) -> Fate {
         let unseen = flags & flow_flag::UNSEEN != 0;
         return if unseen { straight(generation, from) } else { Fate::Pass(Counter::FromProxy) };
     }
-    if !upstream(from, generation.epoch, packet) || !upstream(to, generation.epoch, packet) {
+    if !upstream(from, generation.epoch, packet, true) || !upstream(to, generation.epoch, packet, false) {
         return Fate::Drop(Counter::FlowTable);
     }
     straight(generation, to)
@@ -112,15 +113,29 @@ fn straight(generation: Generation, by: Option<u32>) -> Fate {
 #[inline(always)]
 fn held(endpoint: Option<u32>, kind: FlowKind, packet: &Packet) -> Option<u8> {
     let key = backward(endpoint?, kind, packet);
-    recall(&key).filter(|entry| entry.state == FlowState::Proxied as u8).map(|entry| entry.flags)
+    let entry = recall(&key).filter(|entry| entry.state == FlowState::Proxied as u8)?;
+    let flags = entry.flags;
+    // What is for an endpoint passes its hook B, which forgets it.
+    if note(entry, packet, false) && kind as u8 == FlowKind::Ingress as u8 {
+        forget(&key);
+    }
+    Some(flags)
 }
 
-/// Remembers the proxy's own connection at an endpoint, so that the hooks there bring the answers back.
+/// Remembers the proxy's own connection at an endpoint, so that the hooks there bring the answers back. `last`: none
+/// of them sees this packet.
 #[inline(always)]
-fn upstream(endpoint: Option<u32>, epoch: u64, packet: &Packet) -> bool {
+fn upstream(endpoint: Option<u32>, epoch: u64, packet: &Packet, last: bool) -> bool {
     let Some(ifindex) = endpoint else { return true };
     let key: FlowKey = forward(ifindex, FlowKind::Upstream, packet);
-    recall(&key).is_some() || remember(&key, epoch, FlowState::Upstream, 0)
+    if let Some(entry) = recall(&key) {
+        if note(entry, packet, true) && last {
+            forget(&key);
+        }
+        return true;
+    }
+    // The last word of a connection that was let go begins none.
+    packet.is_reset() || flow::remember_free(&key, &flow::entry(epoch, FlowState::Upstream, 0, 0, 0))
 }
 
 /// Calls `then` with the socket that a packet in the middle of a connection is for, if there is one.

@@ -4,7 +4,7 @@ use crate::maps::{Generation, config};
 use crate::packet::Packet;
 use crate::proxy::{self, reversed, tuple};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Action, Address, Counter, FlowKind, LOCAL_NODE, RowKey, row_flag};
+use sluice_bpf_abi::{Action, Address, Counter, FlowKind, LOCAL_NODE, RowKey, RowValue, row_flag};
 
 /// What a row says of a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,14 @@ pub(crate) enum Judgement {
     Watch,
     /// Refuse it; the reason to count.
     Refuse(Counter),
+}
+
+/// A judgement and what comes with it.
+#[derive(Clone, Copy)]
+pub(crate) struct Judged {
+    pub(crate) verdict: Judgement,
+    /// [`RowValue::rule`](sluice_bpf_abi::RowValue::rule); 0 where there is no row.
+    pub(crate) rule: u32,
 }
 
 /// Whose flow is judged, in its originator's orientation.
@@ -33,7 +41,7 @@ pub(crate) struct Question<'a> {
 impl Question<'_> {
     /// Asks the rows of a generation.
     #[inline(always)]
-    pub(crate) fn judge(&self, generation: Generation) -> Judgement {
+    pub(crate) fn judge(&self, generation: Generation) -> Judged {
         let key = RowKey {
             profile: self.profile,
             class: self.class(generation),
@@ -41,7 +49,14 @@ impl Question<'_> {
             protocol: self.protocol,
             port: self.number,
         };
-        let Some(row) = generation.row(&key) else { return Judgement::Refuse(Counter::NoRow) };
+        let Some(row) = generation.row(&key) else {
+            return Judged { verdict: Judgement::Refuse(Counter::NoRow), rule: 0 };
+        };
+        Judged { verdict: self.verdict(row), rule: row.rule }
+    }
+
+    #[inline(always)]
+    fn verdict(&self, row: RowValue) -> Judgement {
         if row.action == Action::Allow as u8 {
             let audited = row.flags & row_flag::AUDIT != 0;
             return Judgement::Direct(if audited { Counter::Audited } else { Counter::Allowed });

@@ -5,18 +5,12 @@
 //! one that the other end opened; only then is it judged.
 
 use crate::Fate;
-use crate::maps::{FLOWS, Generation};
+use crate::flow::{self, backward, forward, recall, touch};
+use crate::maps::{Generation, count};
 use crate::packet::{Packet, TCP};
-use crate::row::{Judgement, Question, proxy_answers, proxy_has, proxy_listens};
-use aya_ebpf::helpers::bpf_ktime_get_ns;
+use crate::row::{Judged, Judgement, Question, proxy_answers, proxy_has, proxy_listens};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState, RowKey};
-
-/// How long a flow without connections (UDP, ICMP) may be silent: what conntrack gives a UDP stream.
-const DATAGRAM_IDLE: u64 = 120 * SECOND;
-/// How long a TCP connection may be silent: conntrack's five days. A later packet is judged anew.
-const TCP_IDLE: u64 = 5 * 24 * 3600 * SECOND;
-const SECOND: u64 = 1_000_000_000;
+use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState, RowKey, flow_flag, life};
 
 /// The endpoint that a hook speaks for.
 #[derive(Clone, Copy)]
@@ -30,62 +24,6 @@ pub(crate) struct Endpoint {
     pub(crate) flags: u8,
 }
 
-/// The key of a packet in the direction it travels.
-#[inline(always)]
-pub(crate) fn forward(ifindex: u32, kind: FlowKind, packet: &Packet) -> FlowKey {
-    FlowKey {
-        ifindex,
-        kind: kind as u8,
-        protocol: packet.protocol,
-        icmp: packet.icmp,
-        src: packet.src,
-        dst: packet.dst,
-        sport: packet.sport,
-        dport: packet.dport,
-    }
-}
-
-/// The key of the flow that a packet answers. An ICMP packet that is no reply has one that no flow has.
-#[inline(always)]
-pub(crate) fn backward(ifindex: u32, kind: FlowKind, packet: &Packet) -> FlowKey {
-    FlowKey {
-        ifindex,
-        kind: kind as u8,
-        protocol: packet.protocol,
-        icmp: packet.answers,
-        src: packet.dst,
-        dst: packet.src,
-        sport: packet.dport,
-        dport: packet.sport,
-    }
-}
-
-/// Remembers a flow.
-#[inline(always)]
-pub(crate) fn remember(key: &FlowKey, epoch: u64, state: FlowState, flags: u8) -> bool {
-    let entry = FlowEntry { epoch, seen: now(), state: state as u8, flags, life: 0, pad: 0, rule: 0 };
-    FLOWS.insert(key, entry, 0).is_ok()
-}
-
-/// The living entry of a flow.
-#[inline(always)]
-pub(crate) fn recall(key: &FlowKey) -> Option<&'static mut FlowEntry> {
-    let entry = FLOWS.get_ptr_mut(key)?;
-    // SAFETY: the kernel keeps the element until the program returns. Races with other CPUs on its fields
-    // are of single words, and what they race about is the same verdict.
-    let entry = unsafe { &mut *entry };
-    let idle = if key.protocol == TCP { TCP_IDLE } else { DATAGRAM_IDLE };
-    // Another CPU may have seen a packet since this one asked for the time: saturate, or the flow of the moment
-    // would look older than any.
-    if now().saturating_sub(entry.seen) > idle { None } else { Some(entry) }
-}
-
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: a helper without arguments.
-    unsafe { bpf_ktime_get_ns() }
-}
-
 impl Endpoint {
     /// What becomes of a packet that this endpoint sends (`Egress`) or is sent (`Ingress`).
     #[inline(always)]
@@ -95,16 +33,16 @@ impl Endpoint {
         let mut key = forward(self.ifindex, kind, packet);
         if !open {
             if let Some(entry) = recall(&key) {
-                return self.known(&key, entry, true);
+                return self.known(packet, &key, entry, true);
             }
             key = backward(self.ifindex, FlowKind::Upstream, packet);
             if let Some(entry) = recall(&key) {
-                entry.seen = now();
+                touch(&key, entry, packet, false);
                 return Fate::ToProxy(Counter::UpstreamReply);
             }
             key.kind = answers as u8;
             if let Some(entry) = recall(&key) {
-                return self.known(&key, entry, false);
+                return self.known(packet, &key, entry, false);
             }
             key = forward(self.ifindex, kind, packet);
         } else if recall(&backward(self.ifindex, FlowKind::Upstream, packet)).is_some()
@@ -114,21 +52,21 @@ impl Endpoint {
             // would take the answers away from the proxy.
             return Fate::Drop(Counter::NotFromProxy);
         }
-        let judgement = self.question(&key).judge(self.generation);
-        if packet.protocol == TCP && !open {
-            return self.midstream(ctx, packet, &key, judgement, answers);
+        let judged = self.question(&key).judge(self.generation);
+        if packet.is_connected() && !open {
+            return self.midstream(ctx, packet, &key, judged, answers);
         }
-        match judgement {
-            Judgement::Direct(reason) => self.fresh(ctx, packet, &key, answers, reason),
-            Judgement::Proxy => self.proxied(&key),
-            Judgement::Watch if proxy_listens(ctx, packet) => self.proxied(&key),
-            Judgement::Watch => self.fresh(ctx, packet, &key, answers, Counter::FailOpen),
+        match judged.verdict {
+            Judgement::Direct(reason) => self.fresh(ctx, packet, &key, answers, (reason, judged.rule)),
+            Judgement::Proxy => self.proxied(&key, judged.rule),
+            Judgement::Watch if proxy_listens(ctx, packet) => self.proxied(&key, judged.rule),
+            Judgement::Watch => self.fresh(ctx, packet, &key, answers, (Counter::FailOpen, judged.rule)),
             Judgement::Refuse(reason) => Fate::Drop(reason),
         }
     }
 
-    /// A TCP packet in the middle of a connection that is not remembered: it was opened before the hooks
-    /// were, or was evicted. Nobody knows who opened it, so it is judged both ways. A peer that may open a
+    /// A packet in the middle of a connection of TCP or SCTP that is not remembered: it was opened before the hooks
+    /// were, or was evicted, or let go. Nobody knows who opened it, so it is judged both ways. A peer that may open a
     /// connection to this port of the endpoint may be answered from it, so this gives nobody a new way.
     #[inline(always)]
     fn midstream(
@@ -136,52 +74,76 @@ impl Endpoint {
         ctx: &TcContext,
         packet: &Packet,
         key: &FlowKey,
-        forwards: Judgement,
+        forwards: Judged,
         answers: FlowKind,
     ) -> Fate {
         // Its entry was evicted, and the proxy has it all the same.
-        if proxy_has(ctx, packet) {
+        if packet.protocol == TCP && proxy_has(ctx, packet) {
             return Fate::ToProxy(Counter::ProxiedPacket);
         }
-        match forwards {
-            Judgement::Direct(reason) => return self.direct(key, reason),
+        match forwards.verdict {
+            Judgement::Direct(reason) => return self.found(ctx, packet, key, reason, forwards.rule),
             // Not remembered: if the proxy has no socket for it, it is no flow of the proxy's.
             Judgement::Proxy => return Fate::ToProxy(Counter::ProxiedPacket),
             // What is only watched is never broken off.
-            Judgement::Watch => return self.direct(key, Counter::FailOpen),
+            Judgement::Watch => return self.found(ctx, packet, key, Counter::FailOpen, forwards.rule),
             Judgement::Refuse(_) => {}
         }
         let key = backward(self.ifindex, answers, packet);
-        match (self.question(&key).judge(self.generation), forwards) {
-            (Judgement::Direct(reason), _) => self.direct(&key, reason),
+        let backwards = self.question(&key).judge(self.generation);
+        match (backwards.verdict, forwards.verdict) {
+            (Judgement::Direct(reason), _) => self.found(ctx, packet, &key, reason, backwards.rule),
             (Judgement::Proxy | Judgement::Watch, _) => Fate::ToProxy(Counter::UpstreamReply),
             (_, Judgement::Refuse(reason)) => Fate::Drop(reason),
             _ => Fate::Drop(Counter::Denied),
         }
     }
 
+    /// Passes a packet that the rows let pass in the middle of a connection. Remembered is only what carries
+    /// something: the last words of a connection that was let go must not bring it back. And it opens nothing, so
+    /// that it passes where there is no room to remember it, too.
+    #[inline(always)]
+    fn found(self, ctx: &TcContext, packet: &Packet, key: &FlowKey, reason: Counter, rule: u32) -> Fate {
+        if packet.is_carrying(ctx) {
+            let entry = flow::entry(self.generation.epoch, FlowState::Direct, 0, life::MIDSTREAM, rule);
+            if let Err(full) = flow::remember(key, &entry) {
+                count(full);
+                return Fate::Pass(Counter::Unremembered);
+            }
+        }
+        Fate::Pass(reason)
+    }
+
     /// A packet of a flow that is remembered; `outward` if it travels as its originator's packets do.
     #[inline(always)]
-    fn known(self, key: &FlowKey, entry: &mut FlowEntry, outward: bool) -> Fate {
+    fn known(self, packet: &Packet, key: &FlowKey, entry: &mut FlowEntry, outward: bool) -> Fate {
         if entry.state == FlowState::Proxied as u8 {
-            entry.seen = now();
             // The far end of a proxied flow is the proxy; whoever else answers was never asked.
-            return if outward {
-                Fate::ToProxy(Counter::ProxiedPacket)
-            } else {
-                Fate::Drop(Counter::NotFromProxy)
-            };
+            if !outward {
+                return Fate::Drop(Counter::NotFromProxy);
+            }
+            touch(key, entry, packet, true);
+            return Fate::ToProxy(Counter::ProxiedPacket);
         }
         // Without connections nothing begins a new life: what may pass again passes again.
         let cut = entry.state == FlowState::Cut as u8;
-        if cut && (key.protocol == TCP || !self.again(key, entry)) {
-            return Fate::Drop(Counter::Cut);
+        if (cut && (packet.is_connected() || !self.again(key, entry))) || (!cut && !self.holds(key, entry)) {
+            return self.cut(packet, entry, outward);
         }
-        if !self.holds(key, entry) {
-            return Fate::Drop(Counter::Cut);
-        }
-        entry.seen = now();
+        touch(key, entry, packet, outward);
         Fate::Pass(Counter::Known)
+    }
+
+    /// A packet of a flow that is no longer allowed. The entry lives as long as somebody may think the flow does, so
+    /// that no side's next packet passes for the first of another flow.
+    #[inline(always)]
+    fn cut(self, packet: &Packet, entry: &mut FlowEntry, outward: bool) -> Fate {
+        entry.seen = flow::now();
+        // Who breaks it off need not be told.
+        if packet.is_reset() {
+            entry.life |= if outward { life::TOLD_OUT } else { life::TOLD_IN };
+        }
+        Fate::Drop(Counter::Cut)
     }
 
     /// Whether a flow that was cut may pass under the generation in force.
@@ -191,27 +153,33 @@ impl Endpoint {
             return false;
         }
         entry.epoch = self.generation.epoch;
-        if matches!(self.question(key).judge(self.generation), Judgement::Direct(_)) {
+        let judged = self.question(key).judge(self.generation);
+        if matches!(judged.verdict, Judgement::Direct(_)) {
+            entry.rule = judged.rule;
             entry.state = FlowState::Direct as u8;
         }
         entry.state == FlowState::Direct as u8
     }
 
-    /// Whether a direct flow still holds under the generation in force.
+    /// Whether a direct flow still holds under the generation in force: one comparison, until there is another.
     #[inline(always)]
     pub(crate) fn holds(self, key: &FlowKey, entry: &mut FlowEntry) -> bool {
-        if entry.epoch == self.generation.epoch || entry.flags != 0 {
+        if entry.epoch == self.generation.epoch || entry.flags & (flow_flag::HOST | flow_flag::SELF) != 0 {
             return true;
         }
-        match self.question(key).judge(self.generation) {
+        let judged = self.question(key).judge(self.generation);
+        match judged.verdict {
             // Under audit alone a flow is never cut.
             Judgement::Direct(_) | Judgement::Watch => {
+                entry.rule = judged.rule;
                 entry.epoch = self.generation.epoch;
                 true
             }
             Judgement::Proxy | Judgement::Refuse(_) => {
-                entry.epoch = self.generation.epoch;
+                // The state first: another CPU must not see the flow as judged and still direct.
                 entry.state = FlowState::Cut as u8;
+                entry.rule = judged.rule;
+                entry.epoch = self.generation.epoch;
                 false
             }
         }
@@ -230,12 +198,19 @@ impl Endpoint {
         }
     }
 
+    /// A new direct flow. One that the endpoint opens beyond its limits is refused, so that what it floods with takes
+    /// no room and no neighbour's conntrack. What others open to it passes all the same, judged packet by packet:
+    /// else few forged packets a second would close it to everybody.
     #[inline(always)]
-    fn direct(self, key: &FlowKey, reason: Counter) -> Fate {
-        if remember(key, self.generation.epoch, FlowState::Direct, 0) {
-            Fate::Pass(reason)
-        } else {
-            Fate::Drop(Counter::FlowTable)
+    fn direct(self, key: &FlowKey, (reason, rule): (Counter, u32)) -> Fate {
+        let entry = flow::entry(self.generation.epoch, FlowState::Direct, 0, 0, rule);
+        match flow::remember(key, &entry) {
+            Ok(()) => Fate::Pass(reason),
+            Err(full) if key.kind == FlowKind::Ingress as u8 => {
+                count(full);
+                Fate::Pass(Counter::Unremembered)
+            }
+            Err(full) => Fate::Drop(full),
         }
     }
 
@@ -248,10 +223,10 @@ impl Endpoint {
         packet: &Packet,
         key: &FlowKey,
         answers: FlowKind,
-        reason: Counter,
+        why: (Counter, u32),
     ) -> Fate {
         if packet.protocol == TCP {
-            let _ = FLOWS.remove(forward(self.ifindex, FlowKind::Upstream, packet));
+            flow::forget(&forward(self.ifindex, FlowKind::Upstream, packet));
             let old = backward(self.ifindex, answers, packet);
             // A direct or a cut one stays: its own direction's rule must go on to speak for it.
             if recall(&old).is_some_and(|entry| entry.state == FlowState::Proxied as u8) {
@@ -259,18 +234,20 @@ impl Endpoint {
                 if proxy_answers(ctx, packet) {
                     return Fate::Drop(Counter::NotFromProxy);
                 }
-                let _ = FLOWS.remove(old);
+                flow::forget(&old);
             }
         }
-        self.direct(key, reason)
+        self.direct(key, why)
     }
 
+    /// A new flow of the proxy's. Beyond the limits it is refused in either direction: without its entry hook D would
+    /// not know the answers.
     #[inline(always)]
-    fn proxied(self, key: &FlowKey) -> Fate {
-        if remember(key, self.generation.epoch, FlowState::Proxied, self.flags) {
-            Fate::ToProxy(Counter::ToProxy)
-        } else {
-            Fate::Drop(Counter::FlowTable)
+    fn proxied(self, key: &FlowKey, rule: u32) -> Fate {
+        let entry = flow::entry(self.generation.epoch, FlowState::Proxied, self.flags, 0, rule);
+        match flow::remember(key, &entry) {
+            Ok(()) => Fate::ToProxy(Counter::ToProxy),
+            Err(full) => Fate::Drop(full),
         }
     }
 }
