@@ -37,15 +37,17 @@ pub(crate) fn to_proxy(ctx: &TcContext) -> Fate {
         return Fate::Drop(Counter::Stray);
     }
     let assign = |sk| assign(ctx, sk);
+    // A SYN too, where the connection lives: it may be sent again, or its sender has forgotten a connection that the
+    // proxy still has. TCP knows what to answer (RFC 9293, section 3.10.7.4), while the listener would drop it for the
+    // other's sake.
+    if with_connection(ctx, tuple(packet), packet.v6, CURRENT_NETNS, assign) {
+        return Fate::Pass(Counter::AssignedKnown);
+    }
     if packet.is_open() {
-        // Only the listener: a SYN that reuses the ports of a connection in TIME_WAIT is a new one.
         return match with_listener(ctx, packet, &config(), CURRENT_NETNS, assign) {
             true => Fate::Pass(Counter::AssignedNew),
             false => Fate::Drop(Counter::NoSocket),
         };
-    }
-    if with_connection(ctx, tuple(packet), packet.v6, CURRENT_NETNS, assign) {
-        return Fate::Pass(Counter::AssignedKnown);
     }
     // A connection that the proxy no longer has, as after a restart, or one that a SYN cookie stands for. The
     // listener knows which: it accepts the one and resets the other, whose sender need not wait in vain.

@@ -12,12 +12,16 @@ use sluice_redirect::{Counter, Counters};
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use sluice_tests::{NodeSpec, Overlay, Pod, World};
-use std::net::{IpAddr, SocketAddr};
+use std::io::Write;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::process::Command;
+use std::time::Duration;
 
 /// Less than any link here has.
 const SMALL: u32 = 1_300;
+/// A client's port, used again and again.
+const PORT: u16 = 40_000;
 /// Enough that a sender must use whole segments for a while.
 const SOME: usize = 4 * 1024 * 1024;
 
@@ -34,6 +38,9 @@ pub(crate) fn tests() -> Vec<Trial> {
         }),
         test("legs: a forged error reaches no socket that its sender is no end of", forged_error),
         test("legs: marks of others on the proxy's packets", other_marks),
+        test("legs: the port of a connection that the proxy closed first", closed_first),
+        test("legs: the port of a connection that its client forgot", forgotten),
+        test("legs: the proxy's listener answers with SYN cookies", cookies),
     ]
 }
 
@@ -252,5 +259,88 @@ fn other_marks() -> Result<()> {
         }
         ensure!(proxy.count() == 2, "{} connections passed the proxy", proxy.count());
     }
+    Ok(())
+}
+
+/// A server that closes first leaves the proxy to close the client's leg first. A client that comes again from the same
+/// port is a new one all the same.
+fn closed_first() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&[egress("a/client", OUTSIDE, tcp(80, 80)).l7()])?;
+    let proxy = Proxy::start(rig.node("n1"))?;
+    let bank = rig.pod(OUTSIDE).netns.clone();
+    let listener = bank.inside(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)))??;
+    std::thread::spawn(move || {
+        while let Ok((mut stream, peer)) = listener.accept() {
+            let _ = writeln!(stream, "{}", peer.ip().to_canonical());
+        }
+    });
+    for family in Family::BOTH {
+        let (local, target) = (rig.at("a/client", family, PORT), rig.at(OUTSIDE, family, 80));
+        for round in 0..4 {
+            let connection = Connection::open_from(&rig.pod("a/client").netns, local, target);
+            let mut connection = rig.explain(connection).with_context(|| format!("{family:?}, {round}"))?;
+            connection.is_closed()?;
+        }
+    }
+    ensure!(proxy.count() == 8, "{} connections passed the proxy", proxy.count());
+    Ok(())
+}
+
+/// A client whose reset was lost opens again from the port of a connection that the proxy still has.
+fn forgotten() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&[egress("a/client", OUTSIDE, tcp(80, 80)).l7()])?;
+    let proxy = Proxy::start(rig.node("n1"))?;
+    let _bank = Server::start(&rig.pod(OUTSIDE).netns, 80)?;
+    let client = rig.pod("a/client").netns.clone();
+    for family in Family::BOTH {
+        let (local, target) = (rig.at("a/client", family, PORT), rig.at(OUTSIDE, family, 80));
+        let mut connection = Connection::open_from(&client, local, target)?;
+        connection.echo("hello", SOON)?;
+        // A late acknowledgement would tell the client, and its answer to that the proxy.
+        std::thread::sleep(Duration::from_millis(300));
+        client.run(&[
+            "nft",
+            "table inet lost { chain out { type filter hook output priority 0;
+            tcp flags rst drop; }; }",
+        ])?;
+        connection.reset()?;
+        client.run(&["nft", "delete table inet lost"])?;
+        let sockets = in_proxy(&rig, "n1", &["ss", "-tnH", "state", "established"])?;
+        ensure!(sockets.contains(&format!("{local}")), "the proxy has heard of the reset: {sockets}");
+        let again = Connection::open_from(&client, local, target);
+        let again = rig.explain(again).with_context(|| format!("{family:?}"))?;
+        let sockets = in_proxy(&rig, "n1", &["ss", "-tnH", "state", "established"])?;
+        let held = sockets.lines().filter(|line| line.contains(&local.to_string())).count();
+        ensure!(held == 1, "the proxy has {held} connections of one port: {sockets}");
+        again.reset()?;
+    }
+    ensure!(proxy.count() == 4, "{} connections passed the proxy", proxy.count());
+    Ok(())
+}
+
+/// With its queue full the listener keeps nothing of a SYN: the ACK that brings the cookie back is of no connection.
+fn cookies() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&[
+        egress("a/client", OUTSIDE, tcp(80, 80)).l7(),
+        ingress("a/server", "b/remote", tcp(80, 80)).l7(),
+    ])?;
+    let proxy = Proxy::start(rig.node("n1"))?;
+    // Always, and not only when the queue is full.
+    in_proxy(&rig, "n1", &["sh", "-c", "echo 2 > /proc/sys/net/ipv4/tcp_syncookies"])?;
+    let _bank = Server::start(&rig.pod(OUTSIDE).netns, 80)?;
+    let _server = Server::start(&rig.pod("a/server").netns, 80)?;
+    for family in Family::BOTH {
+        for (from, to) in [("a/client", OUTSIDE), ("b/remote", "a/server")] {
+            let before = rig.counters()?;
+            let mut connection = Connection::open(&rig.pod(from).netns, rig.at(to, family, 80))?;
+            rig.explain(connection.bulk(SOME))?;
+            // Such an ACK was there.
+            rig.grew(&before, Counter::NoSocket)?;
+        }
+    }
+    ensure!(proxy.count() == 4, "{} connections passed the proxy", proxy.count());
     Ok(())
 }

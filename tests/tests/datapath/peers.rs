@@ -185,6 +185,14 @@ impl Connection {
         Ok(())
     }
 
+    /// That the other side has closed it in order.
+    pub(crate) fn is_closed(&mut self) -> Result<()> {
+        self.stream.set_read_timeout(Some(SOON))?;
+        let more = self.reader.read(&mut [0])?;
+        ensure!(more == 0, "the connection still carries data");
+        Ok(())
+    }
+
     /// Ends it with a reset, so that its port is free at once.
     pub(crate) fn reset(self) -> Result<()> {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))?;
