@@ -34,6 +34,32 @@ impl Leg {
 /// stands for kilobytes, and a copy of each would fill the memory.
 pub type Field = (HeaderName, HeaderValue);
 
+/// What judging something came to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Judged {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The path that must go on in place of the one sent. An allow with a path condition matches the normalised path,
+    /// so the server must see no other.
+    pub path: Option<String>,
+    /// It is refused for its form alone, and no policy stands behind that.
+    pub malformed: bool,
+}
+
+impl Judged {
+    /// A verdict alone.
+    #[must_use]
+    pub const fn of(verdict: Verdict) -> Self {
+        Self { verdict, path: None, malformed: false }
+    }
+
+    /// Whether it is refused.
+    #[must_use]
+    pub fn is_denied(&self) -> bool {
+        self.verdict.decision() == Decision::Deny
+    }
+}
+
 /// One request as it is kept: owned, so that it can be judged again while it is open.
 #[derive(Clone, Debug)]
 pub struct Said {
@@ -52,24 +78,23 @@ pub struct Said {
 }
 
 impl Said {
-    /// Judges the request by this snapshot. If it may pass: with the path that must go on in place of the one sent,
-    /// where the two differ and a path was judged. An allow with a path condition matches the normalised path, so
-    /// the server must see no other; and since another rule may have matched the bytes as sent (gRPC routes by
-    /// them), what goes on has to be allowed itself.
+    /// Judges the request by this snapshot; a path goes on in place of the one sent where the two differ and a path
+    /// was judged. Since another rule may have matched the bytes as sent (gRPC routes by them), what goes on has to be
+    /// allowed itself.
     #[must_use]
-    pub fn judge(&self, view: &View, leg: &Leg) -> (Verdict, Option<String>) {
+    pub fn judge(&self, view: &View, leg: &Leg) -> Judged {
         let verdict = self.ask(view, leg, &self.path);
         if verdict.decision() == Decision::Deny {
-            return (verdict, None);
+            return Judged::of(verdict);
         }
         let path = Path::new(&self.path);
         let Some(rewritten) = path.rewritten().filter(|_| path_matters(view, leg)) else {
-            return (verdict, None);
+            return Judged::of(verdict);
         };
         let again = self.ask(view, leg, rewritten);
         match again.decision() {
-            Decision::Deny => (again, None),
-            Decision::Allow => (verdict, Some(rewritten.to_owned())),
+            Decision::Deny => Judged::of(again),
+            Decision::Allow => Judged { path: Some(rewritten.to_owned()), ..Judged::of(verdict) },
         }
     }
 
@@ -102,7 +127,7 @@ impl Said {
     pub fn admits(&self, view: &View, leg: &Leg, trailers: Vec<Field>) -> bool {
         let mut merged = self.clone();
         merged.headers.extend(trailers);
-        merged.judge(view, leg).0.decision() == Decision::Allow
+        !merged.judge(view, leg).is_denied()
     }
 
     /// Whether the request is gRPC by its content type: how a refusal is worded, never whether.

@@ -17,6 +17,7 @@ pub mod judge;
 pub mod limits;
 pub mod proxy;
 pub mod record;
+pub mod service;
 pub mod state;
 pub mod telemetry;
 pub mod tls;

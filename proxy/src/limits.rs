@@ -111,3 +111,32 @@ pub const FRAME_BYTES: usize = 64 * 1024 * 1024;
 
 /// How long connections may drain once told to stop. Kubernetes gives 30 s by default; the agent needs a few.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Groups of a Service's backends that rules can tell apart, for each of which a request is judged once: a Service
+/// whose backends each have a class of their own must not make a request cost a thousand walks. The backends of the
+/// largest groups are taken, the others get nothing.
+pub const BACKEND_GROUPS: usize = 64;
+
+/// Connections to backends of one Service that one connection of a client may have. The first is as any other
+/// connection's; each more counts as a connection of its source ([`CONNECTIONS_PER_SOURCE`]), else one client could
+/// make the proxy dial every backend of the cluster. An HTTP/2 connection whose streams are all busy elsewhere may have
+/// one for each of them.
+pub const UPSTREAMS: usize = 16;
+
+/// Times that a choice of a backend is made again because the snapshot changed under it. Each needs a change within
+/// microseconds; after so many the request is refused.
+pub const CHOICES: usize = 16;
+
+/// Clients whose backend is remembered under `sessionAffinity: ClientIP`: the nodes' pods times the Services that they
+/// call, with much room; beyond it the hash alone decides.
+pub const AFFINITIES: usize = 64 * 1024;
+
+/// Between two searches of the full table for clients that have been silent too long.
+pub const AFFINITY_REST: Duration = Duration::from_secs(1);
+
+/// Backends that are known to refuse connections. More than that is a network that is down, and all are alike.
+pub const REFUSING: usize = 4096;
+
+/// How long a backend that refused a connection is passed over: about as long as it takes until it is not ready any
+/// more and leaves the Service, and short enough that one that has come back is not missed.
+pub const REFUSED_FOR: Duration = Duration::from_secs(2);

@@ -3,20 +3,24 @@
 //! Everything a connection needs is in [`Proxy`]; nothing here knows of eBPF, of the agent or of the feed, so tests
 //! run it on plain sockets. Called by the worker.
 
+use crate::answer::Refusal;
 use crate::detect::{self, Protocol};
 use crate::dial::{Dialer, keepalive};
-use crate::judge::{self, Leg};
+use crate::judge::{self, Judged, Leg};
 use crate::limits::{
     ACCEPT_BACKOFF, CONNECTIONS, CONNECTIONS_PER_SOURCE, DETECT_WINDOW, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER,
 };
-use crate::record::{Record, Sink};
-use crate::state::{Said, State};
+use crate::record::Sink;
+use crate::service::balance::Balance;
+use crate::service::route::{Client, Target};
+use crate::state::{Said, State, View};
 use crate::telemetry::sampler::{Ids, Sampler};
 use crate::tls::{self, Hello};
 use crate::{http1, http2, tunnel};
 use bytes::BytesMut;
-use sluice_policy::{Decision, Reason, Verdict};
+use sluice_policy::{Reason, Verdict};
 use std::collections::HashMap;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -32,6 +36,8 @@ pub struct Proxy {
     pub state: Arc<State>,
     /// How servers are reached.
     pub dialer: Dialer,
+    /// Which backends of Services are taken.
+    pub balance: Arc<Balance>,
     /// Where records go.
     pub records: Sink,
     /// Which requests get a span.
@@ -48,7 +54,7 @@ pub struct Proxy {
 #[derive(Debug)]
 pub struct Accepted {
     /// Its ends.
-    pub leg: Leg,
+    pub client: Client,
     /// Its socket.
     pub stream: TcpStream,
     /// What the client said so far.
@@ -56,7 +62,8 @@ pub struct Accepted {
 }
 
 /// Holds a source's place under [`CONNECTIONS_PER_SOURCE`].
-struct Place {
+#[derive(Debug)]
+pub(crate) struct Place {
     proxy: Arc<Proxy>,
     source: IpAddr,
 }
@@ -80,6 +87,7 @@ impl Proxy {
         Arc::new(Self {
             state: Arc::default(),
             dialer,
+            balance: Arc::default(),
             records,
             sampler,
             ids: Ids::default(),
@@ -146,22 +154,23 @@ impl Proxy {
             reset(&stream);
             return;
         }
-        let leg = Leg::new(peer, local);
-        let Some(place) = self.place(leg.source.ip()) else {
-            self.refuse_connection(&stream, &leg, &judge::refuse(Reason::Limit));
+        let client = Client::of(&self.state.view(), Leg::new(peer, local));
+        let Some(place) = self.place(client.leg.source.ip()) else {
+            self.refuse_connection(&stream, &Target::direct(client.leg), &judge::refuse(Reason::Limit));
             return;
         };
         let proxy = self.clone();
         // Spawned even while draining: the connection was taken from the queue.
         self.tasks.spawn(async move {
-            let accepted = Accepted { leg, stream, buf: BytesMut::new() };
+            let accepted = Accepted { client, stream, buf: BytesMut::new() };
             // Boxed: the future of a whole connection is large, most of it for the rarer protocols.
             Box::pin(proxy.serve(accepted)).await;
             drop(place);
         });
     }
 
-    fn place(self: &Arc<Self>, source: IpAddr) -> Option<Place> {
+    /// A place for one more connection of a source, if there is one.
+    pub(crate) fn place(self: &Arc<Self>, source: IpAddr) -> Option<Place> {
         if self.tasks.len() >= CONNECTIONS {
             return None;
         }
@@ -175,9 +184,10 @@ impl Proxy {
     }
 
     async fn serve(self: Arc<Self>, mut accepted: Accepted) {
-        let verdict = judge::connection(&self.state.view(), &accepted.leg);
-        if verdict.decision() == Decision::Deny {
-            self.refuse_connection(&accepted.stream, &accepted.leg, &verdict);
+        let connection = |view: &View, leg: &Leg| Judged::of(judge::connection(view, leg));
+        let (target, judged) = self.reach(&self.state.view(), &accepted.client, connection);
+        if judged.is_denied() {
+            self.refuse_connection(&accepted.stream, &target, &judged.verdict);
             return;
         }
         // Small answers must not wait for more to come.
@@ -194,9 +204,9 @@ impl Proxy {
                     Some(Hello::Unreadable | Hello::More) => Said::Raw,
                     None => return,
                 };
-                tunnel::serve(&self, accepted, said, None).await;
+                tunnel::serve(&self, accepted, said, Vec::new()).await;
             }
-            Some(Protocol::Other) => tunnel::serve(&self, accepted, Said::Raw, None).await,
+            Some(Protocol::Other) => tunnel::serve(&self, accepted, Said::Raw, Vec::new()).await,
             None => {}
         }
     }
@@ -216,7 +226,7 @@ impl Proxy {
                 return Some(known);
             }
             // A client that waits for its server must not be made to wait for us.
-            let raw_is_fine = judge::unknown(&self.state.view(), &accepted.leg).decision() == Decision::Allow;
+            let raw_is_fine = self.passes_raw(&accepted.client);
             let silent = spoke_at.is_none();
             let deadline = match spoke_at {
                 _ if raw_is_fine => spoke_at.unwrap_or(accepted_at) + DETECT_WINDOW,
@@ -243,10 +253,32 @@ impl Proxy {
         }
     }
 
+    /// Whether bytes that nobody reads may pass, to some server at least.
+    #[must_use]
+    pub fn passes_raw(&self, client: &Client) -> bool {
+        let unknown = |view: &View, leg: &Leg| Judged::of(judge::unknown(view, leg));
+        !self.reach(&self.state.view(), client, unknown).1.is_denied()
+    }
+
+    /// Connects to a server.
+    pub(crate) async fn dial(&self, target: &Target) -> Result<TcpStream, Refusal> {
+        let error = match self.dialer.dial(target).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => error,
+        };
+        if target.service.is_some() && target.reachable {
+            self.balance.refused(target.leg.destination);
+        }
+        Err(match error.kind() {
+            io::ErrorKind::TimedOut => Refusal::Timeout,
+            _ => Refusal::Unreachable,
+        })
+    }
+
     /// Resets a connection and records why.
-    pub fn refuse_connection(&self, stream: &TcpStream, leg: &Leg, verdict: &Verdict) {
+    fn refuse_connection(&self, stream: &TcpStream, target: &Target, verdict: &Verdict) {
         reset(stream);
-        let mut record = Record::begin(&self.state.view(), leg, "tcp");
+        let mut record = target.record(&self.state.view(), "tcp");
         record.judged(verdict);
         self.records.finish(record);
     }

@@ -5,6 +5,7 @@
 
 use crate::judge::Leg;
 use crate::limits::{RECORD_QUEUE, RECORD_VALUE_BYTES};
+use crate::service::vip::Vip;
 use crate::state::View;
 use crate::telemetry::sampler::Span;
 use sluice_policy::{AuditFinding, NearestMiss, Policy, Verdict};
@@ -25,7 +26,7 @@ pub struct Record {
     /// The client.
     #[prost(message, required, tag = "3")]
     pub source: End,
-    /// The original destination.
+    /// The original destination; of a Service, the backend that was chosen, or that denies.
     #[prost(message, required, tag = "4")]
     pub destination: End,
     /// `http/1.1`, `http/2` or `tcp`.
@@ -103,6 +104,26 @@ pub struct Record {
     /// The generation that judged.
     #[prost(uint64, tag = "29")]
     pub generation: u64,
+    /// The Service that was asked for, if the original destination was one's address.
+    #[prost(message, optional, tag = "30")]
+    pub service: Option<Service>,
+}
+
+/// A Service that a flow went through.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Service {
+    /// Its namespace.
+    #[prost(string, tag = "1")]
+    pub namespace: String,
+    /// Its name.
+    #[prost(string, tag = "2")]
+    pub name: String,
+    /// The address of it that the client connected to.
+    #[prost(string, tag = "3")]
+    pub ip: String,
+    /// The Service's port.
+    #[prost(uint32, tag = "4")]
+    pub port: u32,
 }
 
 /// One end of a flow.
@@ -190,6 +211,16 @@ impl Record {
         }
     }
 
+    /// Writes the Service down.
+    pub fn through(&mut self, vip: &Vip) {
+        self.service = Some(Service {
+            namespace: vip.namespace.to_string(),
+            name: vip.name.to_string(),
+            ip: vip.address.ip().to_string(),
+            port: u32::from(vip.address.port()),
+        });
+    }
+
     /// Writes the verdict down.
     pub fn judged(&mut self, verdict: &Verdict) {
         let deciding = verdict.deciding();
@@ -227,12 +258,18 @@ impl Record {
                 "ip": end.ip, "port": end.port, "namespace": end.namespace, "pod": end.pod,
             })
         };
+        let service = self.service.as_ref().map(|service| {
+            serde_json::json!({
+                "namespace": service.namespace, "name": service.name, "ip": service.ip, "port": service.port,
+            })
+        });
         let would_deny: Vec<_> = self.would_deny.iter().map(WouldDeny::to_json).collect();
         serde_json::json!({
             "startUnixNs": self.start_unix_ns,
             "endUnixNs": self.end_unix_ns,
             "source": end(&self.source),
             "destination": end(&self.destination),
+            "service": service,
             "protocol": self.protocol,
             "method": self.method,
             "path": self.path,

@@ -3,13 +3,14 @@
 //! A swap replaces the snapshot and judges every open flow again; a flow registers before it is judged, so none
 //! slips between. Knows nothing of sockets or of HTTP connections: a flow is closed by its token.
 
-use crate::judge::{self, Leg};
+use crate::judge::{self, Judged, Leg};
+use crate::service::vip::Vip;
 use arc_swap::ArcSwap;
-use sluice_policy::{Decision, Snapshot, Verdict, Workload};
+use sluice_policy::{Decision, Protocol, Snapshot, Verdict, Workload};
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use tokio_util::sync::CancellationToken;
 
 /// The snapshot in force, with the questions that the request path asks of it.
@@ -17,6 +18,8 @@ use tokio_util::sync::CancellationToken;
 pub struct View {
     /// The snapshot.
     pub snapshot: Arc<Snapshot>,
+    /// Addresses of Services that were asked for; no more than the snapshot has.
+    vips: RwLock<HashMap<SocketAddr, Arc<Vip>>>,
 }
 
 impl View {
@@ -24,6 +27,29 @@ impl View {
     #[must_use]
     pub fn is_local(&self, address: IpAddr) -> bool {
         self.snapshot.endpoint_at(address).is_some()
+    }
+
+    /// Whether the address is a Service's: one look-up, where it is not.
+    #[must_use]
+    pub fn is_service(&self, address: SocketAddr) -> bool {
+        let services = &self.snapshot.services;
+        services.at(address.ip(), Protocol::Tcp, address.port()).is_some() && !self.is_local(address.ip())
+    }
+
+    /// Whoever stands behind the address, if it is a Service's. An endpoint's own address is its own, whatever a
+    /// Service claims: what is sent to an endpoint is not to be led to somebody else.
+    #[must_use]
+    pub fn vip(&self, address: SocketAddr) -> Option<Arc<Vip>> {
+        let (service, port) = self.snapshot.services.at(address.ip(), Protocol::Tcp, address.port())?;
+        if self.is_local(address.ip()) {
+            return None;
+        }
+        if let Some(vip) = self.vips.read().unwrap_or_else(PoisonError::into_inner).get(&address) {
+            return Some(vip.clone());
+        }
+        let vip = Arc::new(Vip::new(self, address, service, port));
+        self.vips.write().unwrap_or_else(PoisonError::into_inner).insert(address, vip.clone());
+        Some(vip)
     }
 
     /// Who has the address.
@@ -48,11 +74,11 @@ pub enum Said {
 impl Said {
     /// Judges it by this snapshot.
     #[must_use]
-    pub fn judge(&self, view: &View, leg: &Leg) -> Verdict {
+    pub fn judge(&self, view: &View, leg: &Leg) -> Judged {
         match self {
-            Self::Raw => judge::unknown(view, leg),
-            Self::Tls(name) => judge::tls(view, leg, name.as_deref()),
-            Self::Request(said) => said.judge(view, leg).0,
+            Self::Raw => Judged::of(judge::unknown(view, leg)),
+            Self::Tls(name) => Judged::of(judge::tls(view, leg, name.as_deref())),
+            Self::Request(said) => said.judge(view, leg),
         }
     }
 }
@@ -134,13 +160,13 @@ impl State {
     /// Puts a snapshot in force and judges every open flow by it. When this returns, each flow that the snapshot
     /// denies has been told to end. Returns how many.
     pub fn swap(&self, snapshot: Arc<Snapshot>) -> usize {
-        let view = Arc::new(View { snapshot });
+        let view = Arc::new(View { snapshot, ..View::default() });
         self.view.store(view.clone());
         let mut cut = 0;
         for index in 0..SHARDS {
             let flows: Vec<Arc<Flow>> = self.shard(index as u64).values().cloned().collect();
             for flow in flows {
-                let verdict = flow.said.judge(&view, &flow.leg);
+                let verdict = flow.said.judge(&view, &flow.leg).verdict;
                 if verdict.decision() == Decision::Deny && flow.revoked.set(verdict).is_ok() {
                     flow.token.cancel();
                     cut += 1;

@@ -2,52 +2,69 @@
 //!
 //! Knows nothing of HTTP. Called for what is not HTTP, and for what only audited policies wanted to read.
 
+use crate::answer::{Denial, Refusal};
+use crate::judge::Leg;
 use crate::limits::BUFFER_BYTES;
 use crate::proxy::{Accepted, Proxy, reset};
-use crate::record::Record;
-use crate::state::Said;
+use crate::service::route::{Route, Wish};
+use crate::state::{Said, View};
 use bytes::{Bytes, BytesMut};
-use sluice_policy::Decision;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
-/// A server that the connection had already, and what was read of it.
-pub type Server = (TcpStream, Bytes);
+/// A server that the connection had already, by its address, and what was read of it.
+pub type Server = (SocketAddr, TcpStream, Bytes);
 
-/// Tunnels the connection if policy allows what is known of it, which is no request, else resets it.
-pub async fn serve(proxy: &Proxy, mut client: Accepted, said: Said, server: Option<Server>) {
-    let flow = proxy.state.open(client.leg, said.clone());
-    let view = proxy.state.view();
-    let verdict = said.judge(&view, &client.leg);
+/// Tunnels the connection if policy allows what is known of it, which is no request, else resets it. `servers`: those
+/// that it had; the last is the one it used last. A tunnel goes to one of them if it may, and to none of the others.
+pub async fn serve(proxy: &Proxy, mut client: Accepted, said: Said, mut servers: Vec<Server>) {
+    let open: Vec<SocketAddr> = servers.iter().rev().map(|(at, ..)| *at).collect();
+    let judge = |view: &View, leg: &Leg| said.judge(view, leg);
+    let Route { target, judged, flow, view, load } =
+        proxy.route(&client.client, &said, Wish::Keep(&open), judge);
     let mut record = match &said {
         Said::Tls(name) => {
-            let mut record = Record::begin(&view, &client.leg, "tls");
+            let mut record = target.record(&view, "tls");
             record.host = name.as_deref().unwrap_or_default().to_owned();
             record
         }
-        Said::Raw | Said::Request(_) => Record::begin(&view, &client.leg, "tcp"),
+        Said::Raw | Said::Request(_) => target.record(&view, "tcp"),
     };
-    record.judged(&verdict);
-    if verdict.decision() == Decision::Deny {
+    drop(view);
+    record.judged(&judged.verdict);
+    if judged.is_denied() {
         reset(&client.stream);
         proxy.records.finish(record);
         return;
     }
-    let server = match server {
-        Some(server) => server,
-        None => match proxy.dialer.dial(&client.leg).await {
-            Ok(stream) => (stream, Bytes::new()),
-            Err(_) => {
-                reset(&client.stream);
-                "unreachable".clone_into(&mut record.error);
-                proxy.records.finish(record);
-                return;
-            }
+    let open = servers.iter().position(|(at, ..)| *at == target.leg.destination);
+    let server = match open.map(|place| servers.swap_remove(place)) {
+        Some((_, stream, read)) => Ok((stream, read)),
+        None => tokio::select! {
+            // First: nobody is dialled who may not be reached any more.
+            biased;
+            verdict = flow.revoked() => Err(Refusal::Denied(Denial::of(verdict))),
+            dialled = proxy.dial(&target) => dialled.map(|stream| (stream, Bytes::new())),
         },
     };
+    let server = match server {
+        Ok(server) => server,
+        Err(refusal) => {
+            reset(&client.stream);
+            refusal.error().clone_into(&mut record.error);
+            if let Refusal::Denied(_) = refusal {
+                record.judged(flow.revoked().await);
+                "revoked".clone_into(&mut record.error);
+            }
+            proxy.records.finish(record);
+            return;
+        }
+    };
+    drop(servers);
     let (mut server, from_server) = server;
     let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
     let from_client = client.buf.split().freeze();
@@ -70,6 +87,7 @@ pub async fn serve(proxy: &Proxy, mut client: Accepted, said: Said, server: Opti
             error.kind().to_string().clone_into(&mut record.error);
         }
     }
+    drop(load);
     record.bytes_up = up.load(Ordering::Relaxed);
     record.bytes_down = down.load(Ordering::Relaxed);
     proxy.records.finish(record);

@@ -1,44 +1,38 @@
 //! HTTP/1: one connection, request by request, each judged before a byte of it goes on.
 //!
-//! One connection to the server per connection of the client, dialled at the first allow and gone with it: nothing
-//! is shared between clients. Heads and bodies go on as they came; see [`head`] for what is refused and why the
+//! One connection to the server per connection of the client, dialled at the first allow and gone with it; to a Service
+//! one for each backend that a request could not go without ([`upstreams`]). Nothing is shared between clients. Heads and bodies go on as they came; see [`head`] for what is refused and why the
 //! framing is done here, where both headers of a smuggled request can be seen. Called by [`Proxy`].
 
 pub mod body;
 mod exchange;
 pub mod head;
+mod upstreams;
 
 use crate::answer::{Denial, Refusal};
-use crate::judge;
+use crate::judge::{self, Judged, Leg};
 use crate::limits::{DISCARD_BYTES, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
 use crate::proxy::{Accepted, Proxy, reset};
 use crate::record::{Record, bounded};
+use crate::service::route::{Route, Target, Wish};
 use crate::state::{OpenFlow, Said, View};
 use crate::telemetry::context::Context;
 use crate::tunnel;
 use body::read_more;
-use bytes::{Buf as _, BytesMut};
+use bytes::Buf as _;
 use exchange::{After, Exchange};
 use head::{Bad, Changes, Framing, RequestHead, Upgrade};
 use sluice_policy::{Decision, HttpVersion, Reason, Verdict};
-use std::io;
 use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-
-/// The server's end of a connection.
-#[derive(Debug)]
-pub(crate) struct Upstream {
-    pub(crate) stream: TcpStream,
-    pub(crate) buf: BytesMut,
-    /// It has answered before: if it is gone now, the client may be told by closing.
-    pub(crate) reused: bool,
-}
+pub(crate) use upstreams::Upstream;
+use upstreams::Upstreams;
 
 struct Connection {
     proxy: Arc<Proxy>,
     client: Accepted,
-    upstream: Option<Upstream>,
+    upstreams: Upstreams,
 }
 
 /// What came of waiting for a request.
@@ -59,7 +53,7 @@ enum Step {
 
 /// Serves the connection to its end.
 pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
-    let mut connection = Connection { proxy, client, upstream: None };
+    let mut connection = Connection { proxy, client, upstreams: Upstreams::default() };
     loop {
         let step = match connection.next_request().await {
             Next::Request(head) => connection.request(&head).await,
@@ -72,9 +66,8 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             Step::Close => return linger(connection.client.stream).await,
             Step::Abort => return reset(&connection.client.stream),
             Step::Tunnel => {
-                let Connection { proxy, client, upstream } = connection;
-                let server = upstream.map(|upstream| (upstream.stream, upstream.buf.freeze()));
-                return tunnel::serve(&proxy, client, Said::Raw, server).await;
+                let Connection { proxy, client, upstreams } = connection;
+                return tunnel::serve(&proxy, client, Said::Raw, upstreams.into_servers()).await;
             }
         }
     }
@@ -104,14 +97,14 @@ impl Connection {
             let deadline =
                 began.map_or_else(|| tokio::time::Instant::now() + IDLE_TIMEOUT, |at| at + HEAD_TIMEOUT);
             let idle = began.is_none();
-            let Self { proxy, client, upstream } = self;
+            let Self { proxy, client, upstreams } = self;
             let read = tokio::select! {
                 // First: a request that has come is served, whatever else has happened.
                 biased;
                 read = read_more(&mut client.stream, &mut client.buf) => read,
                 () = tokio::time::sleep_until(deadline) => return if idle { Next::Over } else { Next::Slow },
                 // The server closed: the client hears it now, as it would without us, and not at its next request.
-                () = left(upstream.as_mut()), if idle => return Next::Over,
+                () = upstreams.left(), if idle => return Next::Over,
                 () = proxy.draining(), if idle => return Next::Over,
             };
             match read {
@@ -121,9 +114,9 @@ impl Connection {
         }
     }
 
-    /// Whether bytes that nobody reads may pass: then nothing needs to be readable.
-    fn fails_open(&self) -> bool {
-        judge::unknown(&self.proxy.state.view(), &self.client.leg).decision() == Decision::Allow
+    /// Whether bytes that nobody reads may pass to this server: then nothing needs to be readable.
+    fn fails_open(&self, leg: &Leg) -> bool {
+        judge::unknown(&self.proxy.state.view(), leg).decision() == Decision::Allow
     }
 
     async fn unreadable(&mut self, bad: Bad) -> Step {
@@ -137,10 +130,10 @@ impl Connection {
 
     /// Answers a request whose head could not be read, and closes; or passes it on raw, where policy lets it.
     async fn refuse_unread(&mut self, refusal: Refusal) -> Step {
-        if self.fails_open() {
+        if self.proxy.passes_raw(&self.client.client) {
             return Step::Tunnel;
         }
-        let mut record = Record::begin(&self.proxy.state.view(), &self.client.leg, "http/1.1");
+        let mut record = self.client.client.record(&self.proxy.state.view(), "http/1.1");
         let reason = match refusal {
             Refusal::Malformed(_) => Reason::ParseError,
             _ => Reason::Limit,
@@ -153,19 +146,21 @@ impl Connection {
     /// Judges one request and carries the verdict out.
     async fn request(&mut self, head: &RequestHead) -> Step {
         let said = Arc::new(said(head));
-        let flow = self.proxy.state.open(self.client.leg, Said::Request(said.clone()));
-        let view = self.proxy.state.view();
-        let mut record =
-            Record::begin(&view, &self.client.leg, if head.minor == 0 { "http/1.0" } else { "http/1.1" });
+        let open = self.upstreams.open();
+        let judge = |view: &View, leg: &Leg| judged(head, &said, view, leg);
+        let route =
+            self.proxy.route(&self.client.client, &Said::Request(said.clone()), Wish::Keep(&open), judge);
+        let Route { target, judged, flow, view, load } = route;
+        let mut record = target.record(&view, if head.minor == 0 { "http/1.0" } else { "http/1.1" });
+        drop(view);
         describe(&mut record, &said);
         let span = self.span(head, &mut record);
-        let (verdict, path) = self.verdict(head, &said, &view);
-        record.judged(&verdict);
-        if verdict.decision() == Decision::Deny {
-            return self.deny(head, &verdict, record).await;
+        record.judged(&judged.verdict);
+        if judged.is_denied() {
+            return self.deny(head, &judged.verdict, record).await;
         }
         if matters_raw(head) {
-            if self.fails_open() {
+            if self.fails_open(&target.leg) {
                 // Only audited policies govern: what it becomes is not ours to read.
                 return Step::Tunnel;
             }
@@ -173,25 +168,28 @@ impl Connection {
                 self.client.buf.advance(end);
             }
         }
-        if let Err(refusal) = self.dial().await {
-            let close = self.must_close(head);
-            self.answer(refusal, close, head.method == "HEAD", record).await;
-            return if close { Step::Close } else { self.discard(head).await };
-        }
-        let changes = Changes { path, traceparent: span };
-        self.exchange(head, &changes, &flow, &said, record).await
-    }
-
-    /// A WebSocket and CONNECT are judged like any request, and need a rule that names them. What any other upgrade
-    /// becomes is refused, but where raw bytes may pass anyway. A body would be in the way of a tunnel.
-    fn verdict(&self, head: &RequestHead, said: &judge::Said, view: &View) -> (Verdict, Option<String>) {
-        let (verdict, path) = said.judge(view, &self.client.leg);
-        let odd = head.upgrade == Upgrade::Other
-            || (head.method == "CONNECT" && (head.framing != Framing::Empty || head.minor == 0));
-        if !odd || verdict.decision() == Decision::Deny || self.fails_open() {
-            return (verdict, path);
-        }
-        (judge::refuse(Reason::NoRuleMatched), None)
+        let connected = tokio::select! {
+            // First: nobody is dialled who may not be reached any more.
+            biased;
+            verdict = flow.revoked() => {
+                record.judged(verdict);
+                "revoked".clone_into(&mut record.error);
+                Err(Refusal::Denied(Denial::of(verdict)))
+            }
+            connected = self.upstream(&target) => connected,
+        };
+        let upstream = match connected {
+            Ok(upstream) => upstream,
+            Err(refusal) => {
+                let close = self.must_close(head);
+                self.answer(refusal, close, head.method == "HEAD", record).await;
+                return if close { Step::Close } else { self.discard(head).await };
+            }
+        };
+        let changes = Changes { path: judged.path, traceparent: span };
+        let step = self.exchange(head, &changes, (&flow, &said, target.leg), upstream, record).await;
+        drop(load);
+        step
     }
 
     /// The span of the request, if it gets one; returns the `traceparent` that goes on.
@@ -244,35 +242,31 @@ impl Connection {
         }
     }
 
-    async fn dial(&mut self) -> Result<(), Refusal> {
-        if self.upstream.is_some() {
-            return Ok(());
+    /// The connection to a server: the one there is, or a new one.
+    async fn upstream(&mut self, target: &Target) -> Result<Upstream, Refusal> {
+        let at = target.leg.destination;
+        self.upstreams.forget_others(target);
+        if let Some(upstream) = self.upstreams.take(at) {
+            return Ok(upstream);
         }
-        match self.proxy.dialer.dial(&self.client.leg).await {
-            Ok(stream) => {
-                self.upstream = Some(Upstream { stream, buf: BytesMut::new(), reused: false });
-                Ok(())
-            }
-            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Refusal::Timeout),
-            Err(_) => Err(Refusal::Unreachable),
-        }
+        let place = self.upstreams.make_room(&self.proxy, target);
+        Ok(Upstream::new(at, self.proxy.dial(target).await?, place))
     }
 
     async fn exchange(
         &mut self,
         head: &RequestHead,
         changes: &Changes,
-        flow: &OpenFlow,
-        said: &judge::Said,
+        (flow, said, leg): (&OpenFlow, &judge::Said, Leg),
+        mut upstream: Upstream,
         mut record: Record,
     ) -> Step {
-        let Some(mut upstream) = self.upstream.take() else { return Step::Abort };
-        let exchange = Exchange { proxy: &self.proxy, head, changes, flow, said, leg: self.client.leg };
+        let exchange = Exchange { proxy: &self.proxy, head, changes, flow, said, leg };
         let after = exchange.run(&mut self.client, &mut upstream, &mut record).await;
         let step = match after {
             After::Reusable => {
                 upstream.reused = true;
-                self.upstream = Some(upstream);
+                self.upstreams.put(upstream);
                 Step::Again
             }
             After::Close => Step::Close,
@@ -281,8 +275,8 @@ impl Connection {
                 Step::Abort
             }
             // Only audited policies govern: what the server says is not ours to read either.
-            After::Unreadable(_) if !upstream.buf.is_empty() && self.fails_open() => {
-                self.upstream = Some(upstream);
+            After::Unreadable(_) if !upstream.buf.is_empty() && self.fails_open(&leg) => {
+                self.upstreams.put(upstream);
                 Step::Tunnel
             }
             After::Unreadable(what) => {
@@ -323,21 +317,16 @@ fn matters_raw(head: &RequestHead) -> bool {
     matches!(head.upgrade, Upgrade::WebSocket | Upgrade::Other) || head.method == "CONNECT"
 }
 
-/// Ends when the server has closed, or says something that nobody asked for.
-async fn left(upstream: Option<&mut Upstream>) {
-    match upstream {
-        None => std::future::pending().await,
-        Some(upstream) if !upstream.buf.is_empty() => {}
-        Some(upstream) => loop {
-            let mut byte = [0];
-            let readable = upstream.stream.readable().await;
-            match upstream.stream.try_read(&mut byte) {
-                // Readable was said in error, and is taken back.
-                Err(error) if readable.is_ok() && error.kind() == io::ErrorKind::WouldBlock => {}
-                _ => return,
-            }
-        },
+/// A WebSocket and CONNECT are judged like any request, and need a rule that names them. What any other upgrade
+/// becomes is refused, but where raw bytes may pass anyway. A body would be in the way of a tunnel.
+fn judged(head: &RequestHead, said: &judge::Said, view: &View, leg: &Leg) -> Judged {
+    let judged = said.judge(view, leg);
+    let odd = head.upgrade == Upgrade::Other
+        || (head.method == "CONNECT" && (head.framing != Framing::Empty || head.minor == 0));
+    if !odd || judged.is_denied() || judge::unknown(view, leg).decision() == Decision::Allow {
+        return judged;
     }
+    Judged::of(judge::refuse(Reason::NoRuleMatched))
 }
 
 /// The request as it is judged. What is not passed on is not judged.

@@ -1,52 +1,51 @@
 //! HTTP/2: one connection, stream by stream, each judged before a byte of it goes on.
 //!
-//! One connection to the server per connection of the client, dialled at the first allow. Its flow control and the
-//! client's are joined by [`pump`], so no body is kept. Called by [`Proxy`].
+//! One connection to the server per connection of the client, dialled at the first allow; of a Service one to each
+//! backend that streams are sent to ([`upstreams`]). Its flow control and the client's are joined by [`pump`], so no
+//! body is kept. Called by [`Proxy`].
 
 mod pump;
 mod rewound;
 mod stream;
+mod upstreams;
 
-use crate::answer::Refusal;
-use crate::judge::{self, Leg};
+use crate::judge;
 use crate::limits::{
     H2_CONNECTION_WINDOW, H2_HANDSHAKE_TIMEOUT, H2_HEADER_LIST_BYTES, H2_LOCAL_ERROR_RESETS,
     H2_PENDING_RESETS, H2_RESET_STREAMS, H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_STREAMS,
 };
 use crate::proxy::{Accepted, Proxy};
-use crate::record::Record;
+use crate::service::route::{Client, Target};
 use bytes::Bytes;
-use h2::client::SendRequest;
 use rewound::Rewound;
 use sluice_policy::Reason;
-use std::io;
 use std::sync::Arc;
-use tokio::sync::OnceCell;
 use tokio_util::sync::CancellationToken;
+use upstreams::{Server, Upstreams};
 
 /// What the streams of one connection share.
 #[derive(Debug)]
 pub(crate) struct Connection {
     pub(crate) proxy: Arc<Proxy>,
-    pub(crate) leg: Leg,
-    upstream: OnceCell<SendRequest<Bytes>>,
-    /// The server's connection has ended, or wants to.
+    pub(crate) client: Client,
+    upstreams: Upstreams,
+    /// The only server's connection has ended, or wants to. One of a Service's does not end the client's.
     gone: CancellationToken,
 }
 
 /// Serves the connection to its end.
 pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
-    let leg = client.leg;
+    let from = client.client;
     let io = Rewound::new(client.buf.freeze(), client.stream);
     let handshake = server().handshake::<_, Bytes>(io);
     let mut client = match tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(client)) => client,
-        Ok(Err(error)) if !error.is_io() => return unreadable(&proxy, &leg),
+        Ok(Err(error)) if !error.is_io() => return unreadable(&proxy, &from),
         // The client left, or never said its SETTINGS.
         _ => return,
     };
     let gone = CancellationToken::new();
-    let connection = Arc::new(Connection { proxy, leg, upstream: OnceCell::new(), gone });
+    let connection = Arc::new(Connection { proxy, client: from, upstreams: Upstreams::default(), gone });
     let mut told = false;
     loop {
         let accepted = tokio::select! {
@@ -70,7 +69,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             }
             Some(Err(error)) => {
                 if !error.is_io() && !error.is_remote() {
-                    unreadable(&connection.proxy, &leg);
+                    unreadable(&connection.proxy, &from);
                 }
                 return;
             }
@@ -106,40 +105,20 @@ fn client() -> h2::client::Builder {
     builder
 }
 
-fn unreadable(proxy: &Proxy, leg: &Leg) {
-    let mut record = Record::begin(&proxy.state.view(), leg, "http/2");
+fn unreadable(proxy: &Proxy, client: &Client) {
+    let mut record = client.record(&proxy.state.view(), "http/2");
     record.judged(&judge::refuse(Reason::ParseError));
     "protocol_error".clone_into(&mut record.error);
     proxy.records.finish(record);
 }
 
 impl Connection {
-    /// The server's connection, dialled by whoever needs it first.
-    async fn upstream(&self) -> Result<SendRequest<Bytes>, Refusal> {
-        self.upstream.get_or_try_init(|| self.connect()).await.cloned()
-    }
-
-    /// Whether the server's connection has ended.
-    fn is_gone(&self) -> bool {
-        self.gone.is_cancelled()
-    }
-
-    async fn connect(&self) -> Result<SendRequest<Bytes>, Refusal> {
-        let stream = self.proxy.dialer.dial(&self.leg).await.map_err(|error| match error.kind() {
-            io::ErrorKind::TimedOut => Refusal::Timeout,
-            _ => Refusal::Unreachable,
-        })?;
-        let handshake = client().handshake(stream);
-        let (send, connection) = tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake)
-            .await
-            .map_err(|_| Refusal::Timeout)?
-            .map_err(|_| Refusal::BadAnswer("no HTTP/2"))?;
-        let gone = self.gone.clone();
-        // Ends when the server's connection does, or when the last stream and the client's connection are gone.
-        tokio::spawn(async move {
-            let _ = connection.await;
-            gone.cancel();
-        });
-        Ok(send)
+    /// The connection that a stream to this target goes over; `None` where there may be no more of them.
+    fn server(&self, target: &Target) -> Option<Arc<Server>> {
+        if self.client.service {
+            self.upstreams.to(&self.proxy, target)
+        } else {
+            Some(self.upstreams.only(target.leg.destination, &self.gone))
+        }
     }
 }

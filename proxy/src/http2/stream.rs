@@ -1,17 +1,19 @@
 //! One HTTP/2 stream: judged, then forwarded with its resets, trailers and pace, or answered.
 
-use super::Connection;
 use super::pump::{self, Broken};
+use super::{Connection, Server};
 use crate::answer::{Denial, Refusal};
 use crate::http1::body::is_no_trailer;
 use crate::http1::describe;
 use crate::http1::head::is_authority;
-use crate::judge;
+use crate::judge::{self, Judged, Leg};
 use crate::limits::{INTERIM_ANSWERS, TARGET_BYTES};
 use crate::record::Record;
-use crate::state::{OpenFlow, Said};
+use crate::service::route::{Route, Target, Wish};
+use crate::state::{OpenFlow, Said, View};
 use crate::telemetry::context::Context;
 use bytes::Bytes;
+use h2::client::SendRequest;
 use h2::server::SendResponse;
 use h2::{Reason as Reset, RecvStream, SendStream};
 use http::request::Parts;
@@ -19,6 +21,7 @@ use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Request, Response};
 use sluice_policy::{Decision, HttpVersion, Reason};
 use std::future::{Future as _, poll_fn};
+use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,47 +38,62 @@ pub(super) async fn serve(
     let said = said(&parts);
     let malformed = settle_authority(&mut parts);
     let said = Arc::new(said);
-    let flow = proxy.state.open(connection.leg, Said::Request(said.clone()));
-    let view = proxy.state.view();
-    let mut record = Record::begin(&view, &connection.leg, "http/2");
+    let connect = parts.method == http::Method::CONNECT;
+    let judge = |view: &View, leg: &Leg| judged(&said, malformed.as_ref().err(), connect, view, leg);
+    let full = connection.upstreams.full().unwrap_or_default();
+    let route = proxy.route(&connection.client, &Said::Request(said.clone()), wish(&full), judge);
+    let Route { target, judged, flow, view, load } = route;
+    let mut record = target.record(&view, "http/2");
+    drop(view);
     describe(&mut record, &said);
     let traceparent = span(&connection, &parts.headers, &mut record);
     let grpc = said.is_grpc();
     let to_head = parts.method == http::Method::HEAD;
-    // Where only audited policies govern, what is odd passes as it is.
-    let raw_passes = judge::unknown(&view, &connection.leg).decision() == Decision::Allow;
-    if let Err(refusal) = malformed
-        && !raw_passes
-    {
-        let reason =
-            if matches!(refusal, Refusal::Malformed(_)) { Reason::ParseError } else { Reason::Limit };
-        record.judged(&judge::refuse(reason));
+    record.judged(&judged.verdict);
+    let refusal = match malformed {
+        Err(refusal) if judged.malformed => Some(refusal),
+        _ if judged.is_denied() => Some(Refusal::Denied(Denial::of(&judged.verdict))),
+        _ if judged.path.is_some_and(|path| !set_path(&mut parts, &path)) => {
+            Some(Refusal::Malformed(":path"))
+        }
+        _ => None,
+    };
+    if let Some(refusal) = refusal {
         refuse(&mut respond, &refusal, grpc, to_head, &mut record);
-        return proxy.records.finish(record);
-    }
-    let (mut verdict, path) = said.judge(&view, &connection.leg);
-    // A tunnel in a stream is not judged by request; nothing here opens one.
-    if parts.method == http::Method::CONNECT && !raw_passes && verdict.decision() == Decision::Allow {
-        verdict = judge::refuse(Reason::NoRuleMatched);
-    }
-    record.judged(&verdict);
-    if verdict.decision() == Decision::Deny {
-        refuse(&mut respond, &Refusal::Denied(Denial::of(&verdict)), grpc, to_head, &mut record);
-        return proxy.records.finish(record);
-    }
-    if path.is_some_and(|path| !set_path(&mut parts, &path)) {
-        refuse(&mut respond, &Refusal::Malformed(":path"), grpc, to_head, &mut record);
         return proxy.records.finish(record);
     }
     if let Some(value) = traceparent.and_then(|text| HeaderValue::try_from(text).ok()) {
         parts.headers.insert("traceparent", value);
     }
-    drop(view);
     let mut exchange =
-        Exchange { connection: &connection, respond, answering: None, record, grpc, to_head, said };
+        Exchange { connection: &connection, target, respond, answering: None, record, grpc, to_head, said };
     exchange.run(parts, body, &flow).await;
+    drop(load);
     let Exchange { record, .. } = exchange;
     proxy.records.finish(record);
+}
+
+/// The least loaded backend; where there may be no more connections, of those there are.
+fn wish(full: &[SocketAddr]) -> Wish<'_> {
+    if full.is_empty() { Wish::ANY } else { Wish::Among(full) }
+}
+
+/// Judges one stream. What is odd passes as it is where only audited policies govern.
+fn judged(said: &judge::Said, malformed: Option<&Refusal>, connect: bool, view: &View, leg: &Leg) -> Judged {
+    let raw_passes = || judge::unknown(view, leg).decision() == Decision::Allow;
+    if let Some(refusal) = malformed
+        && !raw_passes()
+    {
+        let malformed = matches!(refusal, Refusal::Malformed(_));
+        let reason = if malformed { Reason::ParseError } else { Reason::Limit };
+        return Judged { malformed: true, ..Judged::of(judge::refuse(reason)) };
+    }
+    let judged = said.judge(view, leg);
+    // A tunnel in a stream is not judged by request; nothing here opens one.
+    if connect && !judged.is_denied() && !raw_passes() {
+        return Judged::of(judge::refuse(Reason::NoRuleMatched));
+    }
+    judged
 }
 
 /// The request as it is judged.
@@ -181,6 +199,7 @@ fn refuse(
 
 struct Exchange<'a> {
     connection: &'a Connection,
+    target: Target,
     respond: SendResponse<Bytes>,
     /// The answer's body, once it has begun.
     answering: Option<SendStream<Bytes>>,
@@ -200,23 +219,29 @@ impl Exchange<'_> {
                 self.record.judged(verdict);
                 return self.refuse(&Refusal::Denied(Denial::of(verdict)));
             }
-            send = send_request(self.connection, parts, whole) => send,
+            send = send_request(self.connection, &self.target, parts, whole) => send,
             reset = poll_fn(|cx| self.respond.poll_reset(cx)) => {
                 drop(reset);
                 "client_closed".clone_into(&mut self.record.error);
                 return;
             }
         };
-        let (answer, mut to_server) = match send {
+        // Held until the stream has ended: a server that nobody holds may make way for another.
+        let (_server, answer, mut to_server) = match send {
             Ok(sent) => sent,
+            Err(Unsent::Limit) => {
+                let verdict = judge::refuse(Reason::Limit);
+                self.record.judged(&verdict);
+                return self.refuse(&Refusal::Denied(Denial::of(&verdict)));
+            }
             Err(Unsent::Refused(refusal)) => return self.refuse(&refusal),
             Err(Unsent::Gone) => return self.reset(Reset::REFUSED_STREAM, "server_closed"),
         };
         let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (connection, said) = (self.connection, self.said.clone());
+        let (connection, said, leg) = (self.connection, self.said.clone(), self.target.leg);
         let admits = |trailers: &HeaderMap| {
             let in_place = trailers.keys().all(|name| !is_no_trailer(name.as_str()));
-            in_place && said.admits(&connection.proxy.state.view(), &connection.leg, fields(trailers))
+            in_place && said.admits(&connection.proxy.state.view(), &leg, fields(trailers))
         };
         let ended = {
             let upload = async {
@@ -307,24 +332,59 @@ enum Unsent {
     Refused(Refusal),
     /// The server closed the connection that had served before: nothing was sent, the client may try again.
     Gone,
+    /// The source may have no more connections.
+    Limit,
 }
 
-type Sent = (h2::client::ResponseFuture, SendStream<Bytes>);
+type Sent = (Arc<Server>, h2::client::ResponseFuture, SendStream<Bytes>);
 
-async fn send_request(connection: &Connection, parts: Parts, whole: bool) -> Result<Sent, Unsent> {
-    let failed = |error: h2::Error| {
-        // The server takes no more streams: the client is told, and goes on with a new connection.
-        if error.is_go_away() && error.is_remote() {
-            connection.gone.cancel();
+async fn send_request(
+    connection: &Connection,
+    target: &Target,
+    parts: Parts,
+    whole: bool,
+) -> Result<Sent, Unsent> {
+    let (server, mut ready) = open_stream(connection, target).await?;
+    let sent = ready.send_request(Request::from_parts(parts, ()), whole);
+    let (answer, to_server) = sent.map_err(|error| failed(&server, &error))?;
+    Ok((server, answer, to_server))
+}
+
+/// A connection to the server that takes one more stream. A backend that had said on its old one that it takes no more
+/// is dialled anew: nothing of the stream was sent on that.
+async fn open_stream(
+    connection: &Connection,
+    target: &Target,
+) -> Result<(Arc<Server>, SendRequest<Bytes>), Unsent> {
+    let open = async |server: &Arc<Server>| {
+        let connected = server.connected(&connection.proxy, target).await;
+        if connected.is_err() && connection.client.service {
+            connection.upstreams.forget(server);
         }
-        match connection.is_gone() {
-            true => Unsent::Gone,
-            false => Unsent::Refused(Refusal::BadAnswer("no HTTP/2")),
-        }
+        connected.map_err(Unsent::Refused)?.ready().await.map_err(|error| failed(server, &error))
     };
-    let send = connection.upstream().await.map_err(Unsent::Refused)?;
-    let mut ready = send.ready().await.map_err(failed)?;
-    ready.send_request(Request::from_parts(parts, ()), whole).map_err(failed)
+    let server = connection.server(target).ok_or(Unsent::Limit)?;
+    match open(&server).await {
+        Ok(ready) => Ok((server, ready)),
+        Err(Unsent::Gone) if connection.client.service => {
+            connection.upstreams.forget(&server);
+            let server = connection.server(target).ok_or(Unsent::Limit)?;
+            let ready = open(&server).await?;
+            Ok((server, ready))
+        }
+        Err(unsent) => Err(unsent),
+    }
+}
+
+/// The server takes no more streams, and so the client is told; or it speaks no HTTP/2.
+fn failed(server: &Server, error: &h2::Error) -> Unsent {
+    if error.is_go_away() && error.is_remote() {
+        server.leaves();
+    }
+    match server.is_gone() {
+        true => Unsent::Gone,
+        false => Unsent::Refused(Refusal::BadAnswer("no HTTP/2")),
+    }
 }
 
 /// Brings the answer back: interim ones, the head, the body, the trailers.

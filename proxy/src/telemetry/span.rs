@@ -110,6 +110,15 @@ fn span(record: &Record) -> Span {
     }
     attributes.text("security_rule.name", &record.rule);
     attributes.text("security_rule.ruleset.name", &record.policy);
+    if let Some(service) = &record.service {
+        // `k8s.service.name` is an attribute of a resource that is a Service; this is one that a request went through.
+        attributes.text("sluice.service.name", &service.name);
+        attributes.text("sluice.service.namespace", &service.namespace);
+        attributes.text("sluice.service.address", &service.ip);
+        attributes.number("sluice.service.port", service.port);
+        attributes.text("sluice.backend.pod.name", &record.destination.pod);
+        attributes.text("sluice.backend.namespace", &record.destination.namespace);
+    }
     attributes.text("sluice.verdict", &record.verdict);
     attributes.text("sluice.verdict.reason", &record.reason);
     attributes.text("sluice.verdict.nearest_miss", &record.nearest_miss);
@@ -141,11 +150,17 @@ fn http(record: &Record, method: &str, attributes: &mut Attributes) {
     attributes.number("http.response.status_code", record.status);
     let host = record.host.rsplit_once(':').filter(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
     let host = host.map_or(record.host.as_str(), |(host, _)| host);
-    attributes.text("server.address", if host.is_empty() { &record.destination.ip } else { host });
-    attributes.number("server.port", record.destination.port);
+    // Who was asked for: the Service, not the backend that it came to.
+    let asked = record.service.as_ref().map(|service| (&service.ip, service.port));
+    let (ip, port) = asked.unwrap_or((&record.destination.ip, record.destination.port));
+    attributes.text("server.address", if host.is_empty() { ip } else { host });
+    attributes.number("server.port", port);
     attributes.text("client.address", &record.source.ip);
     attributes.number("client.port", record.source.port);
-    attributes.text("network.peer.address", &record.source.ip);
+    // The peer of the observed end: of a server its client, of a client the server that was chosen.
+    let peer = if record.at_ingress { &record.source } else { &record.destination };
+    attributes.text("network.peer.address", &peer.ip);
+    attributes.number("network.peer.port", peer.port);
     attributes.text("network.protocol.name", "http");
     attributes.text("network.protocol.version", record.protocol.strip_prefix("http/").unwrap_or_default());
 }

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use h2::RecvStream;
 use h2::client::SendRequest;
 use http::Request;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -17,7 +17,11 @@ pub struct Served {
 }
 
 pub async fn server() -> (SocketAddr, mpsc::Receiver<Served>) {
-    let listener = TcpListener::bind("127.0.0.3:0").await.expect("a free port");
+    server_at(IpAddr::from([127, 0, 0, 3])).await
+}
+
+pub async fn server_at(address: IpAddr) -> (SocketAddr, mpsc::Receiver<Served>) {
+    let listener = TcpListener::bind(SocketAddr::new(address, 0)).await.expect("a free port");
     let at = listener.local_addr().expect("bound");
     let (streams, served) = mpsc::channel(256);
     tokio::spawn(async move {

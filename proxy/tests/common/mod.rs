@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 pub mod http2;
+pub mod service;
 
 use sluice_policy::{
     Class, ClassId, ClassSet, Conditions, Endpoint, GrpcMatch, HeaderMatch, HeaderTest, HttpMatch, Identity,

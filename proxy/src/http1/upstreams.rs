@@ -1,0 +1,108 @@
+//! The connections to servers that one client's connection has: one, or for a Service one for each backend that its
+//! requests were allowed to.
+//!
+//! They are the client's own and go with it. No more than [`UPSTREAMS`]: then the one that was idle longest goes.
+
+use crate::limits::UPSTREAMS;
+use crate::proxy::{Place, Proxy};
+use crate::service::route::Target;
+use crate::tunnel::Server;
+use bytes::BytesMut;
+use futures_util::future::select_all;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpStream;
+
+/// The server's end of a connection.
+#[derive(Debug)]
+pub(crate) struct Upstream {
+    pub(crate) at: SocketAddr,
+    pub(crate) stream: TcpStream,
+    pub(crate) buf: BytesMut,
+    /// It has answered before: if it is gone now, the client may be told by closing.
+    pub(crate) reused: bool,
+    /// Each but the first counts as a connection of the source.
+    place: Option<Place>,
+}
+
+impl Upstream {
+    pub(crate) fn new(at: SocketAddr, stream: TcpStream, place: Option<Place>) -> Self {
+        Self { at, stream, buf: BytesMut::new(), reused: false, place }
+    }
+
+    /// Ends when the server has closed, or says something that nobody asked for.
+    async fn left(&self) {
+        if !self.buf.is_empty() {
+            return;
+        }
+        loop {
+            let mut byte = [0];
+            let readable = self.stream.readable().await;
+            match self.stream.try_read(&mut byte) {
+                // Readable was said in error, and is taken back.
+                Err(error) if readable.is_ok() && error.kind() == io::ErrorKind::WouldBlock => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+/// Idle connections; the one that was used last is the last.
+#[derive(Debug, Default)]
+pub(super) struct Upstreams(Vec<Upstream>);
+
+impl Upstreams {
+    /// Where they lead, the one that was used last first.
+    pub(super) fn open(&self) -> Vec<SocketAddr> {
+        self.0.iter().rev().map(|upstream| upstream.at).collect()
+    }
+
+    /// Takes the connection to a server out.
+    pub(super) fn take(&mut self, at: SocketAddr) -> Option<Upstream> {
+        let place = self.0.iter().position(|upstream| upstream.at == at)?;
+        Some(self.0.remove(place))
+    }
+
+    /// Puts a connection back that may carry another request.
+    pub(super) fn put(&mut self, upstream: Upstream) {
+        self.0.push(upstream);
+    }
+
+    /// Closes what leads to a backend that has left its Service: it is not going to be taken again.
+    pub(super) fn forget_others(&mut self, target: &Target) {
+        match &target.service {
+            Some(vip) => self.0.retain(|upstream| vip.group_of(upstream.at).is_some()),
+            None => self.0.retain(|upstream| upstream.at == target.leg.destination),
+        }
+    }
+
+    /// Makes room for one more; returns its place among the source's connections, if it needs one. Where there is
+    /// none, the one that was idle longest makes way.
+    pub(super) fn make_room(&mut self, proxy: &Arc<Proxy>, target: &Target) -> Option<Place> {
+        if self.0.is_empty() {
+            return None;
+        }
+        let place = if self.0.len() < UPSTREAMS { proxy.place(target.leg.source.ip()) } else { None };
+        place.or_else(|| self.0.remove(0).place)
+    }
+
+    /// Ends when the last of them is closed. Those that close before are forgotten.
+    pub(super) async fn left(&mut self) {
+        loop {
+            if self.0.is_empty() {
+                return std::future::pending().await;
+            }
+            let place = select_all(self.0.iter().map(|upstream| Box::pin(upstream.left()))).await.1;
+            self.0.remove(place);
+            if self.0.is_empty() {
+                return;
+            }
+        }
+    }
+
+    /// As a tunnel takes them.
+    pub(super) fn into_servers(self) -> Vec<Server> {
+        self.0.into_iter().map(|upstream| (upstream.at, upstream.stream, upstream.buf.freeze())).collect()
+    }
+}
