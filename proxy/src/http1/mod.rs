@@ -146,7 +146,8 @@ impl Connection {
     /// Judges one request and carries the verdict out.
     async fn request(&mut self, head: &RequestHead) -> Step {
         let said = Arc::new(said(head));
-        let open = self.upstreams.open();
+        // Elsewhere there is nothing to be chosen.
+        let open = if self.client.client.service { self.upstreams.open() } else { Vec::new() };
         let judge = |view: &View, leg: &Leg| judged(head, &said, view, leg);
         let route =
             self.proxy.route(&self.client.client, &Said::Request(said.clone()), Wish::Keep(&open), judge);

@@ -90,10 +90,14 @@ impl Upstreams {
     /// Ends when the last of them is closed. Those that close before are forgotten.
     pub(super) async fn left(&mut self) {
         loop {
-            if self.0.is_empty() {
-                return std::future::pending().await;
-            }
-            let place = select_all(self.0.iter().map(|upstream| Box::pin(upstream.left()))).await.1;
+            let place = match self.0.as_slice() {
+                [] => return std::future::pending().await,
+                [only] => {
+                    only.left().await;
+                    0
+                }
+                several => select_all(several.iter().map(|upstream| Box::pin(upstream.left()))).await.1,
+            };
             self.0.remove(place);
             if self.0.is_empty() {
                 return;

@@ -40,7 +40,7 @@ pub(super) async fn serve(
     let said = Arc::new(said);
     let connect = parts.method == http::Method::CONNECT;
     let judge = |view: &View, leg: &Leg| judged(&said, malformed.as_ref().err(), connect, view, leg);
-    let full = connection.upstreams.full().unwrap_or_default();
+    let full = connection.client.service.then(|| connection.upstreams.full()).flatten().unwrap_or_default();
     let route = proxy.route(&connection.client, &Said::Request(said.clone()), wish(&full), judge);
     let Route { target, judged, flow, view, load } = route;
     let mut record = target.record(&view, "http/2");
