@@ -3,6 +3,8 @@
 //!
 //! Knows nothing of Kubernetes objects, of HTTP or of the real proxy.
 
+#[path = "datapath/across.rs"]
+mod across;
 #[path = "datapath/attack.rs"]
 mod attack;
 #[path = "datapath/crash.rs"]
@@ -25,6 +27,8 @@ mod peers;
 mod rig;
 #[path = "datapath/rules.rs"]
 mod rules;
+#[path = "datapath/strict.rs"]
+mod strict;
 
 use std::process::ExitCode;
 
@@ -40,6 +44,8 @@ fn main() -> ExitCode {
         life::tests(),
         attack::tests(),
         legs::tests(),
+        strict::tests(),
+        across::tests(),
         crash::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();

@@ -56,6 +56,11 @@ impl Line {
         self
     }
 
+    /// Whether it is about this pod.
+    pub(crate) fn is_of(&self, pod: &str) -> bool {
+        self.pod == pod
+    }
+
     /// Of a policy that decides nothing.
     pub(crate) fn audited(mut self) -> Self {
         self.mode = Mode::Audit;
