@@ -45,6 +45,9 @@ struct NodeArgs {
     /// The packet mark of the proxy's own packets, by which other rules on the node can tell them.
     #[arg(long, default_value_t = DEFAULT_MARK)]
     mark: u32,
+    /// Take over from a newer version, which otherwise is refused: its hooks judge until ours are in force.
+    #[arg(long)]
+    roll_back: bool,
 }
 
 impl NodeArgs {
@@ -54,6 +57,7 @@ impl NodeArgs {
             bpffs: self.bpffs.clone(),
             listen_port: self.listen_port,
             mark: self.mark,
+            roll_back: self.roll_back,
         }
     }
 }

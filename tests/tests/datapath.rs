@@ -30,6 +30,11 @@ mod rules;
 #[path = "datapath/strict.rs"]
 mod strict;
 
+#[path = "datapath/upgrade.rs"]
+mod upgrade;
+#[path = "datapath/v2.rs"]
+mod v2;
+
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -47,6 +52,7 @@ fn main() -> ExitCode {
         strict::tests(),
         across::tests(),
         crash::tests(),
+        upgrade::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)

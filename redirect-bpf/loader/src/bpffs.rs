@@ -10,6 +10,8 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+/// What a bpffs that we mounted is named in the table of mounts, so that we unmount no other.
+const SOURCE: &str = "sluice";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 /// What the kernel itself puts into a new bpffs.
 const PRELOADED: [&str; 2] = ["maps.debug", "progs.debug"];
@@ -24,13 +26,18 @@ pub(crate) struct Pins {
 }
 
 impl Pins {
-    /// The directories, on a bpffs that is mounted if need be.
-    pub(crate) fn open(root: &Path) -> Result<Self, SetupError> {
+    /// The directories, on a bpffs that is mounted if need be. A newer version's are left to it, and nothing is
+    /// touched, unless `roll_back` says that we take over from it.
+    pub(crate) fn open(root: &Path, roll_back: bool) -> Result<Self, SetupError> {
         let pins = Self { root: root.to_owned() };
+        let newest = if root.exists() { pins.versions()?.into_iter().max() } else { None };
+        if let Some((version, path)) = newest.filter(|(version, _)| *version > ABI_VERSION && !roll_back) {
+            return Err(SetupError::Newer { version, path, ours: ABI_VERSION });
+        }
         create(root)?;
         if !is_bpffs(root)? {
             mount(
-                "sluice",
+                SOURCE,
                 root,
                 "bpf",
                 MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC,
@@ -79,19 +86,21 @@ impl Pins {
         })
     }
 
-    /// Removes what loaders of other versions pinned; to be called once this one's hooks are in force.
-    pub(crate) fn retire_others(&self) -> Result<(), SetupError> {
-        remove_versions(&self.root, |version| version != ABI_VERSION)
+    /// What loaders of any version pinned, and where.
+    pub(crate) fn versions(&self) -> Result<Vec<(u32, PathBuf)>, SetupError> {
+        let version = |path: &Path| path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok();
+        Ok(Self::list(&self.root)?.into_iter().filter_map(|path| Some((version(&path)?, path))).collect())
     }
 
-    /// Removes every pin of every version, and the bpffs if its root is what we mounted.
+    /// Removes every pin of every version, and the bpffs if we mounted it.
     pub(crate) fn remove(root: &Path) -> Result<(), SetupError> {
         if !root.exists() || !is_bpffs(root)? {
             return Ok(());
         }
-        remove_versions(root, |_| true)?;
+        let pins = Self { root: root.to_owned() };
+        pins.versions()?.iter().try_for_each(|(_, directory)| remove_version(directory))?;
         let ours = Self::list(root)?.iter().all(|path| PRELOADED.iter().any(|name| path.ends_with(name)));
-        if is_mount_root(root) && ours {
+        if ours && is_our_mount(root) {
             unmount(root, UnmountFlags::DETACH)
                 .map_err(io::Error::from)
                 .map_err(SetupError::cannot(format!("unmount {}", root.display()), REMEDY))?;
@@ -100,24 +109,17 @@ impl Pins {
     }
 }
 
-fn remove_versions(root: &Path, which: impl Fn(u32) -> bool) -> Result<(), SetupError> {
-    for directory in Pins::list(root)? {
-        let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        let version = name.strip_prefix('v').and_then(|number| number.parse().ok());
-        if !version.is_some_and(&which) {
-            continue;
-        }
-        // Links first: nothing may judge by maps that are half gone.
-        for kind in ["links", "maps"].map(|kind| directory.join(kind)) {
-            if kind.exists() {
-                let remove = if kind.ends_with("links") { remove_link } else { remove_file };
-                Pins::list(&kind)?.iter().try_for_each(|pin| remove(pin))?;
-                remove_directory(&kind)?;
-            }
-        }
-        remove_directory(&directory)?;
+/// Removes everything that a version pinned.
+pub(crate) fn remove_version(directory: &Path) -> Result<(), SetupError> {
+    let mut kinds = Pins::list(directory)?;
+    // Links first: nothing may judge by maps that are half gone.
+    kinds.sort_by_key(|kind| !kind.ends_with("links"));
+    for kind in kinds {
+        let remove = if kind.ends_with("links") { remove_link } else { remove_file };
+        Pins::list(&kind)?.iter().try_for_each(|pin| remove(pin))?;
+        remove_directory(&kind)?;
     }
-    Ok(())
+    remove_directory(directory)
 }
 
 /// Removes a pin; one that is gone already is no error.
@@ -164,8 +166,22 @@ fn is_bpffs(path: &Path) -> Result<bool, SetupError> {
     Ok(status.f_type as i64 == BPF_FS_MAGIC)
 }
 
-/// Whether something is mounted at the very path.
-fn is_mount_root(path: &Path) -> bool {
-    let look = || Some(fs::metadata(path).ok()?.dev() != fs::metadata(path.parent()?).ok()?.dev());
-    look().unwrap_or(false)
+/// Whether what is mounted at the very path is ours.
+fn is_our_mount(path: &Path) -> bool {
+    let device = |path: &Path| Some(fs::metadata(path).ok()?.dev());
+    let here = device(path);
+    if here.is_none() || path.parent().and_then(device) == here {
+        return false;
+    }
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table
+        .lines()
+        .any(|line| mounted(line).is_some_and(|(device, source)| Some(device) == here && source == SOURCE))
+}
+
+/// Device and source in a line of the table of mounts: `36 35 98:0 /root /point options … - type source options`.
+fn mounted(line: &str) -> Option<(u64, &str)> {
+    let (left, right) = line.split_once(" - ")?;
+    let (major, minor) = left.split(' ').nth(2)?.split_once(':')?;
+    Some((rustix::fs::makedev(major.parse().ok()?, minor.parse().ok()?), right.split(' ').nth(1)?))
 }

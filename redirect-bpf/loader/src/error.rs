@@ -69,6 +69,18 @@ pub enum SetupError {
         /// Why.
         source: io::Error,
     },
+    /// A newer version holds the node.
+    #[error(
+        "{path} is of BPF ABI version {version}, and this build speaks {ours}: nothing was touched. Start the newer sluice-proxy again, or this one with --roll-back, which takes over from it without a gap"
+    )]
+    Newer {
+        /// Its version.
+        version: u32,
+        /// Where its pins are.
+        path: PathBuf,
+        /// Ours.
+        ours: u32,
+    },
     /// A map of the kernel.
     #[error(
         "cannot {what} map {map}: {reason}; another version may hold the pins: `uninstall` and start anew"

@@ -26,6 +26,7 @@ mod node;
 mod origins;
 mod plain;
 mod sys;
+mod upgrade;
 
 pub use counters::Counters;
 pub use error::{ApplyError, SetupError};

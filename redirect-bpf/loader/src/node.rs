@@ -12,6 +12,7 @@ use crate::maps::Maps;
 use crate::netns;
 use crate::origins::{Origin, Origins};
 use crate::plain::Plain;
+use crate::upgrade::Before;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
 use sluice_bpf_abi::{Config, EndpointValue, config_flag, map, program};
@@ -48,6 +49,17 @@ pub struct NodeConfig {
     /// What marks the proxy's packets on their way through the node's stack, for rules that others write; see
     /// [`DEFAULT_MARK`]. Never 0.
     pub mark: u32,
+    /// Take over from a newer version's loader too, which is refused otherwise.
+    pub roll_back: bool,
+}
+
+impl NodeConfig {
+    /// With the mark of [`DEFAULT_MARK`], and nothing out of the ordinary.
+    #[must_use]
+    pub fn new(name: impl Into<String>, bpffs: impl Into<PathBuf>, listen_port: u16) -> Self {
+        let (name, bpffs) = (name.into(), bpffs.into());
+        Self { name, bpffs, listen_port, mark: DEFAULT_MARK, roll_back: false }
+    }
 }
 
 /// An endpoint whose verdicts the kernel gives.
@@ -88,6 +100,7 @@ pub struct Node {
     config: NodeConfig,
     netns: OwnedFd,
     pins: Pins,
+    before: Before,
     ebpf: Ebpf,
     maps: Maps,
     helper: Helper,
@@ -105,13 +118,14 @@ impl Node {
         check(&config)?;
         let netns =
             netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
-        let pins = Pins::open(&config.bpffs)?;
+        let pins = Pins::open(&config.bpffs, config.roll_back)?;
+        let before = Before::look(&pins)?;
         let mut ebpf = load(&pins)?;
         let maps = Maps::take(&mut ebpf)?;
         crash::point("load the programs");
         let helper = Helper::create(&config.name, netns.as_fd())?;
         crash::point("set the helper up");
-        let mut node = Self { config, netns, pins, ebpf, maps, helper, origins: VecDeque::new() };
+        let mut node = Self { config, netns, pins, before, ebpf, maps, helper, origins: VecDeque::new() };
         node.attach_helper()?;
         crash::point("attach the helper's hooks");
         node.configure(node.helper.outer.index)?;
@@ -189,14 +203,25 @@ impl Node {
         let epoch = plan.commit(&mut self.maps)?;
         self.keep(epoch, std::mem::take(&mut plan.origins));
         crash::point("swap the generation");
+        // Before our hooks need them, and once more for what the others' hooks let in meanwhile.
+        let mut imported = self.before.import(&mut self.maps);
+        let mut judged = HashSet::new();
         for (device, endpoint) in devices {
             let label = found.name(device).unwrap_or_default().to_owned();
             match self.attach(device, &label) {
-                Ok(()) => applied.attached.push(Attached { endpoint, device: label }),
+                Ok(()) => {
+                    judged.insert(device);
+                    applied.attached.push(Attached { endpoint, device: label });
+                }
                 Err(error) => applied.missing.push(Missing { endpoint, why: error.to_string() }),
             }
         }
+        imported += self.before.import(&mut self.maps);
+        if imported > 0 {
+            tracing::info!(flows = imported, "taken over from the version before");
+        }
         applied.problems = self.let_go(|device| !plan.endpoints.contains_key(&device));
+        applied.problems.extend(self.before.retire(&judged, !applied.missing.is_empty()));
         Ok(applied)
     }
 
@@ -214,8 +239,8 @@ impl Node {
         self.origins.push_back((epoch, origins));
     }
 
-    /// Takes the hooks of devices off that are no endpoints any more, and what another version's loader pinned, whose
-    /// hooks judged as well until here. What cannot be taken away is told: it only ever denies.
+    /// Takes the hooks of devices off that are no endpoints any more. What cannot be taken away is told: it only ever
+    /// denies.
     fn let_go(&self, old: impl Fn(u32) -> bool) -> Vec<String> {
         let mut problems = Vec::new();
         match attach::devices(&self.pins) {
@@ -225,7 +250,6 @@ impl Node {
             }
             Err(error) => problems.push(error),
         }
-        problems.extend(self.pins.retire_others().err());
         problems.iter().map(ToString::to_string).collect()
     }
 
@@ -269,7 +293,10 @@ impl Node {
     /// knows it by, as long as that is there: not to find a pod must not let it go.
     fn device(&self, found: &Found, endpoint: &Arc<Endpoint>) -> Result<u32, String> {
         found.device(&endpoint.addresses).or_else(|why| {
-            let mut owners = endpoint.addresses.iter().map(|address| generation::owner(&self.maps, *address));
+            let owner = |address: &IpAddr| {
+                generation::owner(&self.maps, *address).or_else(|| self.before.owner(*address))
+            };
+            let mut owners = endpoint.addresses.iter().map(owner);
             let first = owners.next().flatten().filter(|device| found.name(*device).is_some());
             match first {
                 Some(device) if owners.all(|owner| owner == Some(device)) => Ok(device),

@@ -10,14 +10,14 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sluice_policy::{Direction, Snapshot};
-use sluice_redirect::{DEFAULT_MARK, Node, NodeConfig};
+use sluice_redirect::{Node, NodeConfig};
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use sluice_tests::{Pod, PodSpec};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -403,12 +403,7 @@ fn obey(order: &Path) -> Result<()> {
     let snapshot = sluice_wire::from_bytes(&std::fs::read(snapshot)?)?;
     let netns = std::fs::File::open(netns)?;
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-    let config = NodeConfig {
-        name: name.to_owned(),
-        bpffs: PathBuf::from(bpffs),
-        listen_port: port.parse()?,
-        mark: DEFAULT_MARK,
-    };
+    let config = NodeConfig::new(name, bpffs, port.parse()?);
     sluice_redirect::crash::arm(step.parse()?);
     let applied = Node::open(config)?.apply(&snapshot)?;
     ensure!(applied.missing.is_empty() && applied.problems.is_empty(), "{applied:?}");

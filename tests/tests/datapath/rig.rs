@@ -3,7 +3,7 @@
 use crate::rules::{self, Line};
 use anyhow::{Context, Result, ensure};
 use sluice_policy::Snapshot;
-use sluice_redirect::{Applied, Counter, Counters, DEFAULT_MARK, Node, NodeConfig};
+use sluice_redirect::{Applied, Counter, Counters, Node, NodeConfig};
 use sluice_tests::world::Family;
 use sluice_tests::{NodeSpec, Pod, PodSpec, World, WorldBuilder};
 use std::collections::BTreeMap;
@@ -52,7 +52,7 @@ impl Rig {
     /// What a node is opened with.
     pub(crate) fn config(&self, node: &str) -> NodeConfig {
         let bpffs = self.world.node(node).bpffs.clone();
-        NodeConfig { name: format!("sl-{node}"), bpffs, listen_port: LISTEN, mark: DEFAULT_MARK }
+        NodeConfig::new(format!("sl-{node}"), bpffs, LISTEN)
     }
 
     /// Starts the loader of a node.

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use sluice_compile::{NodeScope, Options, Rollout, compile};
 use sluice_crd::{Objects, Severity};
 use sluice_policy::{Direction, Side, Snapshot};
-use sluice_redirect::{Counter, DEFAULT_MARK, Node, NodeConfig};
+use sluice_redirect::{Counter, Node, NodeConfig};
 use sluice_tests::world::Family;
 use sluice_tests::{NodeSpec, PodSpec, World};
 use std::collections::BTreeMap;
@@ -58,8 +58,7 @@ impl Stage {
         let mut nodes = BTreeMap::new();
         for name in NODES {
             let bpffs = world.node(name).bpffs.clone();
-            let config =
-                NodeConfig { name: format!("np-{name}"), bpffs, listen_port: LISTEN, mark: DEFAULT_MARK };
+            let config = NodeConfig::new(format!("np-{name}"), bpffs, LISTEN);
             nodes.insert(name, world.node(name).netns.inside(|| Node::open(config))??);
         }
         Ok(Self { nodes, sockets: BTreeMap::new(), pods: Vec::new(), world, generation: 0, rounds: 0 })
