@@ -11,6 +11,10 @@ mod attack;
 mod crash;
 #[path = "datapath/forge.rs"]
 mod forge;
+#[path = "datapath/fragments.rs"]
+mod fragments;
+#[path = "datapath/frames.rs"]
+mod frames;
 #[path = "datapath/icmp.rs"]
 mod icmp;
 #[path = "datapath/l4.rs"]
@@ -53,6 +57,7 @@ fn main() -> ExitCode {
         across::tests(),
         crash::tests(),
         upgrade::tests(),
+        fragments::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)

@@ -18,7 +18,7 @@ mod service;
 pub use counter::{COUNTERS, Counter};
 pub use event::{EVENT_BYTES, Event, EventVerdict};
 pub use flow::{FlowEntry, FlowKey, FlowKind, FlowState, flow_flag, idle, life};
-pub use fragment::{FragmentEntry, FragmentKey, MAX_FRAGMENTS};
+pub use fragment::{FRAGMENT_SLOTS, FragmentEntry, FragmentKey, MAX_FRAGMENTS};
 pub use limits::{Bucket, Limits, Quota};
 pub use row::{Action, ICMP_NONE, RowKey, RowValue, icmp_number, row_flag};
 pub use service::{MAX_SERVICES, SERVICE_CLASS, ServiceKey};

@@ -32,4 +32,4 @@ pub use counters::Counters;
 pub use error::{ApplyError, SetupError};
 pub use node::{Applied, Attached, DEFAULT_MARK, Missing, Node, NodeConfig};
 pub use origins::Origin;
-pub use sluice_bpf_abi::{ABI_VERSION, Counter, MAX_CLASSES, MAX_ROWS};
+pub use sluice_bpf_abi::{ABI_VERSION, Counter, MAX_CLASSES, MAX_FRAGMENTS, MAX_ROWS};

@@ -9,20 +9,19 @@ use crate::Fate;
 use crate::flow::{backward, forward, recall};
 use crate::packet::{Packet, TCP};
 use crate::steer::Endpoint;
-use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Counter, FlowKind, FlowState};
 
 /// What becomes of an error that the endpoint sends about a packet that it was sent.
 #[inline(always)]
-pub(crate) fn sent(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Option<Fate> {
-    let inner = about(ctx, packet)?;
+pub(crate) fn sent(endpoint: Endpoint, packet: &Packet) -> Option<Fate> {
+    let inner = about(packet)?;
     remembered(endpoint, inner, FlowKind::Ingress, FlowKind::Egress)
 }
 
 /// What becomes of an error that the endpoint is sent, about a packet that wears its address.
 #[inline(always)]
-pub(crate) fn received(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Option<Fate> {
-    let inner = about(ctx, packet)?;
+pub(crate) fn received(endpoint: Endpoint, packet: &Packet) -> Option<Fate> {
+    let inner = about(packet)?;
     // Any router may have something to say, but a pod of this node only of packets that were for itself.
     let sender = endpoint.generation.endpoint(&packet.src);
     if sender.is_some() && sender != endpoint.generation.endpoint(&inner.dst) {
@@ -33,8 +32,8 @@ pub(crate) fn received(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> 
 
 /// The packet it is about, which its receiver must have sent.
 #[inline(always)]
-fn about(ctx: &TcContext, packet: &Packet) -> Option<&'static Packet> {
-    packet.about(ctx).ok().filter(|inner| inner.src == packet.dst)
+fn about(packet: &Packet) -> Option<&'static Packet> {
+    packet.about().ok().filter(|inner| inner.src == packet.dst)
 }
 
 /// `opened` is the kind of the flows whose packets travel as the inner one does, away from who opened them;

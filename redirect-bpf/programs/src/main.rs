@@ -16,6 +16,7 @@
 
 mod error;
 mod flow;
+mod fragment;
 mod maps;
 mod packet;
 mod pod;
@@ -26,7 +27,7 @@ mod steer;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::Counter;
+use sluice_bpf_abi::{COUNTERS, Counter};
 
 /// What becomes of a packet. The reason is counted either way.
 pub(crate) enum Fate {
@@ -39,6 +40,40 @@ pub(crate) enum Fate {
     /// It ends here.
     Drop(Counter),
 }
+
+impl Fate {
+    /// As a function that is not inlined returns it. [`Fate::Straight`], which none does, is none.
+    #[inline(always)]
+    pub(crate) fn code(self) -> u32 {
+        match self {
+            Self::Pass(reason) => PASS | reason as u32,
+            Self::ToProxy(reason) => TO_PROXY | reason as u32,
+            Self::Straight(_, reason) | Self::Drop(reason) => reason as u32,
+        }
+    }
+
+    /// What [`Fate::code`] made.
+    #[inline(always)]
+    pub(crate) fn from_code(code: u32) -> Self {
+        let number = code & REASON;
+        let reason = if number < COUNTERS {
+            // SAFETY: a counter is a `u32`, and they are numbered without a gap from 0 to below this.
+            unsafe { core::mem::transmute::<u32, Counter>(number) }
+        } else {
+            return Self::Drop(Counter::Malformed);
+        };
+        match code & !REASON {
+            PASS => Self::Pass(reason),
+            TO_PROXY => Self::ToProxy(reason),
+            _ => Self::Drop(reason),
+        }
+    }
+}
+
+const PASS: u32 = 1 << 16;
+const TO_PROXY: u32 = 2 << 16;
+const REASON: u32 = 0xff;
+const _: () = assert!(COUNTERS <= REASON);
 
 // Inlined, all of them: the name of a function that is not has a hash of the checkout's place in it, and the object
 // is the same byte for byte wherever it is built.

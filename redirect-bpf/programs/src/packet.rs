@@ -1,26 +1,33 @@
 //! A packet's headers, read into one value. No verdicts here.
 //!
-//! Everything is read by offset through the kernel, so no header length is trusted. IPv4 addresses are
-//! v4-mapped; an IPv6 packet that wears a v4-mapped address is refused, else it would pass for IPv4.
+//! Everything is read by offset through the kernel, so no header length is trusted. A packet without options,
+//! extension headers or fragments costs two reads: one to the end of the IP header, one of the transport header. What
+//! is out of the ordinary is read in `packet/odd.rs`, ICMP in `packet/icmp.rs`. IPv4 addresses are v4-mapped; an IPv6
+//! packet that wears a v4-mapped address is refused, else it would pass for IPv4. Called by every hook.
 
+mod icmp;
+mod odd;
+
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::bpf_skb_load_bytes;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Address, Counter, ICMP_NONE, icmp_number, life};
+use core::cell::Cell;
+use sluice_bpf_abi::{Address, Counter, life};
 
-const ETH_HEADER: usize = 14;
+const ETH_HEADER: u32 = 14;
 const ETH_IP: u16 = 0x0800_u16.to_be();
 const ETH_IPV6: u16 = 0x86dd_u16.to_be();
 const ETH_ARP: u16 = 0x0806_u16.to_be();
+/// Tags in the frame itself: 802.1Q, 802.1ad, and what came before the latter.
+const ETH_VLAN: [u16; 3] = [0x8100_u16.to_be(), 0x88a8_u16.to_be(), 0x9100_u16.to_be()];
 
 pub(crate) const TCP: u8 = 6;
-const UDP: u8 = 17;
+pub(crate) const UDP: u8 = 17;
 pub(crate) const SCTP: u8 = 132;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
-const HOP_BY_HOP: u8 = 0;
-const FRAGMENT: u8 = 44;
 
 /// `::ffff:0.0.0.0`: an IPv4 address is read into its last four bytes.
 const MAPPED_ZERO: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
@@ -29,6 +36,19 @@ const FLAG_FIN: u8 = 0x01;
 const FLAG_SYN: u8 = 0x02;
 const FLAG_RST: u8 = 0x04;
 const FLAG_ACK: u8 = 0x10;
+/// TCP's flags but PSH, ECE and CWR, which may go with any.
+const TCP_KINDS: u8 = 0x37;
+/// Those combinations that a TCP sends: SYN, SYN URG, SYN ACK, RST, RST ACK, FIN ACK, FIN ACK URG, ACK, ACK URG. The same
+/// that the kernel's conntrack calls valid; every other is a scan.
+const TCP_SENT: u64 =
+    1 << 0x02 | 1 << 0x22 | 1 << 0x12 | 1 << 0x04 | 1 << 0x14 | 1 << 0x11 | 1 << 0x31 | 1 << 0x10 | 1 << 0x30;
+
+/// Ethernet's header and IPv6's.
+const HEAD: usize = 54;
+const TCP_HEADER: u32 = 20;
+const UDP_HEADER: u32 = 8;
+/// SCTP's common header and the first chunk's.
+const SCTP_HEADER: u32 = 16;
 
 // The chunks of SCTP that open and close an association (RFC 9260, section 3.2). Where several are in one packet, the
 // first is what counts: an INIT travels alone (section 4.3), as do the others but for an ABORT.
@@ -53,6 +73,18 @@ pub(crate) enum Form {
     Router,
     /// An ICMP error; `about` of [`Packet`] is filled.
     Error,
+    /// A fragment that is not its packet's first: it has addresses, and nothing else is known of it.
+    Later,
+}
+
+/// What a packet has beside its headers: bits of [`Packet::shape`].
+mod shape {
+    /// A fragment, or an IPv6 packet that says it is the only one of itself (RFC 6946).
+    pub(super) const FRAGMENT: u8 = 1;
+    /// There are more fragments of the packet than this one.
+    pub(super) const PARTS: u8 = 2;
+    /// IPv6 extension headers or IPv4 options, which were passed over.
+    pub(super) const EXTENDED: u8 = 4;
 }
 
 /// The headers that matter.
@@ -68,12 +100,43 @@ pub(crate) struct Packet {
     pub(crate) icmp: [u8; 2],
     /// Of ICMP: the number of the type that it is the answer to.
     pub(crate) answers: [u8; 2],
+    /// Where the transport header is in the frame.
     l4: u32,
+    /// Where the IP packet ends in the frame: what comes after it is padding, and no stack reads it.
+    end: u32,
+    /// Where what was judged of the packet ends in the frame.
+    judged: u32,
+    /// Of a fragment: where in the frame the part that was fragmented begins.
+    base: u32,
+    /// Of a fragment: where its bytes belong.
+    offset: u32,
+    /// Of a fragment: the packet's identification; of IPv4 in the first two bytes.
+    id: [u8; 4],
+    /// The frame as far as the end of the IP header, without options.
+    head: [u8; HEAD],
     pub(crate) protocol: u8,
     /// Of TCP its flags, of SCTP the type of the first chunk.
     flags: u8,
+    shape: u8,
     pub(crate) form: Form,
     pub(crate) v6: bool,
+    is_refused: bool,
+    /// The epoch that it is judged under.
+    pub(crate) epoch: Cell<u64>,
+    /// Why it is to be dropped, where it cannot be read.
+    refused: Counter,
+}
+
+/// What a fragment has in common with the others of its packet, and where it belongs.
+pub(crate) struct Part {
+    /// The identification; of IPv4 in the first two bytes.
+    pub(crate) id: [u8; 4],
+    /// The IPv4 protocol.
+    pub(crate) protocol: u8,
+    /// Where its bytes belong.
+    pub(crate) offset: u32,
+    /// Of a first fragment: the first byte behind what was judged.
+    pub(crate) header: u32,
 }
 
 /// Which packet of the scratch map: a program has 512 bytes of stack, and two of these are much of it.
@@ -84,10 +147,47 @@ const PACKETS: usize = 2;
 #[btf_map]
 static PACKETS_READ: PerCpuArray<Packet, PACKETS> = PerCpuArray::new();
 
+// Functions of their own, and not inlined: what they need of the stack is free again for the verdict. Each has a name
+// that is the same wherever the object is built. The kernel checks each by itself (Linux 5.6).
+
+/// What a reading returns where it is of an ICMP error.
+const WITH_QUOTE: u32 = 1;
+
+/// Reads a packet into the scratch map.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_packet(skb: *mut __sk_buff) -> u32 {
+    Packet::reading(OUTER, |packet| packet.read_whatever(&TcContext::new(skb)))
+}
+
+/// The same of one that came from or goes to the proxy.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_plain_packet(skb: *mut __sk_buff) -> u32 {
+    Packet::reading(OUTER, |packet| packet.read_without_options(&TcContext::new(skb)))
+}
+
+/// Reads what the error that was read is about.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn read_quoted_packet(skb: *mut __sk_buff) -> u32 {
+    Packet::reading(INNER, |packet| packet.read_quoted(&TcContext::new(skb)))
+}
+
 impl Packet {
     #[inline(always)]
-    fn scratch(which: u32) -> Result<&'static mut Self, Counter> {
-        let packet = PACKETS_READ.get_ptr_mut(which).ok_or(Counter::Malformed)?;
+    fn reading(which: u32, read: impl FnOnce(&mut Self) -> Result<(), Counter>) -> u32 {
+        let Some(packet) = Self::scratch(which) else { return 0 };
+        match read(packet) {
+            Ok(()) => packet.is_refused = false,
+            Err(reason) => packet.refused = reason,
+        }
+        if packet.form == Form::Error { WITH_QUOTE } else { 0 }
+    }
+
+    #[inline(always)]
+    fn scratch(which: u32) -> Option<&'static mut Self> {
+        let packet = PACKETS_READ.get_ptr_mut(which)?;
         // SAFETY: this CPU's own, and programs do not nest on one CPU; each hook takes each place once.
         let packet = unsafe { &mut *packet };
         packet.src = MAPPED_ZERO;
@@ -97,30 +197,90 @@ impl Packet {
         packet.dport = [0; 2];
         packet.icmp = [0; 2];
         packet.answers = [0; 2];
+        packet.is_refused = true;
+        packet.refused = Counter::Malformed;
         packet.flags = 0;
+        packet.shape = 0;
         packet.protocol = 0;
         packet.form = Form::Flow;
         packet.v6 = false;
         packet.l4 = 0;
-        Ok(packet)
+        packet.end = 0;
+        packet.judged = 0;
+        packet.base = 0;
+        packet.offset = 0;
+        packet.id = [0; 4];
+        Some(packet)
     }
 
-    /// Reads the headers; the reason to drop it where they cannot be.
+    /// Reads the headers, and those of the packet that an ICMP error is about.
     #[inline(always)]
-    pub(crate) fn read(ctx: &TcContext) -> Result<&'static Self, Counter> {
-        let packet = Self::scratch(OUTER)?;
+    pub(crate) fn read(ctx: &TcContext) {
+        if read_packet(ctx.skb.skb) == WITH_QUOTE {
+            read_quoted_packet(ctx.skb.skb);
+        }
+    }
+
+    /// The same at the proxy's ends, where nothing but whole packets without anything beside them comes.
+    #[inline(always)]
+    pub(crate) fn read_plain(ctx: &TcContext) -> Result<&'static Self, Counter> {
+        if read_plain_packet(ctx.skb.skb) == WITH_QUOTE {
+            read_quoted_packet(ctx.skb.skb);
+        }
+        Self::current()
+    }
+
+    /// What was read; the reason to drop it where it cannot be.
+    #[inline(always)]
+    pub(crate) fn current() -> Result<&'static Self, Counter> {
+        Self::outcome(OUTER)
+    }
+
+    /// The packet that an ICMP error is about, as its sender sent it. Only its beginning is there.
+    #[inline(always)]
+    pub(crate) fn about(&self) -> Result<&'static Self, Counter> {
+        Self::outcome(INNER)
+    }
+
+    /// What a function of its own has read into the scratch map.
+    #[inline(always)]
+    fn outcome(which: u32) -> Result<&'static Self, Counter> {
+        let packet = PACKETS_READ.get_ptr(which).ok_or(Counter::Malformed)?;
+        // SAFETY: this CPU's own, and nobody writes it until the program has returned.
+        let packet = unsafe { &*packet };
+        if packet.is_refused { Err(packet.refused) } else { Ok(packet) }
+    }
+
+    #[inline(always)]
+    fn read_whatever(&mut self, ctx: &TcContext) -> Result<(), Counter> {
         // SAFETY: reads of the context that the verifier allows.
         let (protocol, vlan) = unsafe { ((*ctx.skb.skb).protocol as u16, (*ctx.skb.skb).vlan_present) };
-        if vlan != 0 {
-            return Err(Counter::NotIp);
+        // A tag that the kernel has taken off, or one that it has not.
+        if vlan != 0 || ETH_VLAN.contains(&protocol) {
+            return Err(Counter::Vlan);
         }
         match protocol {
-            ETH_IP => packet.read_v4(ctx)?,
-            ETH_IPV6 => packet.read_v6(ctx)?,
-            ETH_ARP => packet.read_arp(ctx)?,
-            _ => return Err(Counter::NotIp),
+            ETH_IP => self.read_v4(ctx),
+            ETH_IPV6 => self.read_v6(ctx),
+            ETH_ARP => self.read_arp(ctx),
+            _ => Err(Counter::NotIp),
         }
-        Ok(packet)
+    }
+
+    #[inline(always)]
+    fn read_without_options(&mut self, ctx: &TcContext) -> Result<(), Counter> {
+        // SAFETY: a read of the context that the verifier allows.
+        match unsafe { (*ctx.skb.skb).protocol as u16 } {
+            ETH_IP => {
+                self.read_v4_header(ctx)?;
+            }
+            ETH_IPV6 => self.read_v6_header(ctx)?,
+            _ => return Err(Counter::Stray),
+        }
+        if self.shape != 0 || odd::is_extension(self.protocol) {
+            return Err(Counter::Stray);
+        }
+        self.read_l4(ctx)
     }
 
     /// Whether this opens a connection of TCP or an association of SCTP.
@@ -165,214 +325,247 @@ impl Packet {
 
     /// Whether a packet in the middle of a connection says more than that it got something, or ends.
     #[inline(always)]
-    pub(crate) fn is_carrying(&self, ctx: &TcContext) -> bool {
-        if self.protocol == SCTP {
-            return self.says(true) == 0;
-        }
-        // SAFETY: a read of the context that the verifier allows.
-        let length = unsafe { (*ctx.skb.skb).len };
-        let Ok(offset) = load::<u8>(ctx, self.l4 as usize + 12) else { return false };
-        self.says(true) == 0 && length > self.l4 + u32::from(offset >> 4) * 4
+    pub(crate) fn is_carrying(&self) -> bool {
+        self.says(true) == 0 && (self.protocol == SCTP || self.end > self.judged)
     }
 
-    /// Whether the destination is a multicast group.
+    /// Whether the destination is a group: multicast, or everybody on the link.
     #[inline(always)]
-    pub(crate) fn is_multicast(&self) -> bool {
-        if self.v6 { self.dst[0] == 0xff } else { self.dst[12] >> 4 == 0xe }
+    pub(crate) fn is_group(&self) -> bool {
+        is_group(self.v6, &self.dst)
+    }
+
+    /// Whether it has anything beside its headers, or is not whole.
+    #[inline(always)]
+    pub(crate) fn is_odd(&self) -> bool {
+        self.shape != 0
+    }
+
+    /// Why the proxy, which is handed one packet at a time and reads no options, cannot have this one.
+    #[inline(always)]
+    pub(crate) fn unfit_for_proxy(&self) -> Option<Counter> {
+        if self.shape & shape::FRAGMENT != 0 {
+            return Some(Counter::Fragment);
+        }
+        (self.shape & shape::EXTENDED != 0).then_some(Counter::Extension)
+    }
+
+    /// Whether this is the first of a packet's fragments, and there are others.
+    #[inline(always)]
+    pub(crate) fn is_first(&self) -> bool {
+        self.shape & shape::PARTS != 0 && self.form != Form::Later
+    }
+
+    /// What a fragment says of itself.
+    #[inline(always)]
+    pub(crate) fn part(&self) -> Part {
+        Part {
+            id: self.id,
+            protocol: if self.v6 { 0 } else { self.protocol },
+            offset: self.offset,
+            header: self.judged.wrapping_sub(self.base),
+        }
     }
 
     #[inline(always)]
     fn read_arp(&mut self, ctx: &TcContext) -> Result<(), Counter> {
-        let head: [u8; 6] = load(ctx, ETH_HEADER)?;
-        // Ethernet and IPv4, with their lengths.
-        if head != [0, 1, 8, 0, 6, 4] {
+        self.read_head::<42>(ctx)?;
+        // Ethernet and IPv4, with their lengths; a request or a reply (RFC 826).
+        if self.head[14..21] != [0, 1, 8, 0, 6, 4, 0] || !matches!(self.head[21], 1 | 2) {
             return Err(Counter::NotIp);
         }
         self.form = Form::Arp;
-        load_into(ctx, ETH_HEADER + 14, &mut self.src, 12)
+        copy(&mut self.src, 12, &self.head, 28);
+        Ok(())
     }
 
-    /// The addresses of an IPv4 header at an offset; its protocol, fragment field and transport offset.
+    /// An IPv4 header; what its fragment field has beside "don't fragment".
     #[inline(always)]
-    fn read_v4_header(&mut self, ctx: &TcContext, at: usize) -> Result<[u8; 2], Counter> {
-        let head: [u8; 12] = load(ctx, at)?;
-        let words = head[0] & 0x0f;
-        if head[0] >> 4 != 4 || words < 5 {
+    fn read_v4_header(&mut self, ctx: &TcContext) -> Result<u16, Counter> {
+        self.read_head::<34>(ctx)?;
+        let version = self.head[14];
+        copy(&mut self.src, 12, &self.head, 26);
+        copy(&mut self.dst, 12, &self.head, 30);
+        let header = u32::from(version & 0x0f) * 4;
+        if version >> 4 != 4 || header < 20 {
             return Err(Counter::Malformed);
         }
-        self.protocol = head[9];
-        self.l4 = at as u32 + u32::from(words) * 4;
-        load_into(ctx, at + 12, &mut self.src, 12)?;
-        load_into(ctx, at + 16, &mut self.dst, 12)?;
-        Ok([head[6], head[7]])
+        self.protocol = self.head[23];
+        self.l4 = ETH_HEADER + header;
+        self.ends(ctx, ETH_HEADER, u16::from_be_bytes([self.head[16], self.head[17]]))?;
+        if bad_v4(self.src[12]) || bad_v4(self.dst[12]) || is_group(false, &self.src) {
+            return Err(Counter::BadAddress);
+        }
+        if header > 20 {
+            self.shape |= shape::EXTENDED;
+        }
+        let field = u16::from_be_bytes([self.head[20], self.head[21]]) & !odd::DONT_FRAGMENT;
+        if field != 0 {
+            self.shape |= shape::FRAGMENT;
+            self.id = [self.head[18], self.head[19], 0, 0];
+        }
+        Ok(field)
     }
 
-    /// The same of an IPv6 header; its hop limit. `protocol` is the next header, whatever that is.
+    /// An IPv6 header. `protocol` is the next header, whatever that is.
     #[inline(always)]
-    fn read_v6_header(&mut self, ctx: &TcContext, at: usize) -> Result<u8, Counter> {
-        let head: [u8; 8] = load(ctx, at)?;
-        if head[0] >> 4 != 6 {
+    fn read_v6_header(&mut self, ctx: &TcContext) -> Result<(), Counter> {
+        self.read_head::<HEAD>(ctx)?;
+        if self.head[14] >> 4 != 6 {
             return Err(Counter::Malformed);
         }
         self.v6 = true;
-        self.protocol = head[6];
-        self.l4 = at as u32 + 40;
-        load_into(ctx, at + 8, &mut self.src, 0)?;
-        load_into(ctx, at + 24, &mut self.dst, 0)?;
-        if is_mapped(&self.src) || is_mapped(&self.dst) {
+        copy(&mut self.src, 0, &self.head, 22);
+        copy(&mut self.dst, 0, &self.head, 38);
+        if is_mapped(&self.src) || is_mapped(&self.dst) || is_low(&self.dst) || is_group(true, &self.src) {
             return Err(Counter::BadAddress);
         }
-        Ok(head[7])
+        self.protocol = self.head[20];
+        self.l4 = ETH_HEADER + 40;
+        self.ends(ctx, self.l4, u16::from_be_bytes([self.head[18], self.head[19]]))
+    }
+
+    /// The first bytes of the frame. Into the scratch map: the stack has no room for them.
+    #[inline(always)]
+    fn read_head<const BYTES: usize>(&mut self, ctx: &TcContext) -> Result<(), Counter> {
+        const { assert!(BYTES <= HEAD) };
+        let to = self.head.as_mut_ptr();
+        // SAFETY: as many bytes as asked for, of which there are no more than the head has.
+        let result = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, to.cast(), BYTES as u32) };
+        if result == 0 { Ok(()) } else { Err(Counter::Malformed) }
+    }
+
+    /// Of IPv6.
+    #[inline(always)]
+    fn hop_limit(&self) -> u8 {
+        self.head[21]
+    }
+
+    /// Where the IP packet ends: `length` bytes after `from`, and within the frame.
+    #[inline(always)]
+    fn ends(&mut self, ctx: &TcContext, from: u32, length: u16) -> Result<(), Counter> {
+        let frame = ctx.len();
+        self.end = from + u32::from(length);
+        // The kernel's own packets of more than 64 kB (BIG TCP) say 0: they become real ones on the way out.
+        if length == 0 && is_gso(ctx) {
+            self.end = frame;
+        }
+        if self.end > frame || self.l4 > self.end || (self.v6 && self.l4 == self.end) {
+            return Err(Counter::Malformed);
+        }
+        Ok(())
     }
 
     #[inline(always)]
     fn read_v4(&mut self, ctx: &TcContext) -> Result<(), Counter> {
-        let fragment = self.read_v4_header(ctx, ETH_HEADER)?;
-        if fragment[0] & 0x3f != 0 || fragment[1] != 0 {
-            return Err(Counter::Fragment);
+        let field = self.read_v4_header(ctx)?;
+        if self.shape & shape::EXTENDED != 0 {
+            self.read_options(ctx)?;
         }
-        if bad_v4(self.src[12]) || bad_v4(self.dst[12]) {
-            return Err(Counter::BadAddress);
+        if self.protocol == odd::AUTHENTICATION {
+            return Err(Counter::Extension);
         }
-        self.read_l4(ctx, 0)
+        if field != 0 {
+            self.read_part_v4(field)?;
+        }
+        self.read_l4(ctx)
     }
 
     #[inline(always)]
     fn read_v6(&mut self, ctx: &TcContext) -> Result<(), Counter> {
-        let hop_limit = self.read_v6_header(ctx, ETH_HEADER)?;
-        let options = self.protocol == HOP_BY_HOP;
-        if options {
-            // Only for the router alert that MLD wears.
-            let head: [u8; 2] = load(ctx, self.l4 as usize)?;
-            if head != [ICMPV6, 0] {
-                return Err(Counter::Extension);
-            }
-            self.protocol = ICMPV6;
-            self.l4 += 8;
+        self.read_v6_header(ctx)?;
+        if odd::is_extension(self.protocol) {
+            self.read_extensions(ctx)?;
         }
-        if is_extension(self.protocol) {
-            return Err(if self.protocol == FRAGMENT { Counter::Fragment } else { Counter::Extension });
-        }
-        if is_low(&self.dst) {
-            return Err(Counter::BadAddress);
-        }
-        self.read_l4(ctx, hop_limit)?;
-        let transport = self.form == Form::Flow || self.form == Form::Error;
-        if options && transport {
-            return Err(Counter::Extension);
-        }
+        self.read_l4(ctx)?;
         // `::` may ask who has an address, and nothing else.
+        let transport = matches!(self.form, Form::Flow | Form::Error | Form::Later);
         if is_low(&self.src) && (transport || self.src[15] != 0) {
             return Err(Counter::BadAddress);
         }
         Ok(())
     }
 
+    /// The transport header, all of which must be there.
     #[inline(always)]
-    fn read_l4(&mut self, ctx: &TcContext, hop_limit: u8) -> Result<(), Counter> {
+    fn read_l4(&mut self, ctx: &TcContext) -> Result<(), Counter> {
+        if self.form == Form::Later {
+            return Ok(());
+        }
+        // Both bounded by the frame, and the one not behind the other.
+        let room = self.end - self.l4;
+        self.judged = self.l4;
         match self.protocol {
             TCP => {
-                let tcp: [u8; 14] = load(ctx, self.l4 as usize)?;
+                self.has(room, TCP_HEADER)?;
+                let tcp: [u8; 14] = load(ctx, self.l4)?;
+                let header = u32::from(tcp[12] >> 4) * 4;
+                if header < TCP_HEADER {
+                    return Err(Counter::Malformed);
+                }
+                self.has(room, header)?;
                 self.sport = [tcp[0], tcp[1]];
                 self.dport = [tcp[2], tcp[3]];
                 self.flags = tcp[13];
-                Ok(())
+                // To a group there are no connections (RFC 9293, section 3.9.2.3).
+                if TCP_SENT >> (self.flags & TCP_KINDS) & 1 == 0 || self.is_group() {
+                    return Err(Counter::Malformed);
+                }
+                self.not_land()
             }
             UDP => {
-                let ports: [u8; 8] = load(ctx, self.l4 as usize)?;
-                self.sport = [ports[0], ports[1]];
-                self.dport = [ports[2], ports[3]];
-                Ok(())
+                self.has(room, UDP_HEADER)?;
+                let udp: [u8; 8] = load(ctx, self.l4)?;
+                let length = u32::from(u16::from_be_bytes([udp[4], udp[5]]));
+                // A fragment has not all of it. (Of IPv6 the kernel takes 0 for a jumbogram.)
+                if length < UDP_HEADER || (length > room && self.shape & shape::PARTS == 0) {
+                    return Err(Counter::Malformed);
+                }
+                self.sport = [udp[0], udp[1]];
+                self.dport = [udp[2], udp[3]];
+                self.not_land()
             }
             SCTP => {
+                self.has(room, SCTP_HEADER)?;
                 // The common header and the first chunk's type.
-                let ports: [u8; 13] = load(ctx, self.l4 as usize)?;
+                let ports: [u8; 13] = load(ctx, self.l4)?;
+                self.flags = ports[12];
                 self.sport = [ports[0], ports[1]];
                 self.dport = [ports[2], ports[3]];
-                self.flags = ports[12];
-                Ok(())
+                self.not_land()
             }
-            ICMP if !self.v6 => self.read_icmp(ctx, hop_limit),
-            ICMPV6 if self.v6 => self.read_icmp(ctx, hop_limit),
+            ICMP if !self.v6 => self.read_icmp(ctx, room),
+            ICMPV6 if self.v6 => self.read_icmp(ctx, room),
             // The other family's ICMP means nothing, and must not be taken for it.
             ICMP | ICMPV6 => Err(Counter::Malformed),
             _ => Ok(()),
         }
     }
 
+    /// Whether this much of the transport header is there, which is then what was judged.
     #[inline(always)]
-    fn read_icmp(&mut self, ctx: &TcContext, hop_limit: u8) -> Result<(), Counter> {
-        let icmp: [u8; 8] = load(ctx, self.l4 as usize)?;
-        self.name_icmp(&icmp);
-        match (self.v6, icmp[0]) {
-            (false, 3 | 11 | 12) | (true, 1..=4) => self.form = Form::Error,
-            // A listener's report is for groups of its link: to anybody else it would be a way to carry data.
-            (true, 130..=132 | 143) if hop_limit != 1 || self.dst[0] != 0xff => {
-                return Err(Counter::Malformed);
-            }
-            (true, 130..=132 | 143) => self.form = Form::Neighbour,
-            (true, 133..=137) if hop_limit != 255 => return Err(Counter::Malformed),
-            (true, 133 | 135) => self.form = Form::Neighbour,
-            (true, 136) => {
-                self.form = Form::Advertisement;
-                load_into(ctx, self.l4 as usize + 8, &mut self.target, 0)?;
-            }
-            (true, 134 | 137) => self.form = Form::Router,
-            _ => {}
+    fn has(&mut self, room: u32, header: u32) -> Result<(), Counter> {
+        if room < header {
+            // A fragment that hides the rest of the header in the next one (RFC 1858).
+            let tiny = self.shape & shape::PARTS != 0;
+            return Err(if tiny { Counter::FragmentOverlap } else { Counter::Malformed });
         }
+        self.judged = self.l4 + header;
         Ok(())
     }
 
-    /// What names the flow of an ICMP packet: its type and, of requests and their replies, the identifier, which
-    /// stands where the opener's port would. Whether it is one of those.
-    ///
-    /// What is no reply answers nothing: the flow that its like opened the other way is not its own.
+    /// What goes to the very socket that it says it comes from comes from nowhere.
     #[inline(always)]
-    fn name_icmp(&mut self, icmp: &[u8; 8]) -> bool {
-        let identifier = [icmp[4], icmp[5]];
-        self.icmp = icmp_number(self.v6, icmp[0]);
-        self.answers = ICMP_NONE;
-        let request = match (self.v6, icmp[0]) {
-            // Echo (RFC 792), timestamp, information, address mask (RFC 950), extended echo (RFC 8335).
-            (false, 8 | 13 | 15 | 17 | 42) | (true, 128 | 160) => {
-                self.sport = identifier;
-                return true;
-            }
-            (false, 0) => 8,
-            (false, 14) => 13,
-            (false, 16) => 15,
-            (false, 18) => 17,
-            (false, 43) => 42,
-            (true, 129) => 128,
-            (true, 161) => 160,
-            _ => return false,
-        };
-        self.answers = icmp_number(self.v6, request);
-        self.dport = identifier;
-        true
+    fn not_land(&self) -> Result<(), Counter> {
+        if self.sport == self.dport && self.src == self.dst { Err(Counter::Malformed) } else { Ok(()) }
     }
+}
 
-    /// The packet that an ICMP error is about, as its sender sent it.
-    #[inline(always)]
-    pub(crate) fn about(&self, ctx: &TcContext) -> Result<&'static Self, Counter> {
-        let inner = Self::scratch(INNER)?;
-        let at = self.l4 as usize + 8;
-        if self.v6 {
-            inner.read_v6_header(ctx, at)?;
-        } else if inner.read_v4_header(ctx, at)?[0] & 0x1f != 0 {
-            return Err(Counter::Fragment);
-        }
-        let head: [u8; 8] = load(ctx, inner.l4 as usize)?;
-        match (inner.v6, inner.protocol) {
-            (_, TCP | UDP | SCTP) => {
-                inner.sport = [head[0], head[1]];
-                inner.dport = [head[2], head[3]];
-            }
-            (false, ICMP) | (true, ICMPV6) if inner.name_icmp(&head) => {}
-            _ => return Err(Counter::Malformed),
-        }
-        Ok(inner)
-    }
+/// Whether the kernel has not yet cut this into packets as they go over a wire.
+#[inline(always)]
+fn is_gso(ctx: &TcContext) -> bool {
+    // SAFETY: a read of the context that the verifier allows (Linux 5.7).
+    unsafe { (*ctx.skb.skb).gso_size != 0 }
 }
 
 /// Whether an address is `fe80::/10`.
@@ -386,6 +579,25 @@ pub(crate) fn is_link_local(address: &Address) -> bool {
 pub(crate) fn is_unspecified(address: &Address) -> bool {
     (is_low(address) && address[15] == 0)
         || (is_mapped(address) && address[12] | address[13] | address[14] | address[15] == 0)
+}
+
+/// Whether an address is a multicast group, or `255.255.255.255`.
+#[inline(always)]
+fn is_group(v6: bool, address: &Address) -> bool {
+    if v6 {
+        return address[0] == 0xff;
+    }
+    address[12] >> 4 == 0xe || address[12] & address[13] & address[14] & address[15] == 0xff
+}
+
+/// The bytes of an address from `first` on, which are in the head at `at`.
+#[inline(always)]
+fn copy(address: &mut Address, first: usize, head: &[u8; HEAD], at: usize) {
+    let mut i = first;
+    while i < 16 {
+        address[i] = head[at + i - first];
+        i += 1;
+    }
 }
 
 #[inline(always)]
@@ -415,24 +627,18 @@ fn zero(address: &Address, bytes: usize) -> bool {
     all == 0
 }
 
-/// The extension headers, and "no next header".
 #[inline(always)]
-const fn is_extension(next: u8) -> bool {
-    matches!(next, 0 | 43 | 44 | 50 | 51 | 59 | 60 | 135 | 139 | 140)
-}
-
-#[inline(always)]
-fn load<T>(ctx: &TcContext, offset: usize) -> Result<T, Counter> {
-    ctx.load(offset).map_err(|_| Counter::Malformed)
+fn load<T>(ctx: &TcContext, offset: u32) -> Result<T, Counter> {
+    ctx.load(offset as usize).map_err(|_| Counter::Malformed)
 }
 
 /// Reads what is left of an address after its first bytes.
 #[inline(always)]
-fn load_into(ctx: &TcContext, offset: usize, address: &mut Address, first: usize) -> Result<(), Counter> {
+fn load_into(ctx: &TcContext, offset: u32, address: &mut Address, first: usize) -> Result<(), Counter> {
     // SAFETY: the bytes from `first` to the end of the address, which is 16 long.
     let result = unsafe {
         let to = address.as_mut_ptr().add(first);
-        bpf_skb_load_bytes(ctx.skb.skb.cast(), offset as u32, to.cast(), (16 - first) as u32)
+        bpf_skb_load_bytes(ctx.skb.skb.cast(), offset, to.cast(), (16 - first) as u32)
     };
     if result == 0 { Ok(()) } else { Err(Counter::Malformed) }
 }

@@ -5,7 +5,8 @@ use crate::maps::{Generation, config};
 use crate::packet::{Form, Packet, TCP, is_link_local, is_unspecified};
 use crate::row::proxy_has;
 use crate::steer::Endpoint;
-use crate::{Fate, error};
+use crate::{Fate, error, fragment};
+use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Address, Counter, EndpointValue, FlowKind, FlowState, config_flag, flow_flag};
 
@@ -21,11 +22,50 @@ fn endpoint(ctx: &TcContext) -> Option<(Endpoint, u32)> {
 /// Hook A: what a pod sends.
 #[inline(always)]
 pub(crate) fn from_pod(ctx: &TcContext) -> Fate {
-    let Some((endpoint, _)) = endpoint(ctx) else { return Fate::Drop(Counter::NoEndpoint) };
-    let packet = match Packet::read(ctx) {
-        Ok(packet) => packet,
-        Err(reason) => return Fate::Drop(reason),
-    };
+    Packet::read(ctx);
+    fragment::settle(ctx, FlowKind::Egress, Fate::from_code(judge_from_pod(ctx.skb.skb)))
+}
+
+/// Hook B: what a pod is sent.
+#[inline(always)]
+pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
+    Packet::read(ctx);
+    fragment::settle(ctx, FlowKind::Ingress, Fate::from_code(judge_to_pod(ctx.skb.skb)))
+}
+
+// Functions of their own: the kernel gives a program 512 bytes of stack, and those that are inside each other share them.
+// Reading has given its part back when judging begins.
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_from_pod(skb: *mut __sk_buff) -> u32 {
+    let ctx = TcContext::new(skb);
+    let Some((endpoint, _)) = endpoint(&ctx) else { return Fate::Drop(Counter::NoEndpoint).code() };
+    match Packet::current() {
+        Ok(packet) => {
+            packet.epoch.set(endpoint.generation.epoch);
+            leaving(&ctx, endpoint, packet).code()
+        }
+        Err(reason) => Fate::Drop(reason).code(),
+    }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_to_pod(skb: *mut __sk_buff) -> u32 {
+    let ctx = TcContext::new(skb);
+    let Some((endpoint, way)) = endpoint(&ctx) else { return Fate::Drop(Counter::NoEndpoint).code() };
+    match Packet::current() {
+        Ok(packet) => {
+            packet.epoch.set(endpoint.generation.epoch);
+            arriving(&ctx, endpoint, way, packet).code()
+        }
+        Err(reason) => Fate::Drop(reason).code(),
+    }
+}
+
+#[inline(always)]
+fn leaving(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
     let own = endpoint.generation.owner(&packet.src) == Some(endpoint.ifindex);
     let fate = match packet.form {
         // A probe for duplicates comes from nobody.
@@ -41,12 +81,10 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Fate {
                     || endpoint.generation.owner(&packet.target) == Some(endpoint.ifindex))
         }
         Form::Router => false,
-        Form::Flow | Form::Error => {
-            if !own {
-                return Fate::Drop(Counter::Spoofed);
-            }
-            return from_own_address(ctx, endpoint, packet);
-        }
+        Form::Flow | Form::Error if own => return from_own_address(ctx, endpoint, packet),
+        // If its packet's first one passed.
+        Form::Later if own => return Fate::Pass(Counter::FragmentPassed),
+        Form::Flow | Form::Error | Form::Later => false,
     };
     if fate { Fate::Pass(Counter::Neighbour) } else { Fate::Drop(Counter::Spoofed) }
 }
@@ -55,7 +93,7 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Fate {
 /// these packets meet no rule on their way.
 #[inline(always)]
 fn near(generation: Generation, packet: &Packet) -> bool {
-    packet.is_multicast() || is_link_local(&packet.dst) || generation.owner(&packet.dst).is_some()
+    packet.is_group() || is_link_local(&packet.dst) || generation.owner(&packet.dst).is_some()
 }
 
 /// Whether an address is of the link, and not one of the node's: nobody takes the gateway's place.
@@ -70,7 +108,7 @@ fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fat
         return to_itself(endpoint, packet);
     }
     if packet.form == Form::Error
-        && let Some(fate) = error::sent(ctx, endpoint, packet)
+        && let Some(fate) = error::sent(endpoint, packet)
     {
         return fate;
     }
@@ -92,19 +130,13 @@ fn to_itself(endpoint: Endpoint, packet: &Packet) -> Fate {
     }
 }
 
-/// Hook B: what a pod is sent.
 #[inline(always)]
-pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
-    let Some((mut endpoint, way)) = endpoint(ctx) else { return Fate::Drop(Counter::NoEndpoint) };
-    let packet = match Packet::read(ctx) {
-        Ok(packet) => packet,
-        Err(reason) => return Fate::Drop(reason),
-    };
-    if !matches!(packet.form, Form::Flow | Form::Error) {
+fn arriving(ctx: &TcContext, mut endpoint: Endpoint, way: u32, packet: &Packet) -> Fate {
+    if !matches!(packet.form, Form::Flow | Form::Error | Form::Later) {
         return Fate::Pass(Counter::Neighbour);
     }
     let mine = endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex);
-    if !mine && !packet.is_multicast() {
+    if !mine && !packet.is_group() {
         return Fate::Drop(Counter::NotMine);
     }
     // SAFETY: reads of the context that the verifier allows. `sk` is only compared with null.
@@ -119,23 +151,32 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
     // The mark is no proof: any process of the node with CAP_NET_ADMIN can set it, and a CNI's rules may have put
     // bits of their own into it. Where a packet came in is the kernel's word, and hook D was there.
     let carried = config.helper_ifindex != 0 && arrived == config.helper_ifindex;
-    if carried && is_leg(endpoint, packet) {
+    let later = packet.form == Form::Later;
+    if carried && !later && is_leg(endpoint, packet) {
         return Fate::Pass(Counter::FromProxy);
     }
-    if host {
+    if host && !later {
         return from_host(ctx, endpoint, packet);
     }
     match endpoint.generation.endpoint(&packet.src) {
-        Some(sender) if sender == endpoint.ifindex => return from_itself(endpoint, packet),
+        Some(sender) if sender == endpoint.ifindex && !later => return from_itself(endpoint, packet),
         // A local pod's packet comes from its veth, or over the bridge that this is a port of. From anywhere
         // else its address is forged, and hook A never saw it.
-        Some(sender) if !carried && arrived != sender && !endpoint.generation.reached_by(sender, arrived) => {
+        Some(sender)
+            if !carried
+                && sender != endpoint.ifindex
+                && arrived != sender
+                && !endpoint.generation.reached_by(sender, arrived) =>
+        {
             return Fate::Drop(Counter::Spoofed);
         }
         _ => {}
     }
+    if later {
+        return Fate::Pass(Counter::FragmentPassed);
+    }
     if packet.form == Form::Error
-        && let Some(fate) = error::received(ctx, endpoint, packet)
+        && let Some(fate) = error::received(endpoint, packet)
     {
         return fate;
     }
@@ -177,7 +218,7 @@ fn from_host(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
         return Fate::ToProxy(Counter::UpstreamReply);
     }
     if packet.form == Form::Error {
-        return match error::received(ctx, endpoint, packet) {
+        return match error::received(endpoint, packet) {
             // The node's own word on the proxy's packets: its tunnel's MTU, or that it has no route.
             Some(Fate::ToProxy(reason)) => Fate::ToProxy(reason),
             // An error answers what was judged; it is no flow of its own that the pod could answer in turn.

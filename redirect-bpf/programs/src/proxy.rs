@@ -22,7 +22,7 @@ const V6_TUPLE: u32 = 36;
 /// Hook C: assigns what arrives in the proxy's namespace to the socket it is for.
 #[inline(always)]
 pub(crate) fn to_proxy(ctx: &TcContext) -> Fate {
-    let packet = match Packet::read(ctx) {
+    let packet = match Packet::read_plain(ctx) {
         Ok(packet) => packet,
         Err(reason) => return Fate::Drop(reason),
     };
@@ -61,7 +61,7 @@ pub(crate) fn to_proxy(ctx: &TcContext) -> Fate {
 /// the sequence number in it is one of what is on its way (RFC 5927, section 4.1).
 #[inline(always)]
 fn learnt(ctx: &TcContext, packet: &Packet) -> Fate {
-    let Ok(inner) = packet.about(ctx) else { return Fate::Drop(Counter::Stray) };
+    let Ok(inner) = packet.about() else { return Fate::Drop(Counter::Stray) };
     if inner.protocol != TCP || inner.src != packet.dst {
         return Fate::Drop(Counter::Stray);
     }
@@ -74,7 +74,7 @@ fn learnt(ctx: &TcContext, packet: &Packet) -> Fate {
 /// Hook D: tells the proxy's two legs apart, remembers its own connections and marks both.
 #[inline(always)]
 pub(crate) fn from_proxy(ctx: &TcContext) -> Fate {
-    let packet = match Packet::read(ctx) {
+    let packet = match Packet::read_plain(ctx) {
         Ok(packet) if packet.protocol == TCP && packet.form == Form::Flow => packet,
         Ok(_) => return Fate::Drop(Counter::Stray),
         Err(reason) => return Fate::Drop(reason),

@@ -82,17 +82,17 @@ impl Endpoint {
             return Fate::ToProxy(Counter::ProxiedPacket);
         }
         match forwards.verdict {
-            Judgement::Direct(reason) => return self.found(ctx, packet, key, reason, forwards.rule),
+            Judgement::Direct(reason) => return self.found(packet, key, reason, forwards.rule),
             // Not remembered: if the proxy has no socket for it, it is no flow of the proxy's.
             Judgement::Proxy => return Fate::ToProxy(Counter::ProxiedPacket),
             // What is only watched is never broken off.
-            Judgement::Watch => return self.found(ctx, packet, key, Counter::FailOpen, forwards.rule),
+            Judgement::Watch => return self.found(packet, key, Counter::FailOpen, forwards.rule),
             Judgement::Refuse(_) => {}
         }
         let key = backward(self.ifindex, answers, packet);
         let backwards = self.question(&key).judge(self.generation);
         match (backwards.verdict, forwards.verdict) {
-            (Judgement::Direct(reason), _) => self.found(ctx, packet, &key, reason, backwards.rule),
+            (Judgement::Direct(reason), _) => self.found(packet, &key, reason, backwards.rule),
             (Judgement::Proxy | Judgement::Watch, _) => Fate::ToProxy(Counter::UpstreamReply),
             (_, Judgement::Refuse(reason)) => Fate::Drop(reason),
             _ => Fate::Drop(Counter::Denied),
@@ -103,8 +103,8 @@ impl Endpoint {
     /// something: the last words of a connection that was let go must not bring it back. And it opens nothing, so
     /// that it passes where there is no room to remember it, too.
     #[inline(always)]
-    fn found(self, ctx: &TcContext, packet: &Packet, key: &FlowKey, reason: Counter, rule: u32) -> Fate {
-        if packet.is_carrying(ctx) {
+    fn found(self, packet: &Packet, key: &FlowKey, reason: Counter, rule: u32) -> Fate {
+        if packet.is_carrying() {
             let entry = flow::entry(self.generation.epoch, FlowState::Direct, 0, life::MIDSTREAM, rule);
             if let Err(full) = flow::remember(key, &entry) {
                 count(full);

@@ -179,22 +179,21 @@ fn unjudged() -> Result<()> {
     let _four = UdpServer::start(&server.netns, rig.at("a/server", Family::V4, 53))?;
     let mapped = client.v4.to_ipv6_mapped();
     let packets = [
-        // The first fragment of more, and a later one, which has no ports.
-        (server.v4.into(), forge::fragment(client.v4, server.v4, 0x2000), Counter::Fragment),
+        // A later fragment, which has no ports; what goes before it never came.
         (server.v4.into(), forge::fragment(client.v4, server.v4, 0x0010), Counter::Fragment),
         (
             server.v6.into(),
-            forge::headers(client.v6, server.v6, 44, &[[17, 0, 0, 1, 0, 0, 0, 1], UDP].concat()),
+            forge::headers(client.v6, server.v6, 44, &[[17, 0, 0, 9, 0, 0, 0, 1], UDP].concat()),
             Counter::Fragment,
         ),
         (
             server.v6.into(),
-            forge::headers(client.v6, server.v6, 60, &[[17, 0, 1, 4, 0, 0, 0, 0], UDP].concat()),
-            Counter::Extension,
+            forge::headers(client.v6, server.v6, 43, &[[17, 0, 4, 0, 0, 0, 0, 0], UDP].concat()),
+            Counter::SourceRoute,
         ),
         (
             server.v6.into(),
-            forge::headers(client.v6, server.v6, 0, &[[17, 0, 1, 4, 0, 0, 0, 0], UDP].concat()),
+            forge::headers(client.v6, server.v6, 51, &[[17, 0, 0, 0, 0, 0, 0, 0], UDP].concat()),
             Counter::Extension,
         ),
         // Else it would have the rules of the IPv4 address.

@@ -258,7 +258,7 @@ impl UdpServer {
         let server = Self { stop: Arc::default(), datagrams: Arc::default() };
         let (stop, datagrams) = (Arc::clone(&server.stop), Arc::clone(&server.datagrams));
         std::thread::spawn(move || {
-            let mut buffer = [0; 2048];
+            let mut buffer = [0; 9_216];
             while !stop.load(Ordering::SeqCst) {
                 if let Ok((length, from)) = socket.recv_from(&mut buffer) {
                     datagrams.fetch_add(1, Ordering::SeqCst);

@@ -1,0 +1,146 @@
+//! ICMP: what names a flow of it, which types are neighbours' talk, and what an error is about.
+
+use super::{Form, ICMP, ICMPV6, Packet, SCTP, TCP, UDP, load, load_into, odd, shape};
+use aya_ebpf::programs::TcContext;
+use sluice_bpf_abi::{Counter, ICMP_NONE, icmp_number};
+
+const ICMP_HEADER: u32 = 8;
+/// A neighbour's question or answer: the target's address follows the header.
+const TARGET: u32 = 16;
+const FRAGMENT: u8 = 44;
+
+impl Packet {
+    #[inline(always)]
+    pub(super) fn read_icmp(&mut self, ctx: &TcContext, room: u32) -> Result<(), Counter> {
+        self.has(room, ICMP_HEADER)?;
+        let icmp: [u8; 8] = load(ctx, self.l4)?;
+        self.name_icmp(&icmp);
+        let hop_limit = if self.v6 { self.hop_limit() } else { 0 };
+        match (self.v6, icmp[0]) {
+            (false, 3 | 11 | 12) | (true, 1..=4) => self.form = Form::Error,
+            // A listener's report is for groups of its link: to anybody else it would be a way to carry data.
+            (true, 130..=132 | 143) if hop_limit != 1 || self.dst[0] != 0xff => {
+                return Err(Counter::Malformed);
+            }
+            (true, 130..=132 | 143) => self.form = Form::Neighbour,
+            (true, 133..=137) if hop_limit != 255 => return Err(Counter::Malformed),
+            (true, 133) => self.form = Form::Neighbour,
+            (true, 135 | 136) => {
+                self.has(room, ICMP_HEADER + TARGET)?;
+                self.form = if icmp[0] == 135 { Form::Neighbour } else { Form::Advertisement };
+                load_into(ctx, self.l4 + ICMP_HEADER, &mut self.target, 0)?;
+            }
+            (true, 134 | 137) => self.form = Form::Router,
+            _ => {}
+        }
+        self.may_be_so(icmp[0])
+    }
+
+    /// Neighbours' talk and errors come in one piece (RFC 6980); of it, only what is about groups has an option before
+    /// it, the router alert (RFC 2710, RFC 3810).
+    #[inline(always)]
+    fn may_be_so(&self, kind: u8) -> Result<(), Counter> {
+        if self.form == Form::Flow || self.shape == 0 {
+            return Ok(());
+        }
+        if self.shape & shape::FRAGMENT != 0 {
+            return Err(Counter::Fragment);
+        }
+        let about_groups = self.v6 && matches!(kind, 130..=132 | 143);
+        if about_groups || self.form == Form::Error { Ok(()) } else { Err(Counter::Extension) }
+    }
+
+    /// What names the flow of an ICMP packet: its type and, of requests and their replies, the identifier, which
+    /// stands where the opener's port would. Whether it is one of those.
+    ///
+    /// What is no reply answers nothing: the flow that its like opened the other way is not its own.
+    #[inline(always)]
+    fn name_icmp(&mut self, icmp: &[u8; 8]) -> bool {
+        let identifier = [icmp[4], icmp[5]];
+        self.icmp = icmp_number(self.v6, icmp[0]);
+        self.answers = ICMP_NONE;
+        let request = match (self.v6, icmp[0]) {
+            // Echo (RFC 792), timestamp, information, address mask (RFC 950), extended echo (RFC 8335).
+            (false, 8 | 13 | 15 | 17 | 42) | (true, 128 | 160) => {
+                self.sport = identifier;
+                return true;
+            }
+            (false, 0) => 8,
+            (false, 14) => 13,
+            (false, 16) => 15,
+            (false, 18) => 17,
+            (false, 43) => 42,
+            (true, 129) => 128,
+            (true, 161) => 160,
+            _ => return false,
+        };
+        self.answers = icmp_number(self.v6, request);
+        self.dport = identifier;
+        true
+    }
+
+    /// What the error that was read last is about.
+    #[inline(always)]
+    pub(super) fn read_quoted(&mut self, ctx: &TcContext) -> Result<(), Counter> {
+        let error = Self::current()?;
+        let at = error.l4 + ICMP_HEADER;
+        if error.v6 {
+            self.quoted_v6(ctx, at)?;
+        } else {
+            self.quoted_v4(ctx, at)?;
+        }
+        let head: [u8; 8] = load(ctx, self.l4)?;
+        match (self.v6, self.protocol) {
+            (_, TCP | UDP | SCTP) => {
+                self.sport = [head[0], head[1]];
+                self.dport = [head[2], head[3]];
+            }
+            (false, ICMP) | (true, ICMPV6) if self.name_icmp(&head) => {}
+            _ => return Err(Counter::Malformed),
+        }
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn quoted_v4(&mut self, ctx: &TcContext, at: u32) -> Result<(), Counter> {
+        let head: [u8; 20] = load(ctx, at)?;
+        let words = head[0] & 0x0f;
+        if head[0] >> 4 != 4 || words < 5 {
+            return Err(Counter::Malformed);
+        }
+        if head[6] & 0x1f != 0 || head[7] != 0 {
+            return Err(Counter::Fragment);
+        }
+        self.protocol = head[9];
+        self.l4 = at + u32::from(words) * 4;
+        self.src[12..].copy_from_slice(&head[12..16]);
+        self.dst[12..].copy_from_slice(&head[16..20]);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn quoted_v6(&mut self, ctx: &TcContext, at: u32) -> Result<(), Counter> {
+        let head: [u8; 40] = load(ctx, at)?;
+        if head[0] >> 4 != 6 {
+            return Err(Counter::Malformed);
+        }
+        self.v6 = true;
+        self.protocol = head[6];
+        self.l4 = at + 40;
+        self.src.copy_from_slice(&head[8..24]);
+        self.dst.copy_from_slice(&head[24..40]);
+        if super::is_mapped(&self.src) || super::is_mapped(&self.dst) {
+            return Err(Counter::BadAddress);
+        }
+        // The first fragment of what was too big.
+        if self.protocol == FRAGMENT {
+            let head: [u8; 8] = load(ctx, self.l4)?;
+            if u16::from_be_bytes([head[2], head[3]]) & !7 != 0 {
+                return Err(Counter::Fragment);
+            }
+            self.protocol = head[0];
+            self.l4 += 8;
+        }
+        if odd::is_extension(self.protocol) { Err(Counter::Extension) } else { Ok(()) }
+    }
+}
