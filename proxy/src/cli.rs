@@ -2,7 +2,7 @@
 
 use crate::agent::{self, Options};
 use clap::{Args, Parser, Subcommand};
-use sluice_redirect::{DEFAULT_MARK, Node, NodeConfig};
+use sluice_redirect::{DEFAULT_MARK, EndpointLimits, MAX_FLOWS, Node, NodeConfig};
 use std::path::PathBuf;
 
 /// The node's data plane.
@@ -58,6 +58,8 @@ impl NodeArgs {
             listen_port: self.listen_port,
             mark: self.mark,
             roll_back: self.roll_back,
+            limits: EndpointLimits::default(),
+            flows: MAX_FLOWS,
         }
     }
 }

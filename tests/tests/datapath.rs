@@ -27,6 +27,8 @@ mod legs;
 mod life;
 #[path = "datapath/peers.rs"]
 mod peers;
+#[path = "datapath/quotas.rs"]
+mod quotas;
 #[path = "datapath/rig.rs"]
 mod rig;
 #[path = "datapath/rules.rs"]
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         l7::tests(),
         life::tests(),
         attack::tests(),
+        quotas::tests(),
         legs::tests(),
         strict::tests(),
         across::tests(),

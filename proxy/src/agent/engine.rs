@@ -42,6 +42,10 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(250), Duration::from_
 /// may be without its hooks.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// How often the flow table is walked: what its endpoints have of it is held against them by numbers that are no older
+/// than some of these, and what is over frees its place this late.
+const SWEEP: Duration = Duration::from_secs(2);
+
 /// Places of the queue to control that reports leave free: a flood of them must not cost an ack, without which
 /// nobody would know that a snapshot is in force.
 const FOR_ACKS: usize = 4;
@@ -126,6 +130,8 @@ impl Engine {
     ) -> anyhow::Result<()> {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.drained {
             let due = self.target.as_ref().and_then(|target| target.due);
             tokio::select! {
@@ -138,6 +144,7 @@ impl Engine {
                 _ = look.tick() => if self.links.changed() && self.target.as_ref().is_some_and(|t| t.applied.is_some()) {
                     self.apply_rows().await;
                 },
+                _ = sweep.tick() => self.sweep_flows().await,
             }
         }
         Ok(())
@@ -268,6 +275,25 @@ impl Engine {
                 let ack = pb::Ack { generation, rejected: reason, ..pb::Ack::default() };
                 self.tell(ack);
             }
+        }
+    }
+
+    /// Walks the flow table.
+    async fn sweep_flows(&self) {
+        let node = self.node.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let mut node = node.lock().unwrap_or_else(PoisonError::into_inner);
+            node.as_mut().map(Node::sweep)
+        })
+        .await;
+        match done {
+            Ok(Some(Ok(swept))) => {
+                tracing::trace!(flows = swept.flows, removed = swept.removed, "walked the flow table");
+            }
+            // The kernel goes on, and soon holds nobody's number against it.
+            Ok(Some(Err(error))) => tracing::error!(%error, "cannot walk the flow table"),
+            Ok(None) => {}
+            Err(error) => tracing::error!(%error, "the walk over the flow table ended"),
         }
     }
 

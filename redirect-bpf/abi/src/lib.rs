@@ -79,8 +79,9 @@ pub mod map {
 
 /// Generations held at once: the one in force and the one being written.
 pub const SLOTS: u32 = 2;
-/// Flows remembered per node. An entry is about 160 bytes of kernel memory, so this is some 20 MB.
-pub const MAX_FLOWS: u32 = 131_072;
+/// Flows remembered per node. An entry takes about 140 bytes of kernel memory with its place in the table, so this is
+/// some 36 MB.
+pub const MAX_FLOWS: u32 = 262_144;
 /// Rows of one generation: about 100 bytes each in a trie, so at most some 25 MB.
 pub const MAX_ROWS: u32 = 262_144;
 /// Address prefixes of one generation.

@@ -5,7 +5,9 @@ use crate::plain::Plain;
 use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
-use sluice_bpf_abi::{Address, Config, EndpointValue, FlowEntry, FlowKey, RowKey, RowValue, map};
+use sluice_bpf_abi::{
+    Address, Config, EndpointValue, FlowEntry, FlowKey, Limits, Quota, RowKey, RowValue, map,
+};
 
 pub(crate) type Classes = LpmTrie<MapData, Address, u32>;
 pub(crate) type Rows = LpmTrie<MapData, Plain<RowKey>, Plain<RowValue>>;
@@ -21,6 +23,8 @@ pub(crate) struct Maps {
     pub(crate) endpoints: ArrayOfMaps<MapData, Endpoints>,
     pub(crate) locals: ArrayOfMaps<MapData, Locals>,
     pub(crate) flows: HashMap<MapData, Plain<FlowKey>, Plain<FlowEntry>>,
+    pub(crate) limits: Array<MapData, Plain<Limits>>,
+    pub(crate) quotas: HashMap<MapData, u32, Plain<Quota>>,
     pub(crate) counters: PerCpuArray<MapData, u64>,
 }
 
@@ -35,6 +39,8 @@ impl Maps {
             endpoints: take(ebpf, map::ENDPOINTS)?,
             locals: take(ebpf, map::LOCALS)?,
             flows: take(ebpf, map::FLOWS)?,
+            limits: take(ebpf, map::LIMITS)?,
+            quotas: take(ebpf, map::QUOTAS)?,
             counters: take(ebpf, map::COUNTERS)?,
         })
     }

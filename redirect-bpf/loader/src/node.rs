@@ -6,8 +6,10 @@ use crate::counters::Counters;
 use crate::crash;
 use crate::discover::{self, Found};
 use crate::error::{ApplyError, SetupError};
+use crate::flows::{self, Swept};
 use crate::generation::{self, Plan};
 use crate::helper::{self, Helper};
+use crate::limits::EndpointLimits;
 use crate::maps::Maps;
 use crate::netns;
 use crate::origins::{Origin, Origins};
@@ -15,7 +17,7 @@ use crate::plain::Plain;
 use crate::upgrade::Before;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
-use sluice_bpf_abi::{Config, EndpointValue, config_flag, map, program};
+use sluice_bpf_abi::{Config, EndpointValue, MAX_FLOWS, config_flag, map, program};
 use sluice_policy::{Endpoint, Snapshot};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::{HashSet, VecDeque};
@@ -51,6 +53,11 @@ pub struct NodeConfig {
     pub mark: u32,
     /// Take over from a newer version's loader too, which is refused otherwise.
     pub roll_back: bool,
+    /// What each endpoint may take.
+    pub limits: EndpointLimits,
+    /// The room of the flow table; see [`MAX_FLOWS`](sluice_bpf_abi::MAX_FLOWS). A table that is pinned already keeps
+    /// the room that it was made with.
+    pub flows: u32,
 }
 
 impl NodeConfig {
@@ -58,7 +65,15 @@ impl NodeConfig {
     #[must_use]
     pub fn new(name: impl Into<String>, bpffs: impl Into<PathBuf>, listen_port: u16) -> Self {
         let (name, bpffs) = (name.into(), bpffs.into());
-        Self { name, bpffs, listen_port, mark: DEFAULT_MARK, roll_back: false }
+        Self {
+            name,
+            bpffs,
+            listen_port,
+            mark: DEFAULT_MARK,
+            roll_back: false,
+            limits: EndpointLimits::default(),
+            flows: MAX_FLOWS,
+        }
     }
 }
 
@@ -120,7 +135,7 @@ impl Node {
             netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
         let pins = Pins::open(&config.bpffs, config.roll_back)?;
         let before = Before::look(&pins)?;
-        let mut ebpf = load(&pins)?;
+        let mut ebpf = load(&pins, config.flows)?;
         let maps = Maps::take(&mut ebpf)?;
         crash::point("load the programs");
         let helper = Helper::create(&config.name, netns.as_fd())?;
@@ -128,6 +143,7 @@ impl Node {
         let mut node = Self { config, netns, pins, before, ebpf, maps, helper, origins: VecDeque::new() };
         node.attach_helper()?;
         crash::point("attach the helper's hooks");
+        node.limit()?;
         node.configure(node.helper.outer.index)?;
         crash::point("write the configuration");
         attach::take_over(&mut node.ebpf, &node.pins)?;
@@ -261,6 +277,17 @@ impl Node {
         Counters::read(&self.maps.counters)
     }
 
+    /// Counts each endpoint's flows and removes what has been silent for too long. To be called every few seconds:
+    /// where it is not, the number of an endpoint's flows is soon held against nobody, and only the rate of new ones
+    /// is. A walk over a full table takes some tens of milliseconds.
+    ///
+    /// # Errors
+    /// If a map cannot be read or written.
+    pub fn sweep(&mut self) -> Result<Swept, SetupError> {
+        let lives = attach::devices(&self.pins)?;
+        flows::sweep(&mut self.maps, &lives)
+    }
+
     /// Flows that the kernel remembers now.
     #[must_use]
     pub fn flows(&self) -> usize {
@@ -328,6 +355,15 @@ impl Node {
         bit(v4, config_flag::BRIDGE_NF_V4) | bit(v6, config_flag::BRIDGE_NF_V6)
     }
 
+    fn limit(&mut self) -> Result<(), SetupError> {
+        let limits = self.config.limits.written();
+        self.maps.limits.set(0, Plain(limits), 0).map_err(|error| SetupError::Map {
+            what: "write",
+            map: map::LIMITS,
+            reason: error.to_string(),
+        })
+    }
+
     fn configure(&mut self, helper_ifindex: u32) -> Result<(), SetupError> {
         let config = Config {
             helper_ifindex,
@@ -364,6 +400,9 @@ fn check(config: &NodeConfig) -> Result<(), SetupError> {
     if config.mark == 0 {
         return wrong("the mark is 0, which every packet has", "take another, as 0x3011");
     }
+    if config.flows == 0 {
+        return wrong("the flow table has no room", "take its default, MAX_FLOWS");
+    }
     if config.listen_port == 0 {
         return wrong(
             "the listeners' port is 0",
@@ -373,10 +412,11 @@ fn check(config: &NodeConfig) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn load(pins: &Pins) -> Result<Ebpf, SetupError> {
+fn load(pins: &Pins, flows: u32) -> Result<Ebpf, SetupError> {
     let directory = pins.maps();
     let paths: Vec<_> = map::PINNED.iter().map(|name| (*name, directory.join(name))).collect();
     let mut loader = EbpfLoader::new();
+    loader.map_max_entries(map::FLOWS, flows);
     for (name, path) in &paths {
         loader.map_pin_path(name, path.as_path());
     }
