@@ -15,6 +15,8 @@ mod forge;
 mod fragments;
 #[path = "datapath/frames.rs"]
 mod frames;
+#[path = "datapath/handover.rs"]
+mod handover;
 #[path = "datapath/icmp.rs"]
 mod icmp;
 #[path = "datapath/l4.rs"]
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         legs::tests(),
         strict::tests(),
         across::tests(),
+        handover::tests(),
         crash::tests(),
         upgrade::tests(),
         fragments::tests(),

@@ -101,6 +101,38 @@ impl Helper {
         Ok(helper)
     }
 
+    /// Takes the one that a running process has, whose namespace it gave us. Nothing of it is made anew: what the
+    /// proxy has open lives on. Its settings are made ours.
+    pub(crate) fn adopt(node: &str, node_netns: BorrowedFd<'_>, inside: OwnedFd) -> Result<Self, SetupError> {
+        let (outer_name, inner_name) = names(node);
+        let there = netns::within(inside.as_fd(), || Netlink::open()?.link(&inner_name)).map_err(
+            SetupError::cannot("look into the proxy's network namespace", "CAP_SYS_ADMIN is needed"),
+        )?;
+        let (here, nsid) = netns::within(node_netns, || {
+            let netlink = Netlink::open()?;
+            Ok((netlink.link(&outer_name)?, netlink.nsid(inside.as_fd())?))
+        })
+        .map_err(SetupError::cannot(
+            format!("look for the device {outer_name}"),
+            "CAP_NET_ADMIN is needed",
+        ))?;
+        // Both ends, and that they are each other's.
+        let joined = here.zip(nsid).filter(|(outer, nsid)| {
+            let ours = outer.alias == ALIAS && outer.kind == "veth" && outer.peer_nsid == Some(*nsid);
+            ours && there.is_some_and(|inner| outer.peer == Some(inner.index))
+        });
+        let Some((outer, nsid)) = joined else {
+            return Err(SetupError::Config {
+                what: format!("the namespace that was handed over is not joined by {outer_name}"),
+                remedy: "give both processes the same --device; or stop the one that runs first",
+            });
+        };
+        let helper = Self { netns: inside, outer, inner_name, nsid: nsid as u32 };
+        helper.set_up_inside()?;
+        helper.set_up_outside(node_netns)?;
+        Ok(helper)
+    }
+
     fn set_up_inside(&self) -> Result<(), SetupError> {
         let name = &self.inner_name;
         sysctls(
@@ -125,7 +157,11 @@ impl Helper {
             netlink.up(inner)?;
             for v6 in [false, true].into_iter().filter(|family| !family || v6) {
                 let via = if v6 { NEXT_HOP_V6 } else { NEXT_HOP_V4 };
-                netlink.rule(v6, name, TABLE, RULE_PRIORITY)?;
+                match netlink.rule(v6, name, TABLE, RULE_PRIORITY) {
+                    // One that was adopted has it.
+                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                    other => other?,
+                }
                 netlink.route(v6, Way::LocalDefault { table: TABLE, device: LOOPBACK })?;
                 netlink.neighbour(inner, via, OUTER_MAC)?;
                 netlink.route(v6, Way::Default { via, device: inner, mtu: ROUTE_MTU })?;

@@ -19,6 +19,7 @@ mod discover;
 mod error;
 mod flows;
 mod generation;
+mod handed;
 mod helper;
 mod limits;
 mod maps;

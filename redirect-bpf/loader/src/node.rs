@@ -8,6 +8,7 @@ use crate::discover::{self, Found};
 use crate::error::{ApplyError, SetupError};
 use crate::flows::{self, Swept};
 use crate::generation::{self, Plan};
+use crate::handed;
 use crate::helper::{self, Helper};
 use crate::limits::EndpointLimits;
 use crate::maps::Maps;
@@ -130,6 +131,29 @@ impl Node {
     /// # Errors
     /// Says which thing cannot be had, and what to do.
     pub fn open(config: NodeConfig) -> Result<Self, SetupError> {
+        Self::begin(config, Helper::create)
+    }
+
+    /// Takes over from a process that runs: it gave us its proxy's network namespace and listeners, and goes on until
+    /// it is dropped, not [released](Self::release). Until then both have their programs on the helper, and a packet
+    /// passes both: ours first. No connection is refused and none is cut.
+    ///
+    /// # Errors
+    /// If what was given is not this node's, or as [`open`](Self::open). The process that runs is as it was.
+    pub fn adopt(
+        config: NodeConfig,
+        proxy_netns: OwnedFd,
+        listeners: &[TcpListener],
+    ) -> Result<Self, SetupError> {
+        check(&config)?;
+        handed::check(listeners, config.listen_port)?;
+        Self::begin(config, |name, netns| Helper::adopt(name, netns, proxy_netns))
+    }
+
+    fn begin(
+        config: NodeConfig,
+        helper: impl FnOnce(&str, BorrowedFd<'_>) -> Result<Helper, SetupError>,
+    ) -> Result<Self, SetupError> {
         check(&config)?;
         let netns =
             netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
@@ -138,7 +162,7 @@ impl Node {
         let mut ebpf = load(&pins, config.flows)?;
         let maps = Maps::take(&mut ebpf)?;
         crash::point("load the programs");
-        let helper = Helper::create(&config.name, netns.as_fd())?;
+        let helper = helper(&config.name, netns.as_fd())?;
         crash::point("set the helper up");
         let mut node = Self { config, netns, pins, before, ebpf, maps, helper, origins: VecDeque::new() };
         node.attach_helper()?;

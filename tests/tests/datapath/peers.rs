@@ -296,6 +296,11 @@ impl Proxy {
     /// Takes the listeners of a node.
     pub(crate) fn start(node: &sluice_redirect::Node) -> Result<Self> {
         let (v4, v6) = node.listener()?;
+        Self::on(node, v4, v6)
+    }
+
+    /// On listeners that somebody else has too.
+    pub(crate) fn on(node: &sluice_redirect::Node, v4: TcpListener, v6: TcpListener) -> Result<Self> {
         let mut proxy = Self {
             stop: Arc::default(),
             at: vec![v4.local_addr()?, v6.local_addr()?],

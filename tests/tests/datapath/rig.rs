@@ -83,6 +83,11 @@ impl Rig {
         self.nodes.remove(node).expect("the node is open")
     }
 
+    /// Another loader of a node, in the place of one that was taken away.
+    pub(crate) fn put_node(&mut self, name: &str, node: Node) {
+        self.nodes.insert(name.to_owned(), node);
+    }
+
     /// Puts these rules in force on `n1`; every endpoint must be found.
     pub(crate) fn apply(&mut self, lines: &[Line]) -> Result<Applied> {
         self.apply_on("n1", lines)
