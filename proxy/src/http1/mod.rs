@@ -251,7 +251,9 @@ impl Connection {
             return Ok(upstream);
         }
         let place = self.upstreams.make_room(&self.proxy, target);
-        Ok(Upstream::new(at, self.proxy.dial(target).await?, place))
+        let dialled = self.proxy.dial(target).await;
+        self.upstreams.dialled(at, dialled.is_ok());
+        Ok(Upstream::new(at, dialled?, place))
     }
 
     async fn exchange(

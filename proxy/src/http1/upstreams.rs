@@ -50,47 +50,62 @@ impl Upstream {
 
 /// Idle connections; the one that was used last is the last.
 #[derive(Debug, Default)]
-pub(super) struct Upstreams(Vec<Upstream>);
+pub(super) struct Upstreams {
+    list: Vec<Upstream>,
+    /// The backend that was chosen with the connection: it gets every request that it may have.
+    home: Option<SocketAddr>,
+}
 
 impl Upstreams {
-    /// Where they lead, the one that was used last first.
+    /// Where they lead: to the first backend, then to the one that was used last.
     pub(super) fn open(&self) -> Vec<SocketAddr> {
-        self.0.iter().rev().map(|upstream| upstream.at).collect()
+        self.home.into_iter().chain(self.list.iter().rev().map(|upstream| upstream.at)).collect()
+    }
+
+    /// A connection to this backend came about, or did not.
+    pub(super) fn dialled(&mut self, at: SocketAddr, connected: bool) {
+        if connected {
+            self.home.get_or_insert(at);
+        } else {
+            self.home = self.home.filter(|home| *home != at);
+        }
     }
 
     /// Takes the connection to a server out.
     pub(super) fn take(&mut self, at: SocketAddr) -> Option<Upstream> {
-        let place = self.0.iter().position(|upstream| upstream.at == at)?;
-        Some(self.0.remove(place))
+        let place = self.list.iter().position(|upstream| upstream.at == at)?;
+        Some(self.list.remove(place))
     }
 
     /// Puts a connection back that may carry another request.
     pub(super) fn put(&mut self, upstream: Upstream) {
-        self.0.push(upstream);
+        self.list.push(upstream);
     }
 
     /// Closes what leads to a backend that has left its Service: it is not going to be taken again.
     pub(super) fn forget_others(&mut self, target: &Target) {
-        match &target.service {
-            Some(vip) => self.0.retain(|upstream| vip.group_of(upstream.at).is_some()),
-            None => self.0.retain(|upstream| upstream.at == target.leg.destination),
-        }
+        let stays = |at: SocketAddr| match &target.service {
+            Some(vip) => vip.group_of(at).is_some(),
+            None => at == target.leg.destination,
+        };
+        self.list.retain(|upstream| stays(upstream.at));
+        self.home = self.home.filter(|home| stays(*home));
     }
 
     /// Makes room for one more; returns its place among the source's connections, if it needs one. Where there is
     /// none, the one that was idle longest makes way.
     pub(super) fn make_room(&mut self, proxy: &Arc<Proxy>, target: &Target) -> Option<Place> {
-        if self.0.is_empty() {
+        if self.list.is_empty() {
             return None;
         }
-        let place = if self.0.len() < UPSTREAMS { proxy.place(target.leg.source.ip()) } else { None };
-        place.or_else(|| self.0.remove(0).place)
+        let place = if self.list.len() < UPSTREAMS { proxy.place(target.leg.source.ip()) } else { None };
+        place.or_else(|| self.list.remove(0).place)
     }
 
     /// Ends when the last of them is closed. Those that close before are forgotten.
     pub(super) async fn left(&mut self) {
         loop {
-            let place = match self.0.as_slice() {
+            let place = match self.list.as_slice() {
                 [] => return std::future::pending().await,
                 [only] => {
                     only.left().await;
@@ -98,8 +113,8 @@ impl Upstreams {
                 }
                 several => select_all(several.iter().map(|upstream| Box::pin(upstream.left()))).await.1,
             };
-            self.0.remove(place);
-            if self.0.is_empty() {
+            self.list.remove(place);
+            if self.list.is_empty() {
                 return;
             }
         }
@@ -107,6 +122,6 @@ impl Upstreams {
 
     /// As a tunnel takes them.
     pub(super) fn into_servers(self) -> Vec<Server> {
-        self.0.into_iter().map(|upstream| (upstream.at, upstream.stream, upstream.buf.freeze())).collect()
+        self.list.into_iter().map(|upstream| (upstream.at, upstream.stream, upstream.buf.freeze())).collect()
     }
 }
