@@ -14,11 +14,12 @@ use crate::lowering::{LoweredPolicy, Lowering};
 use crate::numbers::{Renewed, Sparse};
 use crate::profiles::{Builder, Handle, Profiles};
 use crate::rollout::{self, Rollout};
+use crate::services::Table;
 use crate::stats::Stats;
 use crate::subjects::Subjects;
 use crate::{Compiled, NodeScope, Options, PolicyState, cilium, tiers};
 use sluice_crd::{Objects, Problem};
-use sluice_policy::{Endpoint, Mode, Origin, Policy, PolicyId, ProfileId, Snapshot, Workload};
+use sluice_policy::{Endpoint, Mode, Origin, Policy, PolicyId, ProfileId, Services, Snapshot, Workload};
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -62,6 +63,9 @@ struct Cluster {
     classes: Classes,
     /// The round in which anything last changed that peers are resolved by.
     resolved_by: u64,
+    services: Table,
+    /// The round in which they last changed.
+    services_since: u64,
 }
 
 /// What a snapshot was made of.
@@ -77,6 +81,7 @@ struct Remembered {
     numbered: Vec<Arc<Policy>>,
     found: found::Kept,
     profiles: Profiles,
+    services: Services,
 }
 
 /// How a policy in force is known again: an object may be several, of the same name and mode.
@@ -131,8 +136,15 @@ impl Compiler {
             tiers::by_mode(lowered, &subjects, rollout).into_iter().unzip();
         let selecting = subjects.selections(&policies);
         let classes = Classes::new(&index, &policies);
+        let services = Table::new(objects, &mut problems);
         self.round += 1;
-        let before = self.cluster.take();
+        let mut before = self.cluster.take();
+        let (services, services_since) = match &mut before {
+            Some(before) if before.services == services => {
+                (std::mem::take(&mut before.services), before.services_since)
+            }
+            _ => (services, self.round),
+        };
         let resolved_by = match before.filter(|before| before.resolves_as(&index, &classes)) {
             Some(before) => before.resolved_by,
             None => self.round,
@@ -141,7 +153,18 @@ impl Compiler {
         self.remembered.retain(|_, remembered| remembered.round + 1 >= self.round);
         let local = policies.iter().map(|policy| found::is_local(&policy.ir)).collect();
         let enabled = rollout::enabled(&index, rollout);
-        let cluster = Cluster { index, policies, modes, local, selecting, enabled, classes, resolved_by };
+        let cluster = Cluster {
+            index,
+            policies,
+            modes,
+            local,
+            selecting,
+            enabled,
+            classes,
+            resolved_by,
+            services,
+            services_since,
+        };
         problems.sort();
         problems.dedup();
         let policies = cluster.states();
@@ -166,7 +189,11 @@ impl Compiler {
         let mut builder = Builder::new(policies, &handles, finder, before, &mut self.stats);
         let endpoints = endpoints(cluster, &local, &mut builder);
         let (profiles, made, found) = builder.finish();
+        if remembered.round < cluster.services_since {
+            remembered.services = cluster.services.seen_from(node);
+        }
         (remembered.profiles, remembered.found, remembered.round) = (made, found, self.round);
+        let services = remembered.services.clone();
         let in_force = remembered.numbered.clone();
         let workloads = workloads(index);
         self.remembered.insert(node.clone(), remembered);
@@ -178,7 +205,7 @@ impl Compiler {
             addresses: numbered.addresses,
             endpoints: endpoints.into(),
             workloads,
-            services: sluice_policy::Services::default(),
+            services,
         }
     }
 

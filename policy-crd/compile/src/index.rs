@@ -4,6 +4,7 @@
 //! came in.
 
 use crate::selector::{Labels, Selector};
+use crate::slices;
 use k8s_openapi::api::core::v1::{Container, Pod};
 use sluice_crd::{Category, Objects, Problem, Severity, Source, Sourced};
 use sluice_policy::{Prefix, Protocol, Workload};
@@ -13,9 +14,6 @@ use std::sync::Arc;
 
 /// The label that the API server puts on every namespace.
 pub(crate) const NAME_LABEL: &str = "kubernetes.io/metadata.name";
-
-/// The Service that an `EndpointSlice` belongs to.
-const SERVICE_LABEL: &str = "kubernetes.io/service-name";
 
 /// A cluster, indexed.
 pub(crate) struct Index {
@@ -190,11 +188,8 @@ fn namespaces(objects: &Objects) -> BTreeMap<Arc<str>, NamespaceEntry> {
 
 /// Where the API server answers: the endpoints of the Service `kubernetes` in `default`, which it keeps itself.
 fn api_server(objects: &Objects) -> BTreeSet<IpAddr> {
-    let own = objects.endpoint_slices.iter().map(|slice| &slice.object).filter(|slice| {
-        let service = slice.metadata.labels.iter().flatten().find(|(key, _)| *key == SERVICE_LABEL);
-        slice.metadata.namespace.as_deref() == Some("default")
-            && service.is_some_and(|(_, name)| name == "kubernetes")
-    });
+    let slices = objects.endpoint_slices.iter().map(|slice| &slice.object);
+    let own = slices.filter(|slice| slices::service_of(slice) == Some(("default", "kubernetes")));
     let addresses = own.flat_map(|slice| slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses));
     addresses.filter_map(|address| address.parse().ok()).map(canonical).collect()
 }

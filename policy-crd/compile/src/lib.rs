@@ -27,6 +27,8 @@ mod report;
 mod resolve;
 mod rollout;
 mod selector;
+mod services;
+mod slices;
 mod stats;
 mod subjects;
 mod tiers;

@@ -5,10 +5,10 @@
 //! such a rule allows. Knows nothing of rules.
 
 use super::selector;
-use crate::index::canonical;
 use crate::peers::PeerItem;
 use crate::report::Report;
 use crate::selector::{Labels, Selector};
+use crate::slices;
 use k8s_openapi::api::core::v1::Service;
 use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
@@ -26,8 +26,6 @@ const MAX_FROM_SERVICES: usize = 1 << 15;
 /// Most items of `toServices` in one policy: each is compared with every Service of the cluster.
 const MAX_ITEMS: usize = 256;
 
-/// The label of an `EndpointSlice` that names its Service.
-const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The label that every Namespace has.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 
@@ -117,34 +115,21 @@ fn entry(service: &Service) -> Option<(Key, Entry)> {
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<Key> {
-    let name = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?;
-    Some((name.as_str().into(), slice.metadata.namespace.as_deref().unwrap_or("default").into()))
+    let (namespace, name) = slices::service_of(slice)?;
+    Some((name.into(), namespace.into()))
 }
 
 impl Slices {
     fn add(&mut self, slice: &EndpointSlice) {
         for endpoint in slice.endpoints.iter() {
             for text in &endpoint.addresses {
-                match text.parse::<IpAddr>() {
-                    Ok(address) if slice.address_type != "FQDN" && !is_special(canonical(address)) => {
-                        let serving = is_serving(endpoint);
-                        self.addresses.push(Address { address: canonical(address), serving });
-                    }
-                    _ => self.unknown = true,
+                match slices::address(slice, text) {
+                    Some(address) => self.addresses.push(Address { address, serving: is_serving(endpoint) }),
+                    None => self.unknown = true,
                 }
             }
         }
     }
-}
-
-/// What the API server refuses as an endpoint: addresses that mean another host to everybody who uses them, and a
-/// cloud's own 169.254.169.254.
-fn is_special(address: IpAddr) -> bool {
-    let link_local = match address {
-        IpAddr::V4(address) => address.is_link_local(),
-        IpAddr::V6(address) => address.is_unicast_link_local(),
-    };
-    address.is_unspecified() || address.is_loopback() || address.is_multicast() || link_local
 }
 
 /// Whether Services send traffic there: ready, or still serving while it ends.
