@@ -1,4 +1,4 @@
-//! A snapshot as the kernel has it: four fresh inner maps, and one write that puts them in force.
+//! A snapshot as the kernel has it: five fresh inner maps, and one write that puts them in force.
 //!
 //! Everything that can fail fails before that write, so a snapshot that does not fit leaves the one before
 //! as it is. Knows nothing of devices: who is where comes in.
@@ -6,15 +6,18 @@
 use crate::crash;
 use crate::discover::Found;
 use crate::error::ApplyError;
-use crate::maps::{Classes, Endpoints, Locals, Maps, Rows};
+use crate::maps::{Classes, Endpoints, Locals, Maps, Rows, Services};
 use crate::origins::{Numbering, Origins};
 use crate::plain::Plain;
 use aya::maps::lpm_trie::Key;
 use sluice_bpf_abi::{
     Action, Address, EndpointValue, FlowKind, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS, MAX_ROWS,
-    NO_PROFILE, RowKey, RowValue, SLOTS, map, row_flag,
+    MAX_SERVICES, NO_PROFILE, RowKey, RowValue, SERVICE_CLASS, SLOTS, ServiceKey, map, row_flag,
 };
-use sluice_policy::{ClassId, Direction, Prefix, Protocol, RowAction, RowEntry, Snapshot};
+use sluice_policy::{
+    ClassId, Direction, PortPrefix, Prefix, Protocol, RowAction, RowEntry, ServiceRow, ServiceRows, Snapshot,
+    VipPort,
+};
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -26,6 +29,8 @@ const TRIE_FLAGS: u32 = 1;
 pub(crate) struct Plan {
     rows: HashMap<(u32, RowKey), RowValue>,
     classes: HashMap<(u32, Address), u32>,
+    /// Class by port of a Service.
+    services: HashMap<ServiceKey, u32>,
     /// By device.
     pub(crate) endpoints: HashMap<u32, EndpointValue>,
     /// Bridge by port, of every port of the node.
@@ -39,10 +44,12 @@ pub(crate) struct Plan {
 impl Plan {
     /// Rows and classes of a snapshot; the node's own addresses. Endpoints are added after.
     pub(crate) fn new(snapshot: &Snapshot, found: &Found) -> Self {
-        let (rows, origins) = named(snapshot);
+        let services = snapshot.service_rows();
+        let (rows, origins) = named(snapshot, &services);
         Self {
             rows,
             origins,
+            services: services.ports.iter().map(service).collect(),
             classes: snapshot.addresses.iter().map(|(prefix, class)| self::class(prefix, *class)).collect(),
             endpoints: HashMap::new(),
             ports: found.ports.clone(),
@@ -65,6 +72,7 @@ impl Plan {
         let counts = [
             ("rows", self.rows.len(), MAX_ROWS),
             ("address prefixes", self.classes.len(), MAX_CLASSES),
+            ("ports of Services", self.services.len(), MAX_SERVICES),
             ("endpoints and bridge ports", self.endpoints.len() + self.ports.len(), MAX_ENDPOINTS),
             ("local addresses", self.locals.len(), MAX_LOCALS),
         ];
@@ -81,12 +89,15 @@ impl Plan {
         let slot = (epoch % u64::from(SLOTS)) as u32;
         let rows = self.write_rows()?;
         let classes = self.write_classes()?;
+        let services = self.write_services()?;
         let (endpoints, locals) = self.write_locals()?;
         crash::point("write the generation");
         maps.rows.set(slot, &rows, 0).map_err(failed("swap", map::ROWS))?;
         crash::point("swap ROWS");
         maps.classes.set(slot, &classes, 0).map_err(failed("swap", map::CLASSES))?;
         crash::point("swap CLASSES");
+        maps.services.set(slot, &services, 0).map_err(failed("swap", map::SERVICES))?;
+        crash::point("swap SERVICES");
         maps.endpoints.set(slot, &endpoints, 0).map_err(failed("swap", map::ENDPOINTS))?;
         crash::point("swap ENDPOINTS");
         maps.locals.set(slot, &locals, 0).map_err(failed("swap", map::LOCALS))?;
@@ -117,6 +128,20 @@ impl Plan {
             classes,
             self.classes.iter().map(|((len, address), class)| (Key::new(*len, *address), *class)),
         )
+    }
+
+    fn write_services(&self) -> Result<Services, ApplyError> {
+        let room = room(self.services.len());
+        let mut services = Services::create(room, 0).map_err(failed("create", map::SERVICES))?;
+        for (port, class) in &self.services {
+            services.insert(Plain(*port), class, 0).map_err(failed("write", map::SERVICES))?;
+        }
+        let found = services.keys().filter(Result::is_ok).count();
+        if found == self.services.len() {
+            return Ok(services);
+        }
+        let (found, written) = (found as u64, self.services.len() as u64);
+        Err(ApplyError::ReadBack { what: map::SERVICES, found, written })
     }
 
     fn write_locals(&self) -> Result<(Endpoints, Locals), ApplyError> {
@@ -187,14 +212,49 @@ fn class(prefix: Prefix, class: ClassId) -> ((u32, Address), u32) {
 
 /// The rows, with what they name; where those do not fit, the fewer ones that name nothing. Names are for people, and
 /// no verdict waits for them.
-fn named(snapshot: &Snapshot) -> (HashMap<(u32, RowKey), RowValue>, Origins) {
+fn named(snapshot: &Snapshot, services: &ServiceRows) -> (HashMap<(u32, RowKey), RowValue>, Origins) {
     let mut numbering = Numbering::new(snapshot);
-    let entries = snapshot.rows().map(|entry| row(&entry, numbering.number(&entry)));
+    let of_services = || services.rows.iter().map(service_row);
+    let entries = snapshot.rows().chain(of_services()).map(|entry| row(&entry, numbering.number(&entry)));
     let rows: HashMap<_, _> = entries.take(MAX_ROWS as usize + 1).collect();
     if rows.len() <= MAX_ROWS as usize {
         return (rows, numbering.done());
     }
-    (snapshot.rows_unnamed().map(|entry| row(&entry, 0)).collect(), Origins::default())
+    let entries = snapshot.rows_unnamed().chain(of_services()).map(|entry| row(&entry, 0));
+    (entries.collect(), Origins::default())
+}
+
+fn service(port: &VipPort) -> (ServiceKey, u32) {
+    let VipPort { address, protocol, port, class } = *port;
+    let key = ServiceKey {
+        address: bytes(address),
+        port: port.to_be_bytes(),
+        protocol: protocol_number(protocol),
+        ..ServiceKey::default()
+    };
+    (key, SERVICE_CLASS | class)
+}
+
+/// The class stands for a port already: its row is that of every number.
+fn service_row(entry: &ServiceRow) -> RowEntry {
+    RowEntry {
+        profile: entry.profile,
+        direction: Direction::Egress,
+        class: ClassId(SERVICE_CLASS | entry.class),
+        protocol: entry.protocol,
+        ports: PortPrefix { port: 0, len: 0 },
+        row: entry.row,
+    }
+}
+
+fn protocol_number(protocol: Protocol) -> u8 {
+    match protocol {
+        Protocol::Tcp => RowKey::TCP,
+        Protocol::Udp => RowKey::UDP,
+        Protocol::Sctp => RowKey::SCTP,
+        Protocol::Icmp => RowKey::ICMP,
+        Protocol::Other => RowKey::OTHER,
+    }
 }
 
 fn row(entry: &RowEntry, rule: u32) -> ((u32, RowKey), RowValue) {
@@ -205,13 +265,7 @@ fn row(entry: &RowEntry, rule: u32) -> ((u32, RowKey), RowValue) {
             Direction::Ingress => FlowKind::Ingress as u8,
             Direction::Egress => FlowKind::Egress as u8,
         },
-        protocol: match entry.protocol {
-            Protocol::Tcp => RowKey::TCP,
-            Protocol::Udp => RowKey::UDP,
-            Protocol::Sctp => RowKey::SCTP,
-            Protocol::Icmp => RowKey::ICMP,
-            Protocol::Other => RowKey::OTHER,
-        },
+        protocol: protocol_number(entry.protocol),
         port: entry.ports.port.to_be_bytes(),
     };
     let action = match entry.row.action {

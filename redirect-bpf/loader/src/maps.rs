@@ -6,13 +6,14 @@ use aya::Ebpf;
 use aya::maps::lpm_trie::LpmTrie;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, PerCpuArray};
 use sluice_bpf_abi::{
-    Address, Config, EndpointValue, FlowEntry, FlowKey, Limits, Quota, RowKey, RowValue, map,
+    Address, Config, EndpointValue, FlowEntry, FlowKey, Limits, Quota, RowKey, RowValue, ServiceKey, map,
 };
 
 pub(crate) type Classes = LpmTrie<MapData, Address, u32>;
 pub(crate) type Rows = LpmTrie<MapData, Plain<RowKey>, Plain<RowValue>>;
 pub(crate) type Endpoints = HashMap<MapData, u32, Plain<EndpointValue>>;
 pub(crate) type Locals = HashMap<MapData, Address, u32>;
+pub(crate) type Services = HashMap<MapData, Plain<ServiceKey>, u32>;
 
 /// Every map that the loader reads or writes.
 pub(crate) struct Maps {
@@ -22,6 +23,7 @@ pub(crate) struct Maps {
     pub(crate) rows: ArrayOfMaps<MapData, Rows>,
     pub(crate) endpoints: ArrayOfMaps<MapData, Endpoints>,
     pub(crate) locals: ArrayOfMaps<MapData, Locals>,
+    pub(crate) services: ArrayOfMaps<MapData, Services>,
     pub(crate) flows: HashMap<MapData, Plain<FlowKey>, Plain<FlowEntry>>,
     pub(crate) limits: Array<MapData, Plain<Limits>>,
     pub(crate) quotas: HashMap<MapData, u32, Plain<Quota>>,
@@ -38,6 +40,7 @@ impl Maps {
             rows: take(ebpf, map::ROWS)?,
             endpoints: take(ebpf, map::ENDPOINTS)?,
             locals: take(ebpf, map::LOCALS)?,
+            services: take(ebpf, map::SERVICES)?,
             flows: take(ebpf, map::FLOWS)?,
             limits: take(ebpf, map::LIMITS)?,
             quotas: take(ebpf, map::QUOTAS)?,

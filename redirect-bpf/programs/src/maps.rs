@@ -1,6 +1,6 @@
 //! The maps, and the few reads that every hook makes.
 //!
-//! A generation is four inner maps in one slot. A program reads the epoch once and takes the slot from it,
+//! A generation is five inner maps in one slot. A program reads the epoch once and takes the slot from it,
 //! so that a packet sees one generation whole, whatever the loader swaps meanwhile.
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
@@ -8,14 +8,15 @@ use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCp
 use aya_ebpf::macros::btf_map;
 use sluice_bpf_abi::{
     Address, Bucket, COUNTERS as COUNTER_COUNT, Config, Counter, EndpointValue, FlowEntry, FlowKey,
-    LOCAL_NODE, Limits, MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_LOCALS, MAX_ROWS, Quota, RowKey, RowValue,
-    SLOTS,
+    LOCAL_NODE, Limits, MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_LOCALS, MAX_ROWS, MAX_SERVICES, Quota,
+    RowKey, RowValue, SLOTS, ServiceKey,
 };
 
 type Classes = LpmTrie<Address, u32, { MAX_CLASSES as usize }>;
 type Rows = LpmTrie<RowKey, RowValue, { MAX_ROWS as usize }>;
 type Endpoints = HashMap<u32, EndpointValue, { MAX_ENDPOINTS as usize }>;
 type Locals = HashMap<Address, u32, { MAX_LOCALS as usize }>;
+type Services = HashMap<ServiceKey, u32, { MAX_SERVICES as usize }>;
 
 #[btf_map]
 static CONFIG: Array<Config, 1> = Array::new();
@@ -29,6 +30,8 @@ static ROWS: ArrayOfMaps<Rows, { SLOTS as usize }> = ArrayOfMaps::new();
 static ENDPOINTS: ArrayOfMaps<Endpoints, { SLOTS as usize }> = ArrayOfMaps::new();
 #[btf_map]
 static LOCALS: ArrayOfMaps<Locals, { SLOTS as usize }> = ArrayOfMaps::new();
+#[btf_map]
+static SERVICES: ArrayOfMaps<Services, { SLOTS as usize }> = ArrayOfMaps::new();
 // LRU, so that a table that is full refuses nobody: what has been used once and never again goes first. An endpoint's
 // limits (`flow.rs`) keep one endpoint's flood from filling it. What goes is judged again by the rows at its next
 // packet: a connection in both orientations, so that one that was cut, and whose entry many endpoints' floods together
@@ -154,6 +157,15 @@ impl Generation {
     pub(crate) fn class(self, address: &Address) -> u32 {
         let Some(inner) = CLASSES.get(self.slot) else { return 0 };
         inner.get(&Key::new(128, *address)).copied().unwrap_or(0)
+    }
+
+    /// The class of a Service's port, if an address stands for one.
+    #[inline(always)]
+    pub(crate) fn service(self, address: &Address, port: [u8; 2], protocol: u8) -> Option<u32> {
+        let inner = SERVICES.get(self.slot)?;
+        let key = ServiceKey { address: *address, port, protocol, pad: 0 };
+        // SAFETY: as in `profile`.
+        unsafe { inner.get(key) }.copied()
     }
 
     /// The row with the longest port prefix.

@@ -8,7 +8,7 @@ use crate::steer::Endpoint;
 use crate::{Fate, error, fragment};
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Address, Counter, EndpointValue, FlowKind, FlowState, config_flag, flow_flag};
+use sluice_bpf_abi::{Address, Counter, EndpointValue, FlowKind, FlowState, RowKey, config_flag, flow_flag};
 
 #[inline(always)]
 fn endpoint(ctx: &TcContext) -> Option<(Endpoint, u32)> {
@@ -104,7 +104,7 @@ fn unclaimed(generation: Generation, address: &Address) -> bool {
 
 #[inline(always)]
 fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
-    if endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex) {
+    if endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex) && !to_service(endpoint, packet) {
         return to_itself(endpoint, packet);
     }
     if packet.form == Form::Error
@@ -128,6 +128,23 @@ fn to_itself(endpoint: Endpoint, packet: &Packet) -> Fate {
         Ok(()) => Fate::Pass(Counter::Itself),
         Err(full) => Fate::Drop(full),
     }
+}
+
+/// Whether a Service has the pod's own address (`externalIPs` may be any): a translation would lead the packet to
+/// whoever stands behind it, and the pod's word with itself would be its way round every rule.
+#[inline(always)]
+fn to_service(endpoint: Endpoint, packet: &Packet) -> bool {
+    let protocol = RowKey::protocol_of(packet.protocol);
+    let service = RowKey::has_ports(protocol)
+        && endpoint.generation.service(&packet.dst, packet.dport, protocol).is_some();
+    if service {
+        // What was remembered when there was no such Service is never judged.
+        let key = forward(endpoint.ifindex, FlowKind::Egress, packet);
+        if recall(&key).is_some_and(|entry| entry.flags & flow_flag::SELF != 0) {
+            flow::forget(&key);
+        }
+    }
+    service
 }
 
 #[inline(always)]

@@ -71,6 +71,10 @@ impl Question<'_> {
         }
     }
 
+    /// What an endpoint sends to a Service is judged by who stands behind it, before a translation chooses one of
+    /// them: the port of the Service has a class of its own, whatever its address is otherwise. Nobody sends from a
+    /// Service's address.
+    ///
     /// Forwarded traffic that wears an address of this node is nobody's: only a socket of the node is the
     /// node, and its packets are not judged by rows.
     #[inline(always)]
@@ -78,6 +82,12 @@ impl Question<'_> {
         let inbound = self.direction as u8 == FlowKind::Ingress as u8;
         if inbound && generation.owner(self.peer) == Some(LOCAL_NODE) {
             return 0;
+        }
+        if !inbound
+            && RowKey::has_ports(self.protocol)
+            && let Some(class) = generation.service(self.peer, self.number, self.protocol)
+        {
+            return class;
         }
         generation.class(self.peer)
     }
