@@ -35,9 +35,12 @@ mod quotas;
 mod rig;
 #[path = "datapath/rules.rs"]
 mod rules;
+#[path = "datapath/services.rs"]
+mod services;
 #[path = "datapath/strict.rs"]
 mod strict;
-
+#[path = "datapath/translation.rs"]
+mod translation;
 #[path = "datapath/upgrade.rs"]
 mod upgrade;
 #[path = "datapath/v2.rs"]
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         crash::tests(),
         upgrade::tests(),
         fragments::tests(),
+        services::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)

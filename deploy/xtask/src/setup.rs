@@ -16,6 +16,8 @@ const TOOLS: &[(&str, &str)] = &[
     ("ping", "iputils-ping"),
     ("curl", "curl"),
     ("nft", "nftables"),
+    ("iptables-restore", "iptables"),
+    ("conntrack", "conntrack"),
 ];
 
 /// What came of it.

@@ -295,6 +295,15 @@ pub(crate) struct Proxy {
 impl Proxy {
     /// Takes the listeners of a node.
     pub(crate) fn start(node: &sluice_redirect::Node) -> Result<Self> {
+        Self::choosing(node, |_, target| Some(target))
+    }
+
+    /// Takes the listeners of a node, and says for each client and original destination whom to connect to.
+    pub(crate) fn choosing(
+        node: &sluice_redirect::Node,
+        choose: impl Fn(SocketAddr, SocketAddr) -> Option<SocketAddr> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let choose = Arc::new(choose);
         let (v4, v6) = node.listener()?;
         Self::on(node, v4, v6)
     }
@@ -311,6 +320,7 @@ impl Proxy {
         for listener in [v4, v6] {
             let netns = node.proxy_netns().try_clone_to_owned()?;
             let (stop, accepted) = (Arc::clone(&proxy.stop), Arc::clone(&proxy.accepted));
+            let choose = Arc::clone(&choose);
             proxy.threads.push(std::thread::spawn(move || {
                 enter(netns.as_fd()).expect("the proxy's namespace");
                 while let Ok((stream, client)) = listener.accept() {
@@ -319,6 +329,7 @@ impl Proxy {
                     }
                     let target = stream.local_addr().expect("the original destination");
                     accepted.lock().expect("not poisoned").push((client, target));
+                    let Some(target) = choose(client, target) else { continue };
                     // Threads are born in their parent's namespace.
                     std::thread::spawn(move || carry(stream, client, target));
                 }

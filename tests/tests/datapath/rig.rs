@@ -2,7 +2,7 @@
 
 use crate::rules::{self, Line};
 use anyhow::{Context, Result, ensure};
-use sluice_policy::Snapshot;
+use sluice_policy::{Service, Snapshot};
 use sluice_redirect::{Applied, Counter, Counters, Node, NodeConfig};
 use sluice_tests::world::Family;
 use sluice_tests::{NodeSpec, Pod, PodSpec, World, WorldBuilder};
@@ -95,8 +95,19 @@ impl Rig {
 
     /// The same on another node.
     pub(crate) fn apply_on(&mut self, node: &str, lines: &[Line]) -> Result<Applied> {
+        self.apply_with(node, lines, Vec::new())
+    }
+
+    /// The same, with these Services.
+    pub(crate) fn apply_with(
+        &mut self,
+        node: &str,
+        lines: &[Line],
+        services: Vec<Service>,
+    ) -> Result<Applied> {
         self.generation += 1;
-        let snapshot = rules::snapshot(&self.world, node, self.generation, lines);
+        let mut snapshot = rules::snapshot(&self.world, node, self.generation, lines);
+        snapshot.services = services.into();
         let applied = self.put(node, &snapshot)?;
         ensure!(applied.missing.is_empty(), "missing: {:?}", applied.missing);
         ensure!(applied.generation == self.generation, "applied {applied:?}");
