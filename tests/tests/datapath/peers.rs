@@ -298,18 +298,26 @@ impl Proxy {
         Self::choosing(node, |_, target| Some(target))
     }
 
-    /// Takes the listeners of a node, and says for each client and original destination whom to connect to.
+    /// The same, and says for each client and original destination whom to connect to.
     pub(crate) fn choosing(
         node: &sluice_redirect::Node,
         choose: impl Fn(SocketAddr, SocketAddr) -> Option<SocketAddr> + Send + Sync + 'static,
     ) -> Result<Self> {
-        let choose = Arc::new(choose);
         let (v4, v6) = node.listener()?;
-        Self::on(node, v4, v6)
+        Self::carrying(node, [v4, v6], choose)
     }
 
     /// On listeners that somebody else has too.
     pub(crate) fn on(node: &sluice_redirect::Node, v4: TcpListener, v6: TcpListener) -> Result<Self> {
+        Self::carrying(node, [v4, v6], |_, target| Some(target))
+    }
+
+    fn carrying(
+        node: &sluice_redirect::Node,
+        [v4, v6]: [TcpListener; 2],
+        choose: impl Fn(SocketAddr, SocketAddr) -> Option<SocketAddr> + Send + Sync + 'static,
+    ) -> Result<Self> {
+        let choose = Arc::new(choose);
         let mut proxy = Self {
             stop: Arc::default(),
             at: vec![v4.local_addr()?, v6.local_addr()?],
