@@ -14,7 +14,7 @@ pub enum EventVerdict {
     ToProxy = 3,
     /// A new flow passes that audited policies would refuse.
     Audit = 4,
-    /// A flow that stood is no longer allowed.
+    /// A flow that stood is no longer allowed. Told once.
     Cut = 5,
 }
 
@@ -39,10 +39,15 @@ pub struct Event {
     /// 1: it was answered.
     pub answered: u8,
     /// Explicit padding.
-    pub pad: [u8; 6],
+    pub pad: [u8; 2],
+    /// The class that the peer was looked up as, [`SERVICE_CLASS`](crate::SERVICE_CLASS) included; 0 where no row was
+    /// asked, and of nobody.
+    pub class: u32,
 }
 
-/// The ring's size. An event with its header takes 96 bytes, so some 10,000 wait at most.
+/// The ring's size. An event with its header takes 88 bytes, so some 12,000 wait at most.
 pub const EVENT_BYTES: u32 = 1 << 20;
+/// How full the ring may be for the event of a flow that passes: the rest is kept for what is refused.
+pub const EVENT_BYTES_PASSED: u32 = EVENT_BYTES / 2;
 
 const _: () = assert!(size_of::<Event>() == 80);

@@ -63,6 +63,8 @@ pub mod flow_flag {
     pub const SELF: u8 = 2;
     /// Of a proxied flow: only crossed a bridge, so that the node's conntrack knows nothing of it.
     pub const UNSEEN: u8 = 4;
+    /// Of a flow that was cut: an event has told of it.
+    pub const TOLD: u8 = 8;
 }
 
 /// A flow.

@@ -16,7 +16,7 @@ mod row;
 mod service;
 
 pub use counter::{COUNTERS, Counter};
-pub use event::{EVENT_BYTES, Event, EventVerdict};
+pub use event::{EVENT_BYTES, EVENT_BYTES_PASSED, Event, EventVerdict};
 pub use flow::{FlowEntry, FlowKey, FlowKind, FlowState, flow_flag, idle, life};
 pub use fragment::{FRAGMENT_SLOTS, FragmentEntry, FragmentKey, MAX_FRAGMENTS};
 pub use limits::{Bucket, Limits, Quota};

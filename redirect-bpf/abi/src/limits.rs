@@ -10,8 +10,9 @@ pub struct Limits {
     pub opens: [u32; 2],
     /// Resets and ICMP errors that may be built for its packets in a second.
     pub answers: u32,
-    /// Events that it may cause in a second.
-    pub events: u32,
+    /// Events that it may cause in a second: of what is refused, and of flows that pass. Apart, so that nobody hides
+    /// the one behind the other.
+    pub events: [u32; 2],
     /// UDP ports of the node's own tunnels, host byte order: no pod speaks to them. 0 is none.
     pub tunnels: [u16; 4],
 }
@@ -43,8 +44,8 @@ pub struct Quota {
     /// Of [`Limits::answers`].
     pub answers: Bucket,
     /// Of [`Limits::events`].
-    pub events: Bucket,
+    pub events: [Bucket; 2],
 }
 
-const _: () = assert!(size_of::<Limits>() == 32);
-const _: () = assert!(size_of::<Bucket>() == 16 && size_of::<Quota>() == 88);
+const _: () = assert!(size_of::<Limits>() == 36);
+const _: () = assert!(size_of::<Bucket>() == 16 && size_of::<Quota>() == 104);

@@ -23,8 +23,10 @@ pub struct EndpointLimits {
     pub egress_opens: u32,
     /// Resets and ICMP errors for its packets in a second. Linux answers with as many (`icmp_msgs_per_sec`).
     pub answers: u32,
-    /// Events that it may cause in a second.
-    pub events: u32,
+    /// Events in a second of what is refused at its hooks. A flood beyond is counted, not told packet by packet.
+    pub refusal_events: u32,
+    /// Events in a second of its flows that pass.
+    pub flow_events: u32,
 }
 
 impl Default for EndpointLimits {
@@ -38,7 +40,8 @@ impl Default for EndpointLimits {
             ingress_opens: 16_384,
             egress_opens: 8_192,
             answers: 1_000,
-            events: 100,
+            refusal_events: 100,
+            flow_events: 100,
         }
     }
 }
@@ -50,7 +53,7 @@ impl EndpointLimits {
             flows: [self.ingress_flows, self.egress_flows],
             opens: [self.ingress_opens, self.egress_opens],
             answers: self.answers,
-            events: self.events,
+            events: [self.refusal_events, self.flow_events],
             ..Limits::default()
         }
     }

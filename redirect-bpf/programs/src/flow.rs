@@ -2,6 +2,7 @@
 //!
 //! No verdicts here. Hook D remembers what the proxy opens, `steer.rs` what was judged.
 
+use crate::event;
 use crate::maps::{FLOWS, limits, quota, take};
 use crate::packet::Packet;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
@@ -70,7 +71,13 @@ pub(crate) fn recall(key: &FlowKey) -> Option<&'static mut FlowEntry> {
 #[inline(always)]
 pub(crate) fn remember(key: &FlowKey, entry: &FlowEntry) -> Result<(), Counter> {
     // In the place of one that is over, or that a SYN begins anew: that is counted already.
-    if FLOWS.get_ptr(key).is_some() {
+    if let Some(old) = FLOWS.get_ptr(key) {
+        // SAFETY: as in `recall`.
+        let old = unsafe { &*old };
+        let alike = old.state == entry.state && old.epoch == entry.epoch && old.life == 0;
+        if alike && !old.is_over(key.protocol, entry.seen) {
+            event::again();
+        }
         return insert(key, entry, 0);
     }
     let (Some(quota), Some(limits)) = (quota(key.ifindex), limits()) else {

@@ -15,6 +15,7 @@
 #![no_main]
 
 mod error;
+mod event;
 mod flow;
 mod fragment;
 mod maps;
@@ -27,9 +28,10 @@ mod steer;
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{COUNTERS, Counter};
+use sluice_bpf_abi::{COUNTERS, Counter, FlowKind};
 
 /// What becomes of a packet. The reason is counted either way.
+#[derive(Clone, Copy)]
 pub(crate) enum Fate {
     /// It goes on.
     Pass(Counter),
@@ -80,13 +82,13 @@ const _: () = assert!(COUNTERS <= REASON);
 #[classifier]
 #[inline(always)]
 pub fn from_pod(ctx: TcContext) -> i32 {
-    finish(pod::from_pod(&ctx))
+    told(&ctx, FlowKind::Egress, pod::from_pod(&ctx))
 }
 
 #[classifier]
 #[inline(always)]
 pub fn to_pod(ctx: TcContext) -> i32 {
-    finish(pod::to_pod(&ctx))
+    told(&ctx, FlowKind::Ingress, pod::to_pod(&ctx))
 }
 
 #[classifier]
@@ -99,6 +101,17 @@ pub fn to_proxy(ctx: TcContext) -> i32 {
 #[inline(always)]
 pub fn from_proxy(ctx: TcContext) -> i32 {
     finish(proxy::from_proxy(&ctx))
+}
+
+/// The same at a pod's own hooks, whose user space is told of.
+#[inline(always)]
+fn told(ctx: &TcContext, hook: FlowKind, fate: Fate) -> i32 {
+    let fate = match fate {
+        Fate::ToProxy(_) if maps::config().helper_ifindex == 0 => Fate::Drop(Counter::NoProxy),
+        fate => fate,
+    };
+    event::tell(ctx, hook, fate);
+    finish(fate)
 }
 
 #[inline(always)]

@@ -8,6 +8,7 @@
 mod icmp;
 mod odd;
 
+use crate::event::Note;
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::btf_maps::PerCpuArray;
 use aya_ebpf::helpers::bpf_skb_load_bytes;
@@ -125,6 +126,8 @@ pub(crate) struct Packet {
     pub(crate) epoch: Cell<u64>,
     /// Why it is to be dropped, where it cannot be read.
     refused: Counter,
+    /// What events say of it beside.
+    pub(crate) note: Note,
 }
 
 /// What a fragment has in common with the others of its packet, and where it belongs.
@@ -210,7 +213,17 @@ impl Packet {
         packet.base = 0;
         packet.offset = 0;
         packet.id = [0; 4];
+        packet.epoch.set(0);
+        packet.note = Note::default();
         Some(packet)
+    }
+
+    /// The packet that this program was called for, as far as it has been read.
+    #[inline(always)]
+    pub(crate) fn at_hand() -> Option<&'static Self> {
+        let packet = PACKETS_READ.get_ptr_mut(OUTER)?;
+        // SAFETY: as in `scratch`. What is written from here on is in cells.
+        Some(unsafe { &*packet })
     }
 
     /// Reads the headers, and those of the packet that an ICMP error is about.

@@ -1,5 +1,6 @@
 //! The verdict on a new flow: one look-up of the peer's class, one of the row.
 
+use crate::event;
 use crate::maps::{Generation, config};
 use crate::packet::Packet;
 use crate::proxy::{self, reversed, tuple};
@@ -42,16 +43,19 @@ impl Question<'_> {
     /// Asks the rows of a generation.
     #[inline(always)]
     pub(crate) fn judge(&self, generation: Generation) -> Judged {
+        let class = self.class(generation);
         let key = RowKey {
             profile: self.profile,
-            class: self.class(generation),
+            class,
             direction: self.direction as u8,
             protocol: self.protocol,
             port: self.number,
         };
         let Some(row) = generation.row(&key) else {
+            event::judged(class, 0);
             return Judged { verdict: Judgement::Refuse(Counter::NoRow), rule: 0 };
         };
+        event::judged(class, row.rule);
         Judged { verdict: self.verdict(row), rule: row.rule }
     }
 

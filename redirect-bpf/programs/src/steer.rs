@@ -4,11 +4,11 @@
 //! originator would have sent it, as the answer to one of the proxy's own connections, and as the answer to
 //! one that the other end opened; only then is it judged.
 
-use crate::Fate;
 use crate::flow::{self, backward, forward, recall, touch};
 use crate::maps::{Generation, count};
 use crate::packet::{Packet, TCP};
 use crate::row::{Judged, Judgement, Question, proxy_answers, proxy_has, proxy_listens};
+use crate::{Fate, event};
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState, RowKey, flow_flag, life};
 
@@ -92,9 +92,15 @@ impl Endpoint {
         let key = backward(self.ifindex, answers, packet);
         let backwards = self.question(&key).judge(self.generation);
         match (backwards.verdict, forwards.verdict) {
-            (Judgement::Direct(reason), _) => self.found(packet, &key, reason, backwards.rule),
+            (Judgement::Direct(reason), _) => {
+                event::backward();
+                self.found(packet, &key, reason, backwards.rule)
+            }
             (Judgement::Proxy | Judgement::Watch, _) => Fate::ToProxy(Counter::UpstreamReply),
-            (_, Judgement::Refuse(reason)) => Fate::Drop(reason),
+            (_, Judgement::Refuse(reason)) => {
+                event::decided(forwards.rule);
+                Fate::Drop(reason)
+            }
             _ => Fate::Drop(Counter::Denied),
         }
     }
@@ -139,6 +145,7 @@ impl Endpoint {
     #[inline(always)]
     fn cut(self, packet: &Packet, entry: &mut FlowEntry, outward: bool) -> Fate {
         entry.seen = flow::now();
+        event::cut(entry, outward);
         // Who breaks it off need not be told.
         if packet.is_reset() {
             entry.life |= if outward { life::TOLD_OUT } else { life::TOLD_IN };
@@ -157,6 +164,7 @@ impl Endpoint {
         if matches!(judged.verdict, Judgement::Direct(_)) {
             entry.rule = judged.rule;
             entry.state = FlowState::Direct as u8;
+            entry.flags &= !flow_flag::TOLD;
         }
         entry.state == FlowState::Direct as u8
     }
