@@ -40,7 +40,8 @@ const LIMITS: EndpointLimits = EndpointLimits {
     ingress_opens: 0,
     egress_opens: 0,
     answers: 1_000,
-    events: 100,
+    refusal_events: 100,
+    flow_events: 100,
 };
 const UNLIMITED: EndpointLimits = EndpointLimits { ingress_flows: 0, egress_flows: 0, ..LIMITS };
 
