@@ -7,6 +7,8 @@
 mod across;
 #[path = "datapath/attack.rs"]
 mod attack;
+#[path = "datapath/cases.rs"]
+mod cases;
 #[path = "datapath/crash.rs"]
 mod crash;
 #[path = "datapath/forge.rs"]
@@ -46,6 +48,8 @@ mod upgrade;
 #[path = "datapath/v2.rs"]
 mod v2;
 
+#[path = "datapath/table.rs"]
+mod table;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -68,6 +72,7 @@ fn main() -> ExitCode {
         upgrade::tests(),
         fragments::tests(),
         services::tests(),
+        table::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)

@@ -53,7 +53,8 @@ pub mod map {
     pub const ROWS: &str = "ROWS";
     /// Array of [`SLOTS`](crate::SLOTS) maps: ifindex → [`EndpointValue`](crate::EndpointValue).
     pub const ENDPOINTS: &str = "ENDPOINTS";
-    /// Array of [`SLOTS`](crate::SLOTS) maps: address → ifindex of the local endpoint that owns it.
+    /// Array of [`SLOTS`](crate::SLOTS) maps: address → ifindex of the local endpoint that owns it,
+    /// [`LOCAL_NODE`](crate::LOCAL_NODE) or [`REMOTE_NODE`](crate::REMOTE_NODE).
     pub const LOCALS: &str = "LOCALS";
     /// [`FlowKey`](crate::FlowKey) → [`FlowEntry`](crate::FlowEntry).
     pub const FLOWS: &str = "FLOWS";
@@ -88,13 +89,24 @@ pub const MAX_ROWS: u32 = 262_144;
 pub const MAX_CLASSES: u32 = 262_144;
 /// Endpoints of one node, and other ports of its bridges: far more than kubelets are run with.
 pub const MAX_ENDPOINTS: u32 = 4_096;
-/// Addresses of endpoints and of the node itself on one node.
-pub const MAX_LOCALS: u32 = 8_192;
+/// Addresses of endpoints and of the node itself on one node, hardware addresses of its devices, addresses of the
+/// other nodes: two of each of 5,000 nodes, which is what Kubernetes is built for, beside those of the endpoints.
+pub const MAX_LOCALS: u32 = 32_768;
 /// What [`map::LOCALS`] says of an address of the node itself.
 pub const LOCAL_NODE: u32 = u32::MAX;
+/// What [`map::LOCALS`] says of an address of another node. All above it is no endpoint's device.
+pub const REMOTE_NODE: u32 = u32::MAX - 1;
+/// The UDP ports of tunnels that a node may have: one of each kind, for two networks.
+pub const MAX_TUNNELS: usize = 4;
 
 /// An address as every map has it: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`.
 pub type Address = [u8; 16];
+
+/// A hardware address as [`map::LOCALS`] has it: in the block that is for nobody (RFC 6666), so that it is no host's.
+#[must_use]
+pub const fn hardware(mac: [u8; 6]) -> Address {
+    [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, mac[0], mac[1], mac[2], mac[3], mac[4], mac[5]]
+}
 
 /// What the programs must know of this node.
 #[repr(C)]
@@ -110,6 +122,8 @@ pub struct Config {
     pub listen_port: u16,
     /// [`config_flag`].
     pub flags: u16,
+    /// UDP ports of the node's own tunnels, host byte order: no pod speaks to them at a node. 0 is none.
+    pub tunnels: [u16; MAX_TUNNELS],
 }
 
 /// Bits of [`Config::flags`].
@@ -149,5 +163,5 @@ pub mod endpoint_flag {
     pub const REJECT_EGRESS: u8 = 4;
 }
 
-const _: () = assert!(size_of::<Config>() == 16);
+const _: () = assert!(size_of::<Config>() == 24);
 const _: () = assert!(size_of::<EndpointValue>() == 16);

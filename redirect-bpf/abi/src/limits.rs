@@ -13,8 +13,6 @@ pub struct Limits {
     /// Events that it may cause in a second: of what is refused, and of flows that pass. Apart, so that nobody hides
     /// the one behind the other.
     pub events: [u32; 2],
-    /// UDP ports of the node's own tunnels, host byte order: no pod speaks to them. 0 is none.
-    pub tunnels: [u16; 4],
 }
 
 /// A bucket of tokens: filled as time goes, up to one second's worth.
@@ -47,5 +45,5 @@ pub struct Quota {
     pub events: [Bucket; 2],
 }
 
-const _: () = assert!(size_of::<Limits>() == 36);
+const _: () = assert!(size_of::<Limits>() == 28);
 const _: () = assert!(size_of::<Bucket>() == 16 && size_of::<Quota>() == 104);

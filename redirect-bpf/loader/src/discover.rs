@@ -3,9 +3,9 @@
 //! Looks into the named network namespaces under `/run/netns`, where CNI runtimes keep them. The other end
 //! of the device that has the address must be a veth in the node's namespace that points back at it.
 
-use crate::netlink::{Link, Netlink};
+use crate::netlink::{Link, Mac, Netlink};
 use crate::netns;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
@@ -25,6 +25,10 @@ pub(crate) struct Found {
     pub(crate) ports: HashMap<u32, u32>,
     /// The node's own addresses.
     pub(crate) node: Vec<IpAddr>,
+    /// The hardware addresses of the node's devices: a frame to one of them is for the node.
+    pub(crate) hardware: Vec<Mac>,
+    /// The hardware addresses of the pods' own interfaces, by the node's end.
+    pods: HashMap<u32, Mac>,
 }
 
 impl Found {
@@ -54,6 +58,13 @@ impl Found {
         self.ports.get(&device).copied().unwrap_or(device)
     }
 
+    /// The hardware address of the pod behind a device, where it is a bridge's port: there frames go by it, and to send
+    /// from another's is to take what is meant for the other. Over a routed veth nothing but the node hears the pod,
+    /// and routes nothing by it.
+    pub(crate) fn mac(&self, device: u32) -> Option<Mac> {
+        self.ports.get(&device).and_then(|_| self.pods.get(&device)).copied()
+    }
+
     /// The name of a device of the node.
     pub(crate) fn name(&self, device: u32) -> Option<&str> {
         self.names.get(&device).map(String::as_str)
@@ -71,6 +82,7 @@ pub(crate) fn discover(node: BorrowedFd<'_>, wanted: &HashSet<IpAddr>) -> io::Re
     let bridges: HashSet<u32> = links.iter().filter(|l| l.kind == "bridge").map(|l| l.index).collect();
     let port = |link: &Link| Some((link.index, link.master.filter(|master| bridges.contains(master))?));
     found.ports = links.iter().filter_map(port).collect();
+    found.hardware = links.iter().filter_map(|link| link.mac).collect();
     let veths: HashMap<u32, Link> =
         links.into_iter().filter(|l| l.kind == "veth").map(|l| (l.index, l)).collect();
     found.names = veths.values().map(|link| (link.index, link.name.clone())).collect();
@@ -85,10 +97,16 @@ pub(crate) fn discover(node: BorrowedFd<'_>, wanted: &HashSet<IpAddr>) -> io::Re
             let Some(link) = pod.peer.and_then(|peer| veths.get(&peer)) else { continue };
             if link.peer == Some(pod.index) && link.peer_nsid.is_some() && link.peer_nsid == nsid {
                 found.by_address.entry(address).or_default().insert(link.index);
+                found.pods.extend(pod.mac.map(|mac| (link.index, mac)));
             }
         }
     }
     Ok(found)
+}
+
+/// The UDP ports of the node's tunnels, each once.
+pub(crate) fn tunnels(node: BorrowedFd<'_>) -> io::Result<BTreeSet<u16>> {
+    netns::within(node, || Ok(Netlink::open()?.links()?.into_iter().filter_map(|link| link.tunnel).collect()))
 }
 
 /// The veth ends of a namespace that have a wanted address.

@@ -7,16 +7,18 @@ use crate::crash;
 use crate::discover::Found;
 use crate::error::ApplyError;
 use crate::maps::{Classes, Endpoints, Locals, Maps, Rows, Services};
+use crate::netlink::Mac;
 use crate::origins::{Numbering, Origins};
 use crate::plain::Plain;
 use aya::maps::lpm_trie::Key;
 use sluice_bpf_abi::{
     Action, Address, EndpointValue, FlowKind, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS, MAX_ROWS,
-    MAX_SERVICES, NO_PROFILE, RowKey, RowValue, SERVICE_CLASS, SLOTS, ServiceKey, map, row_flag,
+    MAX_SERVICES, NO_PROFILE, REMOTE_NODE, RowKey, RowValue, SERVICE_CLASS, SLOTS, ServiceKey, endpoint_flag,
+    hardware, map, row_flag,
 };
 use sluice_policy::{
-    ClassId, Direction, PortPrefix, Prefix, Protocol, RowAction, RowEntry, ServiceRow, ServiceRows, Snapshot,
-    VipPort,
+    ClassId, Direction, Identity, PortPrefix, Prefix, Protocol, RowAction, RowEntry, ServiceRow, ServiceRows,
+    Snapshot, VipPort,
 };
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -53,7 +55,7 @@ impl Plan {
             classes: snapshot.addresses.iter().map(|(prefix, class)| self::class(prefix, *class)).collect(),
             endpoints: HashMap::new(),
             ports: found.ports.clone(),
-            locals: found.node.iter().map(|address| (bytes(*address), LOCAL_NODE)).collect(),
+            locals: locals(snapshot, found),
         }
     }
 
@@ -74,7 +76,7 @@ impl Plan {
             ("address prefixes", self.classes.len(), MAX_CLASSES),
             ("ports of Services", self.services.len(), MAX_SERVICES),
             ("endpoints and bridge ports", self.endpoints.len() + self.ports.len(), MAX_ENDPOINTS),
-            ("local addresses", self.locals.len(), MAX_LOCALS),
+            ("addresses of nodes and endpoints, and devices", self.locals.len(), MAX_LOCALS),
         ];
         match counts.into_iter().find(|(_, count, max)| *count > *max as usize) {
             Some((what, count, max)) => Err(ApplyError::Full { what, count, max }),
@@ -163,11 +165,38 @@ impl Plan {
     }
 }
 
+/// The addresses of the other nodes and of this one, and the hardware addresses of its devices. What a snapshot says
+/// of this node's own addresses is nothing beside what the node itself says.
+fn locals(snapshot: &Snapshot, found: &Found) -> HashMap<Address, u32> {
+    let node = |class: &ClassId| {
+        let class = snapshot.classes.get(class.0 as usize);
+        class.is_some_and(|class| matches!(class.identity, Identity::Node(_)))
+    };
+    let hosts = snapshot.addresses.iter().filter(|(prefix, class)| prefix.mapped_len() == 128 && node(class));
+    let remote = hosts.map(|(prefix, _)| (Ipv6Addr::from(prefix.mapped_bits()).octets(), REMOTE_NODE));
+    let here = found.node.iter().map(|address| bytes(*address));
+    let devices = found.hardware.iter().map(|mac| hardware(*mac));
+    remote.chain(here.chain(devices).map(|address| (address, LOCAL_NODE))).collect()
+}
+
+/// The hardware address that an endpoint is held to since it was first seen with these addresses behind this device.
+///
+/// It is never read anew while the pod has the device: the pod itself may change it (`CAP_NET_ADMIN`), also to one that
+/// is another's. It then sends nothing any more, until it has its own again or is made anew.
+pub(crate) fn held(maps: &Maps, device: u32, addresses: &[IpAddr]) -> Option<Mac> {
+    if !addresses.iter().any(|address| owner(maps, *address) == Some(device)) {
+        return None;
+    }
+    let slot = (epoch(maps).ok()? % u64::from(SLOTS)) as u32;
+    let Plain(value) = maps.endpoints.get(&slot, 0).ok()?.get(&device, 0).ok()?;
+    (value.flags & endpoint_flag::MAC != 0).then_some(value.mac)
+}
+
 /// Whom the generation in force says an address belongs to.
 pub(crate) fn owner(maps: &Maps, address: IpAddr) -> Option<u32> {
     let slot = (epoch(maps).ok()? % u64::from(SLOTS)) as u32;
     let locals = maps.locals.get(&slot, 0).ok()?;
-    locals.get(&bytes(address), 0).ok().filter(|owner| *owner != LOCAL_NODE)
+    locals.get(&bytes(address), 0).ok().filter(|owner| *owner < REMOTE_NODE)
 }
 
 fn epoch(maps: &Maps) -> Result<u64, ApplyError> {

@@ -46,6 +46,8 @@ const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_GENEVE_PORT: u16 = 5;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const NETNSA_NSID: u16 = 1;
@@ -87,6 +89,10 @@ pub(crate) struct Link {
     pub(crate) peer_nsid: Option<i32>,
     /// The device that this one is a part of.
     pub(crate) master: Option<u32>,
+    /// Its hardware address, if it is one of Ethernet's length.
+    pub(crate) mac: Option<Mac>,
+    /// Of a tunnel over UDP the port.
+    pub(crate) tunnel: Option<u16>,
 }
 
 /// One end of a veth to be made.
@@ -397,17 +403,31 @@ fn parse_link(body: &[u8]) -> Option<Link> {
             IFLA_IFALIAS => link.alias = text(value),
             IFLA_LINK => link.peer = Some(number(value)).filter(|peer| *peer != 0),
             IFLA_MASTER => link.master = Some(number(value)),
+            IFLA_ADDRESS => link.mac = value.try_into().ok(),
             IFLA_LINK_NETNSID => link.peer_nsid = Some(number(value) as i32),
             IFLA_LINKINFO => {
                 link.kind = attributes(value, 0)
                     .find(|info| info.0 == IFLA_INFO_KIND)
                     .map(|info| text(info.1))
                     .unwrap_or_default();
+                link.tunnel = parse_tunnel(&link.kind, value);
             }
             _ => {}
         }
     }
     Some(link)
+}
+
+/// The UDP port of a device that carries frames in datagrams.
+fn parse_tunnel(kind: &str, info: &[u8]) -> Option<u16> {
+    let wanted = match kind {
+        "vxlan" => IFLA_VXLAN_PORT,
+        "geneve" => IFLA_GENEVE_PORT,
+        _ => return None,
+    };
+    let (_, data) = attributes(info, 0).find(|info| info.0 == IFLA_INFO_DATA)?;
+    let (_, port) = attributes(data, 0).find(|data| data.0 == wanted)?;
+    Some(u16::from_be_bytes(*port.first_chunk()?))
 }
 
 fn parse_address(body: &[u8]) -> Option<(u32, IpAddr)> {
@@ -443,6 +463,22 @@ mod tests {
         assert_eq!(nested, Some(vec!["veth".to_owned()]));
         for cut in HEADER..bytes.len() {
             assert!(attributes(&bytes[..cut], HEADER).count() <= 2, "a cut message must not panic");
+        }
+    }
+
+    #[test]
+    fn a_tunnel_has_its_port_in_network_order() {
+        for (kind, attribute) in [("vxlan", IFLA_VXLAN_PORT), ("geneve", IFLA_GENEVE_PORT), ("veth", 15)] {
+            let mut message = Message::new(RTM_NEWLINK, 0).bytes(&link_header(7, 0, 0));
+            message.attribute(IFLA_ADDRESS, &[2, 0, 0, 0, 0, 1]);
+            message.nest(IFLA_LINKINFO, |info| {
+                info.text(IFLA_INFO_KIND, kind);
+                info.nest(IFLA_INFO_DATA, |data| data.attribute(attribute, &8472_u16.to_be_bytes()));
+            });
+            let bytes = message.finish();
+            let link = parse_link(&bytes[HEADER..]).unwrap_or_default();
+            assert_eq!((link.index, link.mac), (7, Some([2, 0, 0, 0, 0, 1])));
+            assert_eq!(link.tunnel, (kind != "veth").then_some(8472));
         }
     }
 

@@ -18,7 +18,9 @@ use crate::plain::Plain;
 use crate::upgrade::Before;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
-use sluice_bpf_abi::{Config, EndpointValue, MAX_FLOWS, config_flag, map, program};
+use sluice_bpf_abi::{
+    Config, EndpointValue, MAX_FLOWS, MAX_TUNNELS, config_flag, endpoint_flag, map, program,
+};
 use sluice_policy::{Endpoint, Snapshot};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::{HashSet, VecDeque};
@@ -226,11 +228,7 @@ impl Node {
                     applied.missing.push(Missing { endpoint: name(endpoint), why });
                 }
                 Ok(device) => {
-                    let value = EndpointValue {
-                        profile: endpoint.profile.0,
-                        way: found.way(device),
-                        ..EndpointValue::default()
-                    };
+                    let value = self.value(&found, device, endpoint);
                     plan.endpoint(device, value, &endpoint.addresses);
                     devices.push((device, name(endpoint)));
                 }
@@ -356,6 +354,23 @@ impl Node {
         })
     }
 
+    /// What the programs know of an endpoint.
+    fn value(&self, found: &Found, device: u32, endpoint: &Endpoint) -> EndpointValue {
+        let mut value =
+            EndpointValue { profile: endpoint.profile.0, way: found.way(device), ..EndpointValue::default() };
+        let Some(now) = found.mac(device) else { return value };
+        value.mac = generation::held(&self.maps, device, &endpoint.addresses).unwrap_or(now);
+        value.flags |= endpoint_flag::MAC;
+        if value.mac != now {
+            tracing::warn!(
+                endpoint = name(endpoint),
+                "has changed its hardware address: what it sends is dropped (spoofed_mac) until it has the first one \
+                 again or the pod is made anew"
+            );
+        }
+        value
+    }
+
     fn attach(&mut self, device: u32, label: &str) -> Result<(), SetupError> {
         let Self { ebpf, pins, netns, .. } = self;
         netns::within(netns.as_fd(), || Ok(attach::attach(ebpf, pins, device, label))).map_err(enter())?
@@ -388,6 +403,21 @@ impl Node {
         })
     }
 
+    /// The ports of the node's tunnels. More than the programs look at would be some that nobody looks at.
+    fn tunnels(&self) -> Result<[u16; MAX_TUNNELS], SetupError> {
+        let found = discover::tunnels(self.netns.as_fd())
+            .map_err(SetupError::cannot("look for the node's tunnels", "CAP_SYS_ADMIN is needed"))?;
+        if found.len() > MAX_TUNNELS {
+            return Err(SetupError::Config {
+                what: format!("the node's VXLAN and Geneve devices have {} ports: {found:?}", found.len()),
+                remedy: "give those of one kind the same port, or remove devices that nobody uses",
+            });
+        }
+        let mut tunnels = [0; MAX_TUNNELS];
+        tunnels.iter_mut().zip(found).for_each(|(place, port)| *place = port);
+        Ok(tunnels)
+    }
+
     fn configure(&mut self, helper_ifindex: u32) -> Result<(), SetupError> {
         let config = Config {
             helper_ifindex,
@@ -395,6 +425,7 @@ impl Node {
             proxy_nsid: self.helper.nsid,
             listen_port: self.config.listen_port,
             flags: self.flags(),
+            tunnels: self.tunnels()?,
         };
         self.maps.config.set(0, Plain(config), 0).map_err(|error| SetupError::Map {
             what: "write",

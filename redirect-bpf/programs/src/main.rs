@@ -18,6 +18,7 @@ mod error;
 mod event;
 mod flow;
 mod fragment;
+mod link;
 mod maps;
 mod packet;
 mod pod;

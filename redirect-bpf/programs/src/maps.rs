@@ -7,9 +7,9 @@ use aya_ebpf::btf_maps::lpm_trie::Key;
 use aya_ebpf::btf_maps::{Array, ArrayOfMaps, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use aya_ebpf::macros::btf_map;
 use sluice_bpf_abi::{
-    Address, Bucket, COUNTERS as COUNTER_COUNT, Config, Counter, EndpointValue, FlowEntry, FlowKey,
-    LOCAL_NODE, Limits, MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_LOCALS, MAX_ROWS, MAX_SERVICES, Quota,
-    RowKey, RowValue, SLOTS, ServiceKey,
+    Address, Bucket, COUNTERS as COUNTER_COUNT, Config, Counter, EndpointValue, FlowEntry, FlowKey, Limits,
+    MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_LOCALS, MAX_ROWS, MAX_SERVICES, Quota, REMOTE_NODE, RowKey,
+    RowValue, SLOTS, ServiceKey,
 };
 
 type Classes = LpmTrie<Address, u32, { MAX_CLASSES as usize }>;
@@ -132,7 +132,9 @@ impl Generation {
         unsafe { inner.get(ifindex) }.copied()
     }
 
-    /// Who on this node owns an address: an endpoint's ifindex, or [`LOCAL_NODE`].
+    /// Who on this node owns an address: an endpoint's ifindex, [`LOCAL_NODE`] or [`REMOTE_NODE`].
+    ///
+    /// [`LOCAL_NODE`]: sluice_bpf_abi::LOCAL_NODE
     #[inline(always)]
     pub(crate) fn owner(self, address: &Address) -> Option<u32> {
         let inner = LOCALS.get(self.slot)?;
@@ -140,10 +142,16 @@ impl Generation {
         unsafe { inner.get(address) }.copied()
     }
 
+    /// Whether an address is this node's or another's.
+    #[inline(always)]
+    pub(crate) fn is_node(self, address: &Address) -> bool {
+        self.owner(address).is_some_and(|owner| owner >= REMOTE_NODE)
+    }
+
     /// The endpoint of this node that owns an address.
     #[inline(always)]
     pub(crate) fn endpoint(self, address: &Address) -> Option<u32> {
-        self.owner(address).filter(|&owner| owner != LOCAL_NODE)
+        self.owner(address).filter(|&owner| owner < REMOTE_NODE)
     }
 
     /// Whether an endpoint, or another port of a bridge, is reached by this device.

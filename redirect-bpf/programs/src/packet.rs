@@ -46,6 +46,8 @@ const TCP_SENT: u64 =
 
 /// Ethernet's header and IPv6's.
 const HEAD: usize = 54;
+/// An ARP packet in the shortest frame, with a trailer that some devices leave.
+const MAX_ARP: u32 = 64;
 const TCP_HEADER: u32 = 20;
 const UDP_HEADER: u32 = 8;
 /// SCTP's common header and the first chunk's.
@@ -93,7 +95,7 @@ mod shape {
 pub(crate) struct Packet {
     pub(crate) src: Address,
     pub(crate) dst: Address,
-    /// Of a neighbour advertisement.
+    /// Whom neighbours' talk is about.
     pub(crate) target: Address,
     pub(crate) sport: [u8; 2],
     pub(crate) dport: [u8; 2],
@@ -115,6 +117,11 @@ pub(crate) struct Packet {
     id: [u8; 4],
     /// The frame as far as the end of the IP header, without options.
     head: [u8; HEAD],
+    /// Of neighbours' talk: the hardware address that it claims for its sender.
+    hardware: [u8; 6],
+    claims: bool,
+    /// Of neighbours' talk: it has nothing in it but what it needs.
+    pub(crate) is_terse: bool,
     pub(crate) protocol: u8,
     /// Of TCP its flags, of SCTP the type of the first chunk.
     flags: u8,
@@ -200,6 +207,8 @@ impl Packet {
         packet.dport = [0; 2];
         packet.icmp = [0; 2];
         packet.answers = [0; 2];
+        packet.claims = false;
+        packet.is_terse = true;
         packet.is_refused = true;
         packet.refused = Counter::Malformed;
         packet.flags = 0;
@@ -348,6 +357,19 @@ impl Packet {
         is_group(self.v6, &self.dst)
     }
 
+    /// The frame's destination.
+    #[inline(always)]
+    pub(crate) fn to(&self) -> [u8; 6] {
+        [0, 1, 2, 3, 4, 5].map(|at| self.head[at])
+    }
+
+    /// Whether the frame comes from this hardware address, and says no other.
+    #[inline(always)]
+    pub(crate) fn is_from(&self, mac: &[u8; 6]) -> bool {
+        let from = [6, 7, 8, 9, 10, 11].map(|at| self.head[at]);
+        from == *mac && (!self.claims || self.hardware == *mac)
+    }
+
     /// Whether it has anything beside its headers, or is not whole.
     #[inline(always)]
     pub(crate) fn is_odd(&self) -> bool {
@@ -389,6 +411,11 @@ impl Packet {
         }
         self.form = Form::Arp;
         copy(&mut self.src, 12, &self.head, 28);
+        self.hardware = [22, 23, 24, 25, 26, 27].map(|at| self.head[at]);
+        self.claims = true;
+        // Who has no address yet asks (RFC 5227), and has nothing to answer.
+        let nobody = is_unspecified(&self.src);
+        self.is_terse = ctx.len() <= MAX_ARP && !(nobody && self.head[21] != 1);
         Ok(())
     }
 

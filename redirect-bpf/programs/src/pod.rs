@@ -2,21 +2,28 @@
 
 use crate::flow::{self, backward, forward, recall, touch};
 use crate::maps::{Generation, config};
-use crate::packet::{Form, Packet, TCP, is_link_local, is_unspecified};
+use crate::packet::{Form, Packet, TCP, UDP};
 use crate::row::proxy_has;
 use crate::steer::Endpoint;
-use crate::{Fate, error, fragment};
+use crate::{Fate, error, fragment, link};
 use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Address, Counter, EndpointValue, FlowKind, FlowState, RowKey, config_flag, flow_flag};
+use sluice_bpf_abi::{
+    Counter, EndpointValue, FlowKind, FlowState, RowKey, config_flag, endpoint_flag, flow_flag,
+};
+
+/// Tunnels without ports: IP in IP (RFC 2003), 6in4 (RFC 4213), GRE (RFC 2784).
+const IP_IN_IP: u8 = 4;
+const IPV6_IN_IP: u8 = 41;
+const GRE: u8 = 47;
 
 #[inline(always)]
-fn endpoint(ctx: &TcContext) -> Option<(Endpoint, u32)> {
+fn endpoint(ctx: &TcContext) -> Option<(Endpoint, EndpointValue)> {
     // SAFETY: a read of the context that the verifier allows.
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     let generation = Generation::current();
-    let EndpointValue { profile, way, .. } = generation.behind(ifindex)?;
-    Some((Endpoint { ifindex, profile, generation, flags: 0 }, way))
+    let value = generation.behind(ifindex)?;
+    Some((Endpoint { ifindex, profile: value.profile, generation, flags: 0 }, value))
 }
 
 /// Hook A: what a pod sends.
@@ -40,11 +47,11 @@ pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
 #[inline(never)]
 extern "C" fn judge_from_pod(skb: *mut __sk_buff) -> u32 {
     let ctx = TcContext::new(skb);
-    let Some((endpoint, _)) = endpoint(&ctx) else { return Fate::Drop(Counter::NoEndpoint).code() };
+    let Some((endpoint, value)) = endpoint(&ctx) else { return Fate::Drop(Counter::NoEndpoint).code() };
     match Packet::current() {
         Ok(packet) => {
             packet.epoch.set(endpoint.generation.epoch);
-            leaving(&ctx, endpoint, packet).code()
+            leaving(&ctx, endpoint, &value, packet).code()
         }
         Err(reason) => Fate::Drop(reason).code(),
     }
@@ -54,52 +61,29 @@ extern "C" fn judge_from_pod(skb: *mut __sk_buff) -> u32 {
 #[inline(never)]
 extern "C" fn judge_to_pod(skb: *mut __sk_buff) -> u32 {
     let ctx = TcContext::new(skb);
-    let Some((endpoint, way)) = endpoint(&ctx) else { return Fate::Drop(Counter::NoEndpoint).code() };
+    let Some((endpoint, value)) = endpoint(&ctx) else { return Fate::Drop(Counter::NoEndpoint).code() };
     match Packet::current() {
         Ok(packet) => {
             packet.epoch.set(endpoint.generation.epoch);
-            arriving(&ctx, endpoint, way, packet).code()
+            arriving(&ctx, endpoint, value.way, packet).code()
         }
         Err(reason) => Fate::Drop(reason).code(),
     }
 }
 
 #[inline(always)]
-fn leaving(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
+fn leaving(ctx: &TcContext, endpoint: Endpoint, value: &EndpointValue, packet: &Packet) -> Fate {
+    if value.flags & endpoint_flag::MAC != 0 && !packet.is_from(&value.mac) {
+        return Fate::Drop(Counter::SpoofedMac);
+    }
     let own = endpoint.generation.owner(&packet.src) == Some(endpoint.ifindex);
-    let fate = match packet.form {
-        // A probe for duplicates comes from nobody.
-        Form::Arp => own || is_unspecified(&packet.src),
-        Form::Neighbour => {
-            near(endpoint.generation, packet)
-                && (own || is_unspecified(&packet.src) || unclaimed(endpoint.generation, &packet.src))
-        }
-        Form::Advertisement => {
-            near(endpoint.generation, packet)
-                && (own || unclaimed(endpoint.generation, &packet.src))
-                && (unclaimed(endpoint.generation, &packet.target)
-                    || endpoint.generation.owner(&packet.target) == Some(endpoint.ifindex))
-        }
-        Form::Router => false,
-        Form::Flow | Form::Error if own => return from_own_address(ctx, endpoint, packet),
+    match packet.form {
+        Form::Flow | Form::Error if own => from_own_address(ctx, endpoint, packet),
         // If its packet's first one passed.
-        Form::Later if own => return Fate::Pass(Counter::FragmentPassed),
-        Form::Flow | Form::Error | Form::Later => false,
-    };
-    if fate { Fate::Pass(Counter::Neighbour) } else { Fate::Drop(Counter::Spoofed) }
-}
-
-/// Whether a neighbour's word goes no further than the link: the node forwards what is for another address, and
-/// these packets meet no rule on their way.
-#[inline(always)]
-fn near(generation: Generation, packet: &Packet) -> bool {
-    packet.is_group() || is_link_local(&packet.dst) || generation.owner(&packet.dst).is_some()
-}
-
-/// Whether an address is of the link, and not one of the node's: nobody takes the gateway's place.
-#[inline(always)]
-fn unclaimed(generation: Generation, address: &Address) -> bool {
-    is_link_local(address) && generation.owner(address).is_none()
+        Form::Later if own => Fate::Pass(Counter::FragmentPassed),
+        Form::Flow | Form::Error | Form::Later => Fate::Drop(Counter::Spoofed),
+        _ => link::said(endpoint, value, packet, own),
+    }
 }
 
 #[inline(always)]
@@ -107,12 +91,26 @@ fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fat
     if endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex) && !to_service(endpoint, packet) {
         return to_itself(endpoint, packet);
     }
+    if is_encapsulated(packet) && endpoint.generation.is_node(&packet.dst) {
+        return Fate::Drop(Counter::Encapsulated);
+    }
     if packet.form == Form::Error
         && let Some(fate) = error::sent(endpoint, packet)
     {
         return fate;
     }
     endpoint.steer(ctx, packet, FlowKind::Egress, FlowKind::Ingress)
+}
+
+/// Whether a node may take this for a packet of its tunnels: what is inside would never have met a rule.
+#[inline(always)]
+fn is_encapsulated(packet: &Packet) -> bool {
+    match packet.protocol {
+        // Host order, and a place that has none is 0.
+        UDP => packet.dport != [0; 2] && config().tunnels.contains(&u16::from_be_bytes(packet.dport)),
+        IP_IN_IP | IPV6_IN_IP | GRE => true,
+        _ => false,
+    }
 }
 
 /// What a pod sends itself is remembered, so that hook B knows it from what is forged, and on its account.
@@ -150,7 +148,7 @@ fn to_service(endpoint: Endpoint, packet: &Packet) -> bool {
 #[inline(always)]
 fn arriving(ctx: &TcContext, mut endpoint: Endpoint, way: u32, packet: &Packet) -> Fate {
     if !matches!(packet.form, Form::Flow | Form::Error | Form::Later) {
-        return Fate::Pass(Counter::Neighbour);
+        return link::heard(ctx, endpoint, packet);
     }
     let mine = endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex);
     if !mine && !packet.is_group() {

@@ -15,11 +15,14 @@ use std::time::{Duration, Instant};
 
 /// A hardware address.
 pub(crate) type Mac = [u8; 6];
+/// To everybody on the link.
+pub(crate) const BROADCAST: Mac = [0xff; 6];
 /// The node's end of a routed veth, as the world gives it.
 pub(crate) const GATEWAY: Mac = [0xee; 6];
 /// The kinds of frames.
 pub(crate) const IPV4: u16 = 0x0800;
 pub(crate) const IPV6: u16 = 0x86dd;
+pub(crate) const ARP: u16 = 0x0806;
 /// The protocols.
 pub(crate) const TCP: u8 = 6;
 pub(crate) const UDP: u8 = 17;

@@ -7,6 +7,11 @@ use sluice_bpf_abi::{Counter, ICMP_NONE, icmp_number};
 const ICMP_HEADER: u32 = 8;
 /// A neighbour's question or answer: the target's address follows the header.
 const TARGET: u32 = 16;
+const LINK_SCOPE: u8 = 2;
+const MAX_LINK_OPTIONS: u32 = 2;
+const SOURCE_LINK: u8 = 1;
+const TARGET_LINK: u8 = 2;
+const NONCE: u8 = 14;
 const FRAGMENT: u8 = 44;
 
 impl Packet {
@@ -24,16 +29,47 @@ impl Packet {
             }
             (true, 130..=132 | 143) => self.form = Form::Neighbour,
             (true, 133..=137) if hop_limit != 255 => return Err(Counter::Malformed),
-            (true, 133) => self.form = Form::Neighbour,
+            // Nor beyond the link.
+            (true, 133..=137) if self.dst[0] == 0xff && self.dst[1] & 0x0f > LINK_SCOPE => {
+                return Err(Counter::Malformed);
+            }
+            (true, 133) => {
+                self.form = Form::Neighbour;
+                self.read_link_options(ctx, room, ICMP_HEADER)?;
+            }
             (true, 135 | 136) => {
                 self.has(room, ICMP_HEADER + TARGET)?;
                 self.form = if icmp[0] == 135 { Form::Neighbour } else { Form::Advertisement };
                 load_into(ctx, self.l4 + ICMP_HEADER, &mut self.target, 0)?;
+                self.read_link_options(ctx, room, ICMP_HEADER + TARGET)?;
             }
             (true, 134 | 137) => self.form = Form::Router,
             _ => {}
         }
         self.may_be_so(icmp[0])
+    }
+
+    /// The options of neighbours' talk (RFC 4861, section 4.6): the sender's hardware address, and a nonce where it looks
+    /// for duplicates (RFC 7527). More than two, or others, are more than it needs.
+    #[inline(always)]
+    fn read_link_options(&mut self, ctx: &TcContext, room: u32, header: u32) -> Result<(), Counter> {
+        let options = room - header;
+        self.is_terse = options & 7 == 0 && options <= MAX_LINK_OPTIONS * 8;
+        for n in 0..MAX_LINK_OPTIONS {
+            if !self.is_terse || n * 8 >= options {
+                break;
+            }
+            let option: [u8; 8] = load(ctx, self.l4 + header + n * 8)?;
+            match (option[0], option[1]) {
+                (SOURCE_LINK | TARGET_LINK, 1) if !self.claims => {
+                    self.hardware = [option[2], option[3], option[4], option[5], option[6], option[7]];
+                    self.claims = true;
+                }
+                (NONCE, 1) => {}
+                _ => self.is_terse = false,
+            }
+        }
+        Ok(())
     }
 
     /// Neighbours' talk and errors come in one piece (RFC 6980); of it, only what is about groups has an option before
