@@ -47,14 +47,13 @@ impl Default for EndpointLimits {
 }
 
 impl EndpointLimits {
-    /// As the programs read them, without the tunnels.
+    /// As the programs read them.
     pub(crate) fn written(self) -> Limits {
         Limits {
             flows: [self.ingress_flows, self.egress_flows],
             opens: [self.ingress_opens, self.egress_opens],
             answers: self.answers,
             events: [self.refusal_events, self.flow_events],
-            ..Limits::default()
         }
     }
 }
