@@ -31,6 +31,9 @@ pub struct ToWorker {
     /// End every connection after what it is doing.
     #[prost(bool, tag = "3")]
     pub drain: bool,
+    /// How long that may take, in milliseconds.
+    #[prost(uint64, tag = "4")]
+    pub patience: u64,
 }
 
 /// From worker to agent.

@@ -25,7 +25,7 @@ enum Command {
     Uninstall(Uninstall),
     /// The process that reads strangers' bytes; started by `run`.
     #[command(hide = true)]
-    Worker,
+    Worker(Worker),
 }
 
 #[derive(Debug, Args)]
@@ -74,9 +74,20 @@ struct Run {
     /// Keeps the last snapshot, to start with while control is away.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
+    /// Where an agent that is started beside this one asks it to hand the node over, so that no request fails; by
+    /// default `handover.sock` in the --state directory.
+    #[arg(long, value_name = "SOCKET")]
+    handover: Option<PathBuf>,
     /// Writes one line of JSON per request or connection; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct Worker {
+    /// Accept nothing before the first snapshot, however long that takes: another worker does.
+    #[arg(long)]
+    patient: bool,
 }
 
 #[derive(Debug, Args)]
@@ -92,12 +103,13 @@ impl Cli {
     /// What could not be done, and what to do about it.
     pub fn run(self) -> anyhow::Result<()> {
         match self.command {
-            Command::Worker => crate::worker::run(),
+            Command::Worker(Worker { patient }) => crate::worker::run(patient),
             Command::Uninstall(Uninstall { node }) => Ok(Node::uninstall(&node.config())?),
             Command::Run(run) => agent::run(Options {
                 node: run.node.config(),
                 name: run.node.node,
                 control: run.control,
+                handover: run.handover.or_else(|| Some(run.state.as_ref()?.join("handover.sock"))),
                 state: run.state,
                 records: run.records,
             }),

@@ -140,3 +140,7 @@ pub const REFUSING: usize = 4096;
 /// How long a backend that refused a connection is passed over: about as long as it takes until it is not ready any
 /// more and leaves the Service, and short enough that one that has come back is not missed.
 pub const REFUSED_FOR: Duration = Duration::from_secs(2);
+
+/// How long the connections of an agent that has handed its node over may live: to their end, but a stream that never
+/// ends must not keep an old version for ever. SIGTERM leaves them [`DRAIN_TIMEOUT`].
+pub const HANDED_OVER_TIMEOUT: Duration = Duration::from_secs(3600);

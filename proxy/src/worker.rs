@@ -6,7 +6,7 @@
 
 use crate::channel::{self, FromWorker, Swapped, ToWorker};
 use crate::dial::Dialer;
-use crate::limits::{DRAIN_TIMEOUT, RECORD_BATCH};
+use crate::limits::RECORD_BATCH;
 use crate::proxy::Proxy;
 use crate::record::{Record, Sink};
 use crate::telemetry::settings::Settings;
@@ -29,11 +29,11 @@ const OUTBOX: usize = 4;
 /// that takes another's place has its snapshot in milliseconds, and its clients notice nothing.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(2);
 
-/// Runs until the agent is gone.
+/// Runs until the agent is gone. `patient`: another worker serves the same listeners until this one can.
 ///
 /// # Errors
 /// What could not be set up; nothing was accepted then.
-pub fn run() -> anyhow::Result<()> {
+pub fn run(patient: bool) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("ask to be killed with the agent")?;
     let socket =
@@ -51,7 +51,7 @@ pub fn run() -> anyhow::Result<()> {
     let settings = Settings::from_env().map_err(anyhow::Error::msg)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    let result = runtime.block_on(serve(socket, descriptors, &settings));
+    let result = runtime.block_on(serve(socket, descriptors, patient, &settings));
     // The agent is gone, or has heard all it wanted: what is still open ends now.
     runtime.shutdown_background();
     result
@@ -77,6 +77,7 @@ fn raise_descriptor_limit() {
 async fn serve(
     socket: OwnedFd,
     listeners: impl Iterator<Item = OwnedFd>,
+    patient: bool,
     settings: &Settings,
 ) -> anyhow::Result<()> {
     // A terminal or a service manager signals the whole group. The agent says what to do; its end is ours. Once
@@ -94,7 +95,11 @@ async fn serve(
         let listener = tokio::net::TcpListener::from_std(listener).context("take a listener")?;
         let (proxy, ready) = (proxy.clone(), ready.clone());
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(FIRST_SNAPSHOT, ready.cancelled()).await;
+            if patient {
+                ready.cancelled().await;
+            } else {
+                let _ = tokio::time::timeout(FIRST_SNAPSHOT, ready.cancelled()).await;
+            }
             proxy.accept(listener, true).await;
         });
     }
@@ -121,9 +126,9 @@ async fn serve(
             if message.drain
                 && let Some(drained) = drained.take()
             {
-                let proxy = proxy.clone();
+                let (proxy, patience) = (proxy.clone(), Duration::from_millis(message.patience));
                 tokio::spawn(async move {
-                    proxy.drain(DRAIN_TIMEOUT).await;
+                    proxy.drain(patience).await;
                     // Heard by the reporter, which sends what is left first.
                     let _ = drained.send(());
                 });

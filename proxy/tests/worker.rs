@@ -73,7 +73,7 @@ fn ask(stream: io::Result<TcpStream>, request: &str) -> io::Result<String> {
 }
 
 fn order(sequence: u64, bytes: Vec<u8>) -> ToWorker {
-    ToWorker { sequence, snapshot: Some(Bytes::from(bytes)), drain: false }
+    ToWorker { sequence, snapshot: Some(Bytes::from(bytes)), ..ToWorker::default() }
 }
 
 async fn swapped(receiver: &mut Receiver) -> Swapped {
@@ -106,6 +106,7 @@ async fn it_is_confined_judges_by_what_it_was_told_and_dies_with_its_agent() {
         binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any, own],
+        patient: false,
     };
     let (mut child, mut sender, mut receiver) = start(&launch).expect("started");
     let pid = child.id().expect("it lives");
@@ -162,6 +163,7 @@ async fn it_sends_its_records_before_it_says_that_it_has_drained() {
         binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any],
+        patient: false,
     };
     let (mut child, mut sender, mut receiver) = start(&launch).expect("started");
     sender.send(&order(1, sluice_wire::to_bytes(&snapshot(1, &shop())))).await.expect("sent");
@@ -169,7 +171,7 @@ async fn it_sends_its_records_before_it_says_that_it_has_drained() {
     let mut idle = netns.connect(CLIENT, to).expect("the worker listens");
     let denied = "DELETE /api HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n";
     ask(netns.connect(CLIENT, to), denied).expect("an answer");
-    sender.send(&ToWorker { drain: true, ..ToWorker::default() }).await.expect("sent");
+    sender.send(&ToWorker { drain: true, patience: 20_000, ..ToWorker::default() }).await.expect("sent");
     let mut records = Vec::new();
     soon("draining", async {
         loop {
@@ -196,6 +198,7 @@ async fn without_a_snapshot_everything_is_refused() {
         binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any],
+        patient: false,
     };
     let (mut child, _sender, _receiver) = start(&launch).expect("started");
     let early = netns.connect(CLIENT, to);
@@ -224,6 +227,7 @@ async fn a_worker_that_dies_is_replaced_and_its_listeners_wait() {
         binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any],
+        patient: false,
     };
     let (events, mut heard) = tokio::sync::mpsc::channel(16);
     let (drain, stop) = (CancellationToken::new(), CancellationToken::new());

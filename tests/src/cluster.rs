@@ -135,6 +135,11 @@ impl Cluster {
         self.proxies.remove(node).with_context(|| format!("no proxy runs on {node}"))
     }
 
+    /// Gives back a node's proxy that was taken.
+    pub fn put_proxy(&mut self, node: &str, proxy: Process) {
+        self.proxies.insert(node.to_owned(), proxy);
+    }
+
     /// A node's proxy.
     ///
     /// # Errors

@@ -6,6 +6,8 @@
 mod attacks;
 #[path = "e2e/fixtures.rs"]
 mod fixtures;
+#[path = "e2e/handover.rs"]
+mod handover;
 #[path = "e2e/life.rs"]
 mod life;
 #[path = "e2e/load.rs"]
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
     tests.extend(attacks::tests());
     tests.extend(load::tests());
     tests.extend(life::tests());
+    tests.extend(handover::tests());
     tests.extend(storm::tests());
     let code = harness::main(2, tests);
     // The fixtures' world is never dropped: it is shared until the end.

@@ -29,6 +29,8 @@ pub struct Launch {
     pub netns: OwnedFd,
     /// Its listeners.
     pub listeners: Vec<TcpListener>,
+    /// Another worker serves them until this one has its first snapshot.
+    pub patient: bool,
 }
 
 /// What the engine hears of the worker.
@@ -50,6 +52,7 @@ pub fn start(launch: &Launch) -> io::Result<(Child, Sender, Receiver)> {
     let (ours, theirs) = channel::pair()?;
     let child = Command::new(&launch.binary)
         .arg("worker")
+        .args(launch.patient.then_some("--patient"))
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
         .kill_on_drop(true)

@@ -19,7 +19,6 @@ use super::links::Links;
 use super::records::Records;
 use super::store::Store;
 use crate::channel::{FromWorker, Swapped, ToWorker};
-use crate::limits::DRAIN_TIMEOUT;
 use bytes::Bytes;
 use sluice_policy::Snapshot;
 use sluice_redirect::{Applied, Node};
@@ -28,7 +27,7 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long the rows wait for a worker to swap. One that is being started must not hold up L3/L4.
@@ -89,6 +88,10 @@ pub(super) struct Engine {
     sequence: u64,
     draining: bool,
     drained: bool,
+    /// Another agent is taking the node over: the rows are its own to change.
+    frozen: bool,
+    /// Told when the first snapshot is in force and the worker serves.
+    serving: Option<oneshot::Sender<()>>,
 }
 
 impl Engine {
@@ -111,15 +114,63 @@ impl Engine {
             sequence: 0,
             draining: false,
             drained: false,
+            frozen: false,
+            serving: None,
         })
     }
 
-    /// Starts with the snapshot on disk, if there is one.
-    pub(super) async fn start(&mut self) {
-        if let Some(snapshot) = self.store.as_ref().and_then(Store::load) {
+    /// Starts with the snapshot that was handed over, or with the one on disk, if there is one.
+    pub(super) async fn start(&mut self, handed: Option<Bytes>) {
+        let handed = handed.and_then(|bytes| {
+            // Another version's: what is on disk or comes from control does as well.
+            let decoded = sluice_wire::from_bytes(&bytes);
+            decoded.inspect_err(|error| tracing::warn!(%error, "cannot read the snapshot handed over")).ok()
+        });
+        if let Some(snapshot) = handed.or_else(|| self.store.as_ref().and_then(Store::load)) {
             tracing::info!(generation = snapshot.generation, "starting with the last snapshot");
             self.aim(snapshot).await;
         }
+    }
+
+    /// Ends once the first snapshot is in force and the worker serves by it; at once where there is none to wait for.
+    pub(super) fn serving(&mut self) -> oneshot::Receiver<()> {
+        let (told, serving) = oneshot::channel();
+        if self.target.is_some() {
+            self.serving = Some(told);
+        } else {
+            let _ = told.send(());
+        }
+        serving
+    }
+
+    /// What the worker judges by.
+    pub(super) fn snapshot(&self) -> Option<Bytes> {
+        self.target.as_ref().map(|target| target.bytes.clone())
+    }
+
+    /// Leaves the rows alone from now on. What is being written is written to its end.
+    pub(super) async fn freeze(&mut self) {
+        self.frozen = true;
+        let node = self.node.clone();
+        let waited =
+            tokio::task::spawn_blocking(move || drop(node.lock().unwrap_or_else(PoisonError::into_inner)));
+        let _ = waited.await;
+    }
+
+    /// Nobody took over: what the other may have written is written again.
+    pub(super) fn thaw(&mut self) {
+        self.frozen = false;
+        if let Some(target) = &mut self.target {
+            target.due = Some(Instant::now());
+        }
+    }
+
+    /// Lets go of the node, which another agent has now. The worker goes on by what control says; nobody else is told
+    /// anything.
+    pub(super) async fn retire(&mut self) {
+        let node = self.node.clone();
+        let taken = move || drop(node.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let _ = tokio::task::spawn_blocking(taken).await;
     }
 
     /// Puts every snapshot of the feed in force, until the worker has drained.
@@ -242,6 +293,9 @@ impl Engine {
     async fn apply_rows(&mut self) {
         let Some(target) = &mut self.target else { return };
         target.due = None;
+        if self.frozen {
+            return;
+        }
         let (node, snapshot) = (self.node.clone(), target.snapshot.clone());
         let done = tokio::task::spawn_blocking(move || {
             let mut node = node.lock().unwrap_or_else(PoisonError::into_inner);
@@ -316,6 +370,9 @@ impl Engine {
         let Some(Target { snapshot, applied: Some(applied), swapped: true, .. }) = &self.target else {
             return;
         };
+        if let Some(serving) = self.serving.take() {
+            let _ = serving.send(());
+        }
         let ack = pb::Ack {
             generation: snapshot.generation,
             applied: true,
@@ -352,19 +409,23 @@ impl Engine {
         target.told = Some(ack);
     }
 
-    /// Lets the worker finish what it is doing, no longer than [`DRAIN_TIMEOUT`]. What is open meanwhile goes on by
-    /// the newest snapshot.
+    /// Lets the worker finish what it is doing, no longer than `limit`. What is open meanwhile goes on by the newest
+    /// snapshot.
     pub(super) async fn drain(
         &mut self,
         events: &mut mpsc::Receiver<Event>,
         snapshots: &mut mpsc::Receiver<Snapshot>,
+        limit: Duration,
     ) {
         self.draining = true;
         match &self.worker {
-            Some(worker) => worker.send_modify(|order| order.drain = true),
+            Some(worker) => worker.send_modify(|order| {
+                order.drain = true;
+                order.patience = limit.as_millis().try_into().unwrap_or(u64::MAX);
+            }),
             None => return,
         }
-        if tokio::time::timeout(DRAIN_TIMEOUT + DRAIN_SLACK, self.run(events, snapshots)).await.is_err() {
+        if tokio::time::timeout(limit + DRAIN_SLACK, self.run(events, snapshots)).await.is_err() {
             tracing::warn!("the worker did not drain in time; what is open is cut");
         }
     }
