@@ -2,6 +2,7 @@
 //!
 //! Each command does all of its own set-up, says what it does and how long that took. Knows nothing of policy.
 
+mod bench;
 mod bpf;
 mod corpora;
 mod count;
@@ -43,6 +44,14 @@ enum Verb {
         #[arg(long, visible_alias = "all")]
         long: bool,
     },
+    /// Measure, and print the tables of docs/performance.md (needs root; takes minutes; not part of the tests)
+    Bench {
+        /// What
+        what: bench::What,
+        /// Put the tables into docs/performance.md
+        #[arg(long)]
+        write: bool,
+    },
     /// Build the eBPF object from its source, installing the toolchain for it
     BuildBpf {
         /// Only say whether the object in the checkout is what its source gives
@@ -78,6 +87,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
     match verb {
         Verb::Demo { arguments } => demo(&place, &arguments),
         Verb::Test { part, long } => suite::test(&place, part, long),
+        Verb::Bench { what, write } => bench::run(&place, what, write).map(|()| true),
         Verb::BuildBpf { check } => {
             if let Some(reason) = bpf::run(&place, check)? {
                 step::say(&format!("cannot tell: {reason}"));
