@@ -39,6 +39,8 @@ mod rig;
 mod rules;
 #[path = "datapath/services.rs"]
 mod services;
+#[path = "datapath/stress.rs"]
+mod stress;
 #[path = "datapath/strict.rs"]
 mod strict;
 #[path = "datapath/translation.rs"]
@@ -57,6 +59,10 @@ fn main() -> ExitCode {
     if let Some(order) = std::env::var_os(crash::ORDER) {
         return crash::child(std::path::Path::new(&order));
     }
+    // What the stress test's clients talk to.
+    if std::env::var_os(stress::SERVER).is_some() {
+        return stress::server();
+    }
     let tests = [
         l4::tests(),
         icmp::tests(),
@@ -73,6 +79,7 @@ fn main() -> ExitCode {
         fragments::tests(),
         services::tests(),
         table::tests(),
+        stress::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)

@@ -10,6 +10,7 @@
 
 mod attach;
 mod bpffs;
+mod census;
 mod counters;
 #[cfg(not(feature = "crash-points"))]
 mod crash;
@@ -31,6 +32,7 @@ mod plain;
 mod sys;
 mod upgrade;
 
+pub use census::{Census, census};
 pub use counters::Counters;
 pub use error::{ApplyError, SetupError};
 pub use flows::Swept;

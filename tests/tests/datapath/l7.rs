@@ -51,7 +51,7 @@ pub(crate) fn tests() -> Vec<Trial> {
 }
 
 /// As kube-proxy has it: what conntrack does not understand is dropped.
-const DROP_INVALID: &str = "table inet strict {
+pub(crate) const DROP_INVALID: &str = "table inet strict {
     chain forward { type filter hook forward priority 0; ct state invalid drop; }
     chain input { type filter hook input priority 0; ct state invalid drop; }
 }";
