@@ -122,7 +122,11 @@ fn churn() -> Result<()> {
     });
     let (tried, opened, asked) = (&shared.tried, &shared.opened, &shared.asked);
     let counts = [tried, opened, asked].map(|count| count.load(Ordering::SeqCst));
-    rig.explain(result.with_context(|| format!("after {counts:?} verdicts, connections and questions")))?;
+    rig.explain(result.with_context(|| {
+        let drops = rig.pod("a/server").netns.run(&["nstat", "-asz"]).unwrap_or_default();
+        let drops: Vec<&str> = drops.lines().filter(|line| line.contains("Drop") || line.contains("Overfl") || line.contains("TW") || line.contains("Challenge")|| line.contains("PAWS")).collect();
+        format!("after {counts:?} verdicts, connections and questions\n{drops:#?}")
+    }))?;
     println!(
         "stress: {generations} generations, {} verdicts, {} connections, {} questions",
         counts[0], counts[1], counts[2]

@@ -41,9 +41,9 @@ pub(crate) fn machine() -> String {
     let cores = info.lines().filter(|line| line.starts_with("processor")).count();
     let (kernel, load) = (read("/proc/sys/kernel/osrelease"), read("/proc/loadavg"));
     format!(
-        "{cores} cores of {} (a virtual machine where it says hypervisor: {}), Linux {}. Load average at the end: {}.",
+        "{cores} cores of {}{}, Linux {}. Load average of the machine at the end, the benchmark's own included: {}.",
         model.trim_start_matches([' ', '\t', ':']),
-        info.contains(" hypervisor"),
+        if info.contains(" hypervisor") { " (a virtual machine)" } else { "" },
         kernel.trim(),
         load.split(' ').take(3).collect::<Vec<_>>().join(" ")
     )
