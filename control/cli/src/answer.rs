@@ -4,11 +4,12 @@
 
 use crate::trace::{self, NoteView, Shown, StageView};
 use serde::Serialize;
-use sluice_compile::query::{Query, Said};
+use sluice_compile::query::{Behind, Judged, Query, Said};
 use sluice_policy::trace::{Trace, Traced};
 use sluice_policy::verdict::AuditFinding;
 use sluice_policy::{NearestMiss, SideVerdict, Verdict};
 use std::fmt::Write as _;
+use std::net::SocketAddr;
 
 /// The whole answer.
 #[derive(Debug, Serialize)]
@@ -17,6 +18,56 @@ pub(crate) struct Answer {
     whole: Side,
     egress: Side,
     ingress: Side,
+    /// Who stands behind a Service's address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service: Option<ServiceView>,
+}
+
+/// A Service that was asked for by its address.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct ServiceView {
+    name: String,
+    /// The backend whose verdict this is.
+    judged_as: Option<String>,
+    backends: Vec<BackendView>,
+}
+
+#[derive(Debug, Serialize)]
+struct BackendView {
+    address: String,
+    pod: Option<String>,
+    verdict: &'static str,
+    policy: Option<String>,
+    rule: Option<String>,
+}
+
+impl ServiceView {
+    fn new(behind: &Behind) -> Self {
+        let backend = |judged: &Judged| {
+            let side = judged.verdict.deciding();
+            BackendView {
+                address: address(judged),
+                pod: pod(judged),
+                verdict: side.outcome().as_str(),
+                policy: side.origin().map(ToString::to_string),
+                rule: side.rule.as_ref().map(ToString::to_string),
+            }
+        };
+        Self {
+            name: behind.service.clone(),
+            judged_as: behind.deciding().map(address),
+            backends: behind.backends.iter().map(backend).collect(),
+        }
+    }
+}
+
+fn address(judged: &Judged) -> String {
+    SocketAddr::new(judged.backend.address, judged.backend.port).to_string()
+}
+
+fn pod(judged: &Judged) -> Option<String> {
+    judged.workload.as_ref().map(|workload| format!("{}/{}", workload.namespace, workload.pod))
 }
 
 /// One side of it.
@@ -65,7 +116,14 @@ impl Answer {
             whole: Side::new(verdict.deciding()),
             egress: Side::new(&verdict.egress),
             ingress: Side::new(&verdict.ingress),
+            service: None,
         }
+    }
+
+    /// With whom a Service's address stands for.
+    pub(crate) fn behind(mut self, behind: Option<&Behind>) -> Self {
+        self.service = behind.map(ServiceView::new);
+        self
     }
 
     /// With what the walk saw.
@@ -121,6 +179,29 @@ impl Finding {
             together,
         }
     }
+}
+
+/// Most backends that are shown to people.
+const SHOWN_BACKENDS: usize = 16;
+
+/// Who stands behind a Service's address, for people.
+pub(crate) fn behind_text(behind: &Behind) -> String {
+    let mut out = format!("  service  {}", behind.service);
+    if behind.backends.is_empty() {
+        out.push_str(": nobody stands behind this address and port\n");
+        return out;
+    }
+    out.push('\n');
+    for (at, judged) in behind.backends.iter().enumerate().take(SHOWN_BACKENDS) {
+        let side = judged.verdict.deciding();
+        let pod = pod(judged).unwrap_or_default();
+        let mark = if behind.decides == Some(at) { "  (decides)" } else { "" };
+        let _ = writeln!(out, "           {:<6} {} {pod}{mark}", side.outcome().as_str(), address(judged));
+    }
+    if let Some(more) = behind.backends.len().checked_sub(SHOWN_BACKENDS).filter(|more| *more > 0) {
+        let _ = writeln!(out, "           and {more} more");
+    }
+    out
 }
 
 /// The answer for people.

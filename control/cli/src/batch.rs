@@ -60,7 +60,7 @@ impl Answerer<'_> {
         } else {
             Answer::new(&cluster.ask(&query)?)
         };
-        Ok(serde_json::to_string(&answer)?)
+        Ok(serde_json::to_string(&answer.behind(cluster.behind(&query)?.as_ref()))?)
     }
 }
 

@@ -136,18 +136,24 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// The answer as it is printed, and what it comes to.
 fn answer(shown: &Shown<'_>, query: &Query, arguments: &Arguments) -> Result<(String, Decision)> {
     let cluster = shown.cluster;
-    let short = |verdict| answer::text(query, verdict, cluster.judged_by_request(query));
+    let behind = cluster.behind(query)?;
+    let short = |verdict| {
+        let behind = behind.as_ref().map(answer::behind_text).unwrap_or_default();
+        answer::text(query, verdict, cluster.judged_by_request(query)) + &behind
+    };
     if !arguments.trace {
         let verdict = cluster.ask(query)?;
         let text = match arguments.output {
-            Output::Json => serde_json::to_string(&Answer::new(&verdict))? + "\n",
+            Output::Json => serde_json::to_string(&Answer::new(&verdict).behind(behind.as_ref()))? + "\n",
             Output::Text => short(&verdict),
         };
         return Ok((text, verdict.decision()));
     }
     let traced = cluster.trace(query)?;
     let text = match arguments.output {
-        Output::Json => serde_json::to_string(&Answer::traced(query, &traced, shown))? + "\n",
+        Output::Json => {
+            serde_json::to_string(&Answer::traced(query, &traced, shown).behind(behind.as_ref()))? + "\n"
+        }
         Output::Text => short(&traced.verdict) + &answer::trace_text(query, &traced, shown),
     };
     Ok((text, traced.verdict.decision()))

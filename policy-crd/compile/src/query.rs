@@ -3,7 +3,12 @@
 //! Runs the engine that the proxy runs, over a snapshot of every node. Knows nothing of command lines or JSON;
 //! the CLI and the corpora ask here.
 
+mod behind;
+
+pub use behind::{Behind, Judged};
+
 use crate::index::canonical;
+use crate::services::Table;
 use crate::{Compiled, NodeScope, Options, PolicyState, Rollout, compile};
 use k8s_openapi::api::core::v1::{Pod, PodStatus};
 use sluice_crd::{Objects, Problem};
@@ -23,6 +28,8 @@ pub struct Cluster {
     pods: HashMap<(String, String), PodFacts>,
     /// Addresses that several running pods claim.
     shared: HashSet<IpAddr>,
+    /// The Services, as each node sees them.
+    services: Table,
     /// What was wrong with the objects' meaning.
     pub problems: Vec<Problem>,
     /// Every policy and what it has come to.
@@ -41,7 +48,7 @@ struct PodFacts {
 pub struct Query {
     /// `namespace/pod` or an address.
     pub from: String,
-    /// `namespace/pod` or an address.
+    /// `namespace/pod` or an address; the address of a Service stands for its backends.
     pub to: String,
     /// The protocol.
     pub protocol: Protocol,
@@ -197,7 +204,9 @@ impl Cluster {
         let mut seen = HashSet::new();
         let claimed = pods.values().filter(|pod| !pod.terminated && !pod.host_network);
         let shared = claimed.flat_map(|pod| &pod.addresses).copied().filter(|ip| !seen.insert(*ip)).collect();
-        Self { snapshot, pods, shared, problems, policies }
+        // What was wrong with them is among the problems already.
+        let services = Table::new(&objects, &mut Vec::new());
+        Self { snapshot, pods, shared, services, problems, policies }
     }
 
     /// The snapshot of all nodes.
@@ -211,6 +220,9 @@ impl Cluster {
     /// # Errors
     /// Says which part of the question names nothing, and what to write instead.
     pub fn ask(&self, query: &Query) -> Result<Verdict, QueryError> {
+        if let Some(behind) = self.behind(query)? {
+            return Ok(behind.verdict());
+        }
         let judge = |Put { source, to, protocol, port }: Put, facts: Facts<'_>| {
             self.snapshot.judge(source, to, protocol, port, facts)
         };
@@ -223,6 +235,17 @@ impl Cluster {
     /// # Errors
     /// As [`ask`](Self::ask).
     pub fn trace(&self, query: &Query) -> Result<Traced, QueryError> {
+        if let Some(behind) = self.behind(query)? {
+            return match behind.deciding() {
+                Some(judged) => self.trace_one(&judged.query(query)),
+                None => Ok(Traced { verdict: behind.verdict(), egress: None, ingress: None }),
+            };
+        }
+        self.trace_one(query)
+    }
+
+    /// The same of the very address.
+    fn trace_one(&self, query: &Query) -> Result<Traced, QueryError> {
         let trace = |Put { source, to, protocol, port }: Put, facts: Facts<'_>| {
             self.snapshot.trace(source, to, protocol, port, facts)
         };
@@ -283,6 +306,13 @@ impl Cluster {
     /// Whether the connection is let through to be judged by request.
     #[must_use]
     pub fn judged_by_request(&self, query: &Query) -> bool {
+        if let Ok(Some(behind)) = self.behind(query) {
+            return behind.deciding().is_some_and(|judged| self.is_judged_by_request(&judged.query(query)));
+        }
+        self.is_judged_by_request(query)
+    }
+
+    fn is_judged_by_request(&self, query: &Query) -> bool {
         let (Ok(from), Ok(to), Ok(port)) =
             (self.resolve(&query.from), self.resolve(&query.to), self.port(query))
         else {

@@ -250,3 +250,137 @@ fn services_that_stay_are_not_made_again() {
     let (again, _) = compile(&mut compiler, &objects, "a");
     assert!(std::ptr::eq(&*local, &*again), "nothing has changed on this node");
 }
+
+mod asked {
+    use super::{Value, http, json, slice, web};
+    use sluice_compile::Rollout;
+    use sluice_compile::query::{Cluster, Port, Query, Said};
+    use sluice_policy::{Decision, Protocol, Reason};
+
+    fn pod(name: &str, app: &str, ip: &str, node: &str) -> Value {
+        json!({"apiVersion": "v1", "kind": "Pod",
+            "metadata": {"namespace": "shop", "name": name, "labels": {"app": app}},
+            "spec": {"nodeName": node, "containers": []}, "status": {"podIP": ip}})
+    }
+
+    /// The client may reach `web` on 8080 with TCP and UDP, and with GET alone on 9090.
+    fn cluster(endpoints: &[&str], extra: Value, more: &[Value]) -> Cluster {
+        let endpoints: Vec<Value> = endpoints
+            .iter()
+            .map(|ip| json!({"addresses": [ip], "nodeName": format!("n{}", &ip[7..])}))
+            .collect();
+        let mut objects = vec![
+            pod("client", "client", "10.1.0.9", "n1"),
+            pod("web-1", "web", "10.1.0.1", "n1"),
+            pod("web-2", "web", "10.1.0.2", "n2"),
+            pod("old-3", "old", "10.1.0.3", "n3"),
+            json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+                "metadata": {"namespace": "shop", "name": "client"},
+                "spec": {"podSelector": {"matchLabels": {"app": "client"}}, "policyTypes": ["Egress"],
+                    "egress": [{"to": [{"podSelector": {"matchLabels": {"app": "web"}}}],
+                        "ports": [{"port": 8080}, {"port": 8080, "protocol": "UDP"}]}]}}),
+            web(extra),
+            http(json!(endpoints)),
+            slice(
+                "web",
+                "web-dns",
+                json!([{"name": "dns", "port": 8080, "protocol": "UDP"}]),
+                json!(endpoints),
+            ),
+        ];
+        objects.extend_from_slice(more);
+        let loaded = sluice_crd::load_value(&objects);
+        assert!(loaded.problems.is_empty(), "{}", loaded.problems[0]);
+        Cluster::new(&loaded.objects, Rollout::AsIfEnforced)
+    }
+
+    fn query(protocol: Protocol, port: u16) -> Query {
+        Query {
+            from: "shop/client".into(),
+            to: "10.96.0.10".into(),
+            protocol,
+            port: Port::Number(port),
+            said: Said::Nothing,
+        }
+    }
+
+    fn ports() -> Value {
+        json!({"ports": [{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}]})
+    }
+
+    /// The decision, and the backend that decides.
+    fn asked(cluster: &Cluster, query: &Query) -> (Decision, Option<String>) {
+        let verdict = cluster.ask(query).unwrap();
+        assert_eq!(cluster.trace(query).unwrap().verdict, verdict);
+        let behind = cluster.behind(query).unwrap().unwrap();
+        assert_eq!(behind.service, "shop/web");
+        (verdict.decision(), behind.deciding().map(|judged| judged.backend.address.to_string()))
+    }
+
+    #[test]
+    fn a_service_is_asked_for_by_its_backends() {
+        let tcp = query(Protocol::Tcp, 80);
+        let udp = query(Protocol::Udp, 53);
+        let (allow, deny) = (Decision::Allow, Decision::Deny);
+        let some = |ip: &str| Some(ip.to_owned());
+        let all = cluster(&["10.1.0.1", "10.1.0.2"], ports(), &[]);
+        assert_eq!(asked(&all, &tcp), (allow, some("10.1.0.1")));
+        assert_eq!(asked(&all, &udp), (allow, some("10.1.0.1")));
+        // Of TCP the proxy chooses; of UDP nobody can say whom it will reach.
+        let mixed = cluster(&["10.1.0.1", "10.1.0.3"], ports(), &[]);
+        assert_eq!(asked(&mixed, &tcp), (allow, some("10.1.0.1")));
+        assert_eq!(asked(&mixed, &udp), (deny, some("10.1.0.3")));
+        let none = cluster(&["10.1.0.3"], ports(), &[]);
+        assert_eq!(asked(&none, &tcp), (deny, some("10.1.0.3")));
+        let empty = cluster(&[], ports(), &[]);
+        assert_eq!(asked(&empty, &tcp), (deny, None));
+        // Another port of the address is an address as any.
+        assert!(all.behind(&query(Protocol::Tcp, 81)).unwrap().is_none());
+        assert_eq!(all.ask(&query(Protocol::Tcp, 81)).unwrap().decision(), deny);
+    }
+
+    #[test]
+    fn what_a_chosen_backend_refuses_itself_is_refused() {
+        let closed = json!({"apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+            "metadata": {"namespace": "shop", "name": "web-2"},
+            "spec": {"podSelector": {"matchLabels": {"app": "web"}}, "policyTypes": ["Ingress"]}});
+        let cluster = cluster(&["10.1.0.1", "10.1.0.3"], ports(), &[closed]);
+        let verdict = cluster.ask(&query(Protocol::Tcp, 80)).unwrap();
+        assert_eq!((verdict.egress.decision, verdict.ingress.decision), (Decision::Allow, Decision::Deny));
+    }
+
+    #[test]
+    fn local_traffic_is_asked_for_from_the_clients_node() {
+        let mut spec = ports();
+        spec["internalTrafficPolicy"] = json!("Local");
+        let here = cluster(&["10.1.0.1", "10.1.0.3"], spec.clone(), &[]);
+        assert_eq!(asked(&here, &query(Protocol::Udp, 53)), (Decision::Allow, Some("10.1.0.1".into())));
+        let elsewhere = cluster(&["10.1.0.2"], spec, &[]);
+        assert_eq!(asked(&elsewhere, &query(Protocol::Tcp, 80)), (Decision::Deny, None));
+    }
+
+    #[test]
+    fn nobody_there_is_the_nodes_to_refuse_where_nothing_is_judged() {
+        let cluster = cluster(&[], ports(), &[]);
+        let free = Query { from: "shop/web-1".into(), ..query(Protocol::Tcp, 80) };
+        assert_eq!(asked(&cluster, &free), (Decision::Allow, None));
+        let judged = cluster.ask(&query(Protocol::Tcp, 80)).unwrap();
+        assert_eq!(judged.egress.reason, Reason::IdentityMissing);
+    }
+
+    /// A Service whose only backend is its own address: whoever asks gets an answer.
+    #[test]
+    fn a_service_of_itself_is_asked_once() {
+        let trap = super::service(
+            "shop",
+            "trap",
+            json!({"clusterIP": "10.96.0.66", "externalIPs": ["10.1.0.3"],
+            "ports": [{"port": 7}]}),
+        );
+        let own = slice("trap", "trap-1", json!([{"port": 7}]), json!([{"addresses": ["10.1.0.3"]}]));
+        let cluster = cluster(&["10.1.0.1"], ports(), &[trap, own]);
+        let query = Query { to: "10.1.0.3".into(), ..query(Protocol::Tcp, 7) };
+        assert_eq!(cluster.trace(&query).unwrap().verdict.decision(), Decision::Deny);
+        assert!(!cluster.judged_by_request(&query));
+    }
+}

@@ -120,6 +120,12 @@ impl Snapshot {
         Some(asked.row(protocol, &peers))
     }
 
+    /// What the kernel does with what an endpoint of this profile sends to a Service behind which nobody stands.
+    #[must_use]
+    pub fn unserved_row(&self, profile: ProfileId) -> Option<Row> {
+        Some(nobody(&self.profile(profile)?.side(Direction::Egress)))
+    }
+
     /// Every row for traffic to Services. There are as many classes as there are verdicts that differ for some profile,
     /// however many Services there are.
     #[must_use]
