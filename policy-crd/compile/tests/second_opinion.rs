@@ -15,13 +15,14 @@ mod kernel;
 mod reference;
 
 use common::load;
-use generate::{cilium, l7, network, requests, tiers, world};
+use generate::{cilium, l7, network, requests, services, tiers, world};
 use judge::judge as ask;
 use kernel::{Keys, kernel, keys};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseError};
 use reference::cluster::{Cluster as Reference, Who};
 use reference::kernel::{Row, row};
+use reference::services::{backends, vip_row};
 use reference::verdict::{Asked, Direction as Toward, Said as Spoken, Side, View, judge as opinion};
 use serde_json::Value;
 use sluice_compile::query::{Cluster, Port, Query, Said};
@@ -196,17 +197,69 @@ fn same_row(nodes: &[Node], reference: &Reference, asked: &Asked, toward: Toward
     }
     let protocol = Protocol::parse(asked.protocol).unwrap();
     let key = (endpoint.profile, direction, node.snapshot.class_of(peer), protocol);
-    let found = kernel(&node.rows, key, asked.port);
-    let found = match found.action {
-        RowAction::Allow => Row::Allow { audit: found.audit },
-        RowAction::Deny => Row::Deny,
-        RowAction::ToProxy => Row::ToProxy { fail_open: found.fail_open },
-    };
+    let found = told_row(kernel(&node.rows, key, asked.port));
     let expected = row(view);
     if found == expected {
         return Ok(());
     }
     Err(format!("{direction:?} of {asked:?}: the row is {found:?} and should be {expected:?}"))
+}
+
+/// A row as the engine has it, in the words of the reference.
+fn told_row(row: sluice_policy::Row) -> Row {
+    match row.action {
+        RowAction::Allow => Row::Allow { audit: row.audit },
+        RowAction::Deny => Row::Deny,
+        RowAction::ToProxy => Row::ToProxy { fail_open: row.fail_open },
+    }
+}
+
+/// Both opinions on what the kernel does with what each pod sends to each Service.
+fn same_services(objects: &[Value]) -> Result<(), TestCaseError> {
+    let reference = Reference::read(objects);
+    for name in ["n1", "n2"] {
+        let Node { snapshot, .. } = Node::new(objects, name);
+        let rows = snapshot.service_rows();
+        for (endpoint, service, protocol) in snapshot.endpoints.iter().flat_map(|endpoint| {
+            let services = objects.iter().filter(|object| object["kind"] == "Service");
+            services.flat_map(move |service| [(endpoint, service, "TCP"), (endpoint, service, "UDP")])
+        }) {
+            let Some(vip) = service["spec"]["clusterIP"].as_str().filter(|vip| *vip != "None") else {
+                continue;
+            };
+            let to: std::net::IpAddr = vip.parse().unwrap();
+            let Some(from) = endpoint.addresses.iter().find(|address| address.is_ipv4()).copied() else {
+                continue;
+            };
+            let asked = Asked { from, to, protocol, port: 80, socket: false, said: Spoken::Nothing };
+            let behind = backends(objects, service, &asked, name);
+            let asks = Protocol::parse(protocol).unwrap();
+            let mut had: Vec<_> = snapshot
+                .services
+                .at(to, asks, 80)
+                .unwrap()
+                .1
+                .of_family(to)
+                .map(|b| (b.address, b.port))
+                .collect();
+            let mut expected = behind.clone();
+            expected.sort();
+            expected.dedup();
+            had.sort();
+            prop_assert_eq!(had, expected, "{:?} on {}\n{}", asked, name, shown(objects));
+            let Some(expected) = vip_row(&reference, &behind, &asked) else { continue };
+            let class =
+                rows.ports.iter().find(|port| (port.address, port.protocol, port.port) == (to, asks, 80));
+            let class = class.unwrap().class;
+            let row = rows
+                .rows
+                .iter()
+                .find(|row| (row.profile, row.class, row.protocol) == (endpoint.profile, class, asks));
+            let found = row.map_or(Row::Deny, |row| told_row(row.row));
+            prop_assert_eq!(found, expected, "{:?} on {}\n{}", asked, name, shown(objects));
+        }
+    }
+    Ok(())
 }
 
 /// Policies of these kinds, each with its name.
@@ -261,6 +314,17 @@ proptest! {
         asked in questions(),
     ) {
         check(&world, &policies, &asked)?;
+    }
+
+    #[test]
+    fn what_is_sent_to_services(
+        world in world::world(),
+        services in services::services(),
+        policies in policies(&[network::policy, l7::policy, cilium::policy]),
+        tiered in tiered(),
+    ) {
+        let parts = [world, services, policies, tiered];
+        same_services(&parts.concat())?;
     }
 
     #[test]

@@ -233,7 +233,7 @@ fn a_translation_keeps_the_family() {
 fn ports_that_no_profile_tells_apart_have_one_class() {
     let address = |n: u32| format!("10.96.{}.{}", n / 200, n % 200 + 1);
     let one = |n: u32| {
-        let to = if n % 2 == 0 { OPEN } else { CLOSED };
+        let to = if n.is_multiple_of(2) { OPEN } else { CLOSED };
         service(&format!("s{n}"), &address(n), Protocol::Tcp, [backend(to)])
     };
     let rows =

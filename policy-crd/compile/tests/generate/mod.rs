@@ -9,6 +9,7 @@ pub(crate) mod cilium;
 pub(crate) mod l7;
 pub(crate) mod network;
 pub(crate) mod requests;
+pub(crate) mod services;
 pub(crate) mod tiers;
 pub(crate) mod world;
 

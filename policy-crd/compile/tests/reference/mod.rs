@@ -15,6 +15,7 @@
 //! | [`paths`], [`headers`] | how a path, a host, a header and a query parameter are read |
 //! | [`verdict`] | the order of tiers, denies and layers, and audit |
 //! | [`kernel`] | what the kernel does before anything is said |
+//! | [`services`] | the same, of what is sent to a Service |
 
 #![allow(dead_code, reason = "every test binary uses its part")]
 
@@ -26,5 +27,6 @@ pub(crate) mod l7;
 pub(crate) mod networkpolicy;
 pub(crate) mod paths;
 pub(crate) mod selectors;
+pub(crate) mod services;
 pub(crate) mod tiers;
 pub(crate) mod verdict;
