@@ -5,6 +5,7 @@ mod common;
 use common::service::{Counter, ONE, OTHER, Shop, TWO, address, below, echo, everything, http1, requests};
 use common::{CLIENT, World, http, soon};
 use opentelemetry_proto::tonic::common::v1::{AnyValue, KeyValue, any_value::Value};
+use sluice_policy::{Conditions, NameMatch};
 use sluice_proxy::record::Record;
 use sluice_proxy::service::balance::{Allowed, Balance};
 use std::collections::BTreeMap;
@@ -350,4 +351,55 @@ async fn an_address_that_is_no_services_is_a_destination_as_before() {
     let mut stream = world.connect_from(CLIENT).await;
     assert!(soon("a reset", stream.read(&mut [0])).await.is_err(), "the address's own class is the world");
     assert!(servers.iter().all(|server| server.accepted() == 0));
+}
+
+/// The first bytes of a TLS client that asks for this name.
+fn client_hello(name: &'static str) -> Vec<u8> {
+    let config = rustls::ClientConfig::builder()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let name = name.try_into().expect("a name");
+    let mut client = rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("a client");
+    let mut bytes = Vec::new();
+    client.write_tls(&mut bytes).expect("a hello");
+    bytes
+}
+
+#[tokio::test]
+async fn tls_goes_to_a_backend_that_may_be_asked_for_its_name() {
+    let servers = [echo(1).await, echo(2).await, echo(3).await];
+    let classes = [ONE, TWO, OTHER];
+    let all = servers.iter().zip(classes).map(|(server, class)| (server.at, class)).collect();
+    let named = |class, name: &str| {
+        let tls = vec![NameMatch::Exact(name.into())];
+        (vec![class], Some(Conditions { tls, ..Conditions::default() }))
+    };
+    let mut shop = Shop::new(all, vec![named(ONE, "one.example"), named(TWO, "two.example")]);
+    let mut world = shop.start().await;
+    for (name, expected) in [("one.example", b"1"), ("two.example", b"2")] {
+        for _ in 0..5 {
+            let mut client = world.connect_from(CLIENT).await;
+            client.write_all(&client_hello(name)).await.expect("sent");
+            let mut number = [0];
+            soon("a number", client.read_exact(&mut number)).await.expect("a number");
+            assert_eq!(&number, expected, "{name}");
+        }
+    }
+    while world.proxy.state.open_flows() > 0 {
+        world.record().await;
+    }
+    let mut client = world.connect_from(CLIENT).await;
+    client.write_all(&client_hello("three.example")).await.expect("sent");
+    assert!(soon("a reset", client.read(&mut [0])).await.is_err());
+    let denied = soon("a denial", async {
+        loop {
+            let record = world.record().await;
+            if record.host == "three.example" {
+                break record;
+            }
+        }
+    });
+    let record = denied.await;
+    assert_eq!((record.reason.as_str(), record.destination.pod.as_str()), ("no_rule_matched", "cart-0"));
+    assert_eq!(servers.each_ref().map(Counter::accepted), [5, 5, 0]);
 }

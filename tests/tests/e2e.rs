@@ -14,8 +14,13 @@ mod life;
 mod load;
 #[path = "e2e/requests.rs"]
 mod requests;
+#[path = "e2e/services.rs"]
+mod services;
 #[path = "e2e/storm.rs"]
 mod storm;
+// What kube-proxy writes is the same for both.
+#[path = "datapath/translation.rs"]
+mod translation;
 
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::take_down_all;
@@ -28,6 +33,7 @@ const NEEDS: [Need; 4] =
 fn main() -> ExitCode {
     let mut tests = fixtures::tests();
     tests.extend(requests::tests());
+    tests.extend(services::tests());
     tests.extend(attacks::tests());
     tests.extend(load::tests());
     tests.extend(life::tests());

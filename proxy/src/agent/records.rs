@@ -122,5 +122,9 @@ fn flow_record(record: &Record) -> pb::FlowRecord {
         policy: record.policy.clone(),
         rule: record.rule.clone(),
         nearest_miss: record.nearest_miss.clone(),
+        service: record
+            .service
+            .as_ref()
+            .map_or_else(String::new, |service| format!("{}/{}", service.namespace, service.name)),
     }
 }
