@@ -10,7 +10,7 @@ use sluice_policy::{
     OnDeny, Origin, Policy, PolicyId, PortRange, PortSet, Prefix, Profile, ProfileId, Protocol, Rule, Scope,
     Snapshot, Workload,
 };
-use sluice_redirect::{DEFAULT_MARK, Node, NodeConfig};
+use sluice_redirect::{EndpointLimits, Node, NodeConfig};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::Write as _;
@@ -98,13 +98,16 @@ impl World {
         Ok(world)
     }
 
+    /// As it is run, but that no limit is reached: a limit is asked all the same.
     fn config(&self) -> NodeConfig {
-        NodeConfig {
-            name: "slb".to_owned(),
-            bpffs: self.bpffs.clone(),
-            listen_port: 15_001,
-            mark: DEFAULT_MARK,
-        }
+        let limits = EndpointLimits {
+            ingress_flows: u32::MAX,
+            egress_flows: u32::MAX,
+            ingress_opens: u32::MAX,
+            egress_opens: u32::MAX,
+            ..EndpointLimits::default()
+        };
+        NodeConfig { limits, ..NodeConfig::new("slb", &self.bpffs, 15_001) }
     }
 
     /// Applies the rules again; `shift` makes them others, as many.
