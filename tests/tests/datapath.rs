@@ -5,6 +5,8 @@
 
 #[path = "datapath/across.rs"]
 mod across;
+#[path = "datapath/answers.rs"]
+mod answers;
 #[path = "datapath/attack.rs"]
 mod attack;
 #[path = "datapath/cases.rs"]
@@ -65,6 +67,7 @@ fn main() -> ExitCode {
     }
     let tests = [
         l4::tests(),
+        answers::tests(),
         icmp::tests(),
         l7::tests(),
         life::tests(),

@@ -65,6 +65,8 @@ pub mod flow_flag {
     pub const UNSEEN: u8 = 4;
     /// Of a flow that was cut: an event has told of it.
     pub const TOLD: u8 = 8;
+    /// Of a flow that was cut: the row that refuses it asks for an answer.
+    pub const REJECT: u8 = 16;
 }
 
 /// A flow.

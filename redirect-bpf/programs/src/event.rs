@@ -111,7 +111,7 @@ const fn verdict(fate: &Fate) -> Option<(EventVerdict, Counter)> {
         Fate::Drop(Counter::Cut) => Some((EventVerdict::Cut, Counter::Cut)),
         // A bridge floods; nobody asked for anything.
         Fate::Drop(Counter::NotMine) => None,
-        Fate::Drop(reason) => Some((EventVerdict::Deny, reason)),
+        Fate::Drop(reason) | Fate::Answer(reason) => Some((EventVerdict::Deny, reason)),
     }
 }
 

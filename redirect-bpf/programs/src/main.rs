@@ -14,6 +14,7 @@
 #![no_std]
 #![no_main]
 
+mod answer;
 mod error;
 mod event;
 mod flow;
@@ -42,6 +43,8 @@ pub(crate) enum Fate {
     Straight(u32, Counter),
     /// It ends here.
     Drop(Counter),
+    /// It ends here, and its sender is told.
+    Answer(Counter),
 }
 
 impl Fate {
@@ -51,6 +54,7 @@ impl Fate {
         match self {
             Self::Pass(reason) => PASS | reason as u32,
             Self::ToProxy(reason) => TO_PROXY | reason as u32,
+            Self::Answer(reason) => ANSWER | reason as u32,
             Self::Straight(_, reason) | Self::Drop(reason) => reason as u32,
         }
     }
@@ -68,6 +72,7 @@ impl Fate {
         match code & !REASON {
             PASS => Self::Pass(reason),
             TO_PROXY => Self::ToProxy(reason),
+            ANSWER => Self::Answer(reason),
             _ => Self::Drop(reason),
         }
     }
@@ -75,6 +80,7 @@ impl Fate {
 
 const PASS: u32 = 1 << 16;
 const TO_PROXY: u32 = 2 << 16;
+const ANSWER: u32 = 3 << 16;
 const REASON: u32 = 0xff;
 const _: () = assert!(COUNTERS <= REASON);
 
@@ -83,12 +89,18 @@ const _: () = assert!(COUNTERS <= REASON);
 #[classifier]
 #[inline(always)]
 pub fn from_pod(ctx: TcContext) -> i32 {
+    if answer::is_own(&ctx, FlowKind::Egress) {
+        return TC_ACT_UNSPEC;
+    }
     told(&ctx, FlowKind::Egress, pod::from_pod(&ctx))
 }
 
 #[classifier]
 #[inline(always)]
 pub fn to_pod(ctx: TcContext) -> i32 {
+    if answer::is_own(&ctx, FlowKind::Ingress) {
+        return TC_ACT_UNSPEC;
+    }
     told(&ctx, FlowKind::Ingress, pod::to_pod(&ctx))
 }
 
@@ -111,8 +123,19 @@ fn told(ctx: &TcContext, hook: FlowKind, fate: Fate) -> i32 {
         Fate::ToProxy(_) if maps::config().helper_ifindex == 0 => Fate::Drop(Counter::NoProxy),
         fate => fate,
     };
-    event::tell(ctx, hook, fate);
-    finish(fate)
+    match fate {
+        Fate::Answer(reason) => {
+            event::answered();
+            event::tell(ctx, hook, Fate::Drop(reason));
+            maps::count(reason);
+            // The packet is no longer what was read of it.
+            answer::send(ctx, hook)
+        }
+        fate => {
+            event::tell(ctx, hook, fate);
+            finish(fate)
+        }
+    }
 }
 
 #[inline(always)]
@@ -123,7 +146,8 @@ fn finish(fate: Fate) -> i32 {
             // Not OK, which would end the chain: what else judges on this device is asked as well.
             TC_ACT_UNSPEC
         }
-        Fate::Drop(reason) => {
+        // The proxy's ends answer nothing: the proxy does.
+        Fate::Drop(reason) | Fate::Answer(reason) => {
             maps::count(reason);
             TC_ACT_SHOT as i32
         }

@@ -106,9 +106,9 @@ pub(crate) struct Packet {
     /// Where the transport header is in the frame.
     l4: u32,
     /// Where the IP packet ends in the frame: what comes after it is padding, and no stack reads it.
-    end: u32,
+    pub(crate) end: u32,
     /// Where what was judged of the packet ends in the frame.
-    judged: u32,
+    pub(crate) judged: u32,
     /// Of a fragment: where in the frame the part that was fragmented begins.
     base: u32,
     /// Of a fragment: where its bytes belong.
@@ -116,7 +116,7 @@ pub(crate) struct Packet {
     /// Of a fragment: the packet's identification; of IPv4 in the first two bytes.
     id: [u8; 4],
     /// The frame as far as the end of the IP header, without options.
-    head: [u8; HEAD],
+    pub(crate) head: [u8; HEAD],
     /// Of neighbours' talk: the hardware address that it claims for its sender.
     hardware: [u8; 6],
     claims: bool,
@@ -368,6 +368,22 @@ impl Packet {
     pub(crate) fn is_from(&self, mac: &[u8; 6]) -> bool {
         let from = [6, 7, 8, 9, 10, 11].map(|at| self.head[at]);
         from == *mac && (!self.claims || self.hardware == *mac)
+    }
+
+    /// Whether its sender may be told that it was refused: never about an answer of that kind, what is for many, or what
+    /// is not whole (RFC 1122, section 3.2.2; RFC 4443, section 2.4). What has headers beside its own is not answered
+    /// either, since the answer takes their place.
+    #[inline(always)]
+    pub(crate) fn is_answerable(&self) -> bool {
+        if self.form != Form::Flow || self.is_odd() || self.is_group() || is_group(self.v6, &self.src) {
+            return false;
+        }
+        match self.protocol {
+            TCP => !self.is_reset(),
+            // Only requests are known to be no errors.
+            ICMP | ICMPV6 => icmp::is_request(self.v6, self.icmp[1]),
+            _ => true,
+        }
     }
 
     /// Whether it has anything beside its headers, or is not whole.

@@ -26,6 +26,8 @@ pub(crate) struct Judged {
     pub(crate) verdict: Judgement,
     /// [`RowValue::rule`](sluice_bpf_abi::RowValue::rule); 0 where there is no row.
     pub(crate) rule: u32,
+    /// A refusal is answered.
+    pub(crate) reject: bool,
 }
 
 /// Whose flow is judged, in its originator's orientation.
@@ -37,6 +39,8 @@ pub(crate) struct Question<'a> {
     pub(crate) protocol: u8,
     /// The destination port, the ICMP number, or 0.
     pub(crate) number: [u8; 2],
+    /// What no row speaks of is refused with an answer.
+    pub(crate) rejects: bool,
 }
 
 impl Question<'_> {
@@ -53,10 +57,10 @@ impl Question<'_> {
         };
         let Some(row) = generation.row(&key) else {
             event::judged(class, 0);
-            return Judged { verdict: Judgement::Refuse(Counter::NoRow), rule: 0 };
+            return Judged { verdict: Judgement::Refuse(Counter::NoRow), rule: 0, reject: self.rejects };
         };
         event::judged(class, row.rule);
-        Judged { verdict: self.verdict(row), rule: row.rule }
+        Judged { verdict: self.verdict(row), rule: row.rule, reject: row.flags & row_flag::REJECT != 0 }
     }
 
     #[inline(always)]

@@ -5,12 +5,14 @@
 //! one that the other end opened; only then is it judged.
 
 use crate::flow::{self, backward, forward, recall, touch};
-use crate::maps::{Generation, count};
+use crate::maps::{Generation, count, limits, quota, take};
 use crate::packet::{Packet, TCP};
 use crate::row::{Judged, Judgement, Question, proxy_answers, proxy_has, proxy_listens};
 use crate::{Fate, event};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState, RowKey, flow_flag, life};
+use sluice_bpf_abi::{
+    Counter, FlowEntry, FlowKey, FlowKind, FlowState, RowKey, endpoint_flag, flow_flag, life,
+};
 
 /// The endpoint that a hook speaks for.
 #[derive(Clone, Copy)]
@@ -18,6 +20,8 @@ pub(crate) struct Endpoint {
     pub(crate) ifindex: u32,
     pub(crate) profile: u32,
     pub(crate) generation: Generation,
+    /// [`endpoint_flag`](sluice_bpf_abi::endpoint_flag).
+    pub(crate) rejects: u8,
     /// What is remembered of the flows that go to the proxy: [`flow_flag::UNSEEN`] or nothing.
     ///
     /// [`flow_flag::UNSEEN`]: sluice_bpf_abi::flow_flag::UNSEEN
@@ -61,7 +65,7 @@ impl Endpoint {
             Judgement::Proxy => self.proxied(&key, judged.rule),
             Judgement::Watch if proxy_listens(ctx, packet) => self.proxied(&key, judged.rule),
             Judgement::Watch => self.fresh(ctx, packet, &key, answers, (Counter::FailOpen, judged.rule)),
-            Judgement::Refuse(reason) => Fate::Drop(reason),
+            Judgement::Refuse(reason) => self.refuse(packet, reason, judged.reject),
         }
     }
 
@@ -99,9 +103,9 @@ impl Endpoint {
             (Judgement::Proxy | Judgement::Watch, _) => Fate::ToProxy(Counter::UpstreamReply),
             (_, Judgement::Refuse(reason)) => {
                 event::decided(forwards.rule);
-                Fate::Drop(reason)
+                self.refuse(packet, reason, forwards.reject)
             }
-            _ => Fate::Drop(Counter::Denied),
+            _ => self.refuse(packet, Counter::Denied, backwards.reject),
         }
     }
 
@@ -141,16 +145,34 @@ impl Endpoint {
     }
 
     /// A packet of a flow that is no longer allowed. The entry lives as long as somebody may think the flow does, so
-    /// that no side's next packet passes for the first of another flow.
+    /// that no side's next packet passes for the first of another flow. Each side of a TCP connection is told at its
+    /// next packet.
     #[inline(always)]
     fn cut(self, packet: &Packet, entry: &mut FlowEntry, outward: bool) -> Fate {
         entry.seen = flow::now();
         event::cut(entry, outward);
+        let fate =
+            self.refuse(packet, Counter::Cut, packet.protocol == TCP || entry.flags & flow_flag::REJECT != 0);
         // Who breaks it off need not be told.
-        if packet.is_reset() {
+        if packet.is_reset() || matches!(fate, Fate::Answer(_)) {
             entry.life |= if outward { life::TOLD_OUT } else { life::TOLD_IN };
         }
-        Fate::Drop(Counter::Cut)
+        fate
+    }
+
+    /// Drops a packet; its sender is told, if the row asks for it and the endpoint has not had too many answers.
+    #[inline(always)]
+    fn refuse(self, packet: &Packet, reason: Counter, reject: bool) -> Fate {
+        if !reject || !packet.is_answerable() {
+            return Fate::Drop(reason);
+        }
+        if let (Some(quota), Some(limits)) = (quota(self.ifindex), limits())
+            && !take(&mut quota.answers, limits.answers, flow::now())
+        {
+            count(Counter::AnswerLimit);
+            return Fate::Drop(reason);
+        }
+        Fate::Answer(reason)
     }
 
     /// Whether a flow that was cut may pass under the generation in force.
@@ -161,10 +183,14 @@ impl Endpoint {
         }
         entry.epoch = self.generation.epoch;
         let judged = self.question(key).judge(self.generation);
+        entry.rule = judged.rule;
         if matches!(judged.verdict, Judgement::Direct(_)) {
-            entry.rule = judged.rule;
             entry.state = FlowState::Direct as u8;
             entry.flags &= !flow_flag::TOLD;
+        }
+        entry.flags &= !flow_flag::REJECT;
+        if judged.reject {
+            entry.flags |= flow_flag::REJECT;
         }
         entry.state == FlowState::Direct as u8
     }
@@ -186,6 +212,9 @@ impl Endpoint {
             Judgement::Proxy | Judgement::Refuse(_) => {
                 // The state first: another CPU must not see the flow as judged and still direct.
                 entry.state = FlowState::Cut as u8;
+                if judged.reject {
+                    entry.flags |= flow_flag::REJECT;
+                }
                 entry.rule = judged.rule;
                 entry.epoch = self.generation.epoch;
                 false
@@ -203,6 +232,9 @@ impl Endpoint {
             peer: if inbound { &key.src } else { &key.dst },
             protocol,
             number: if RowKey::has_ports(protocol) { key.dport } else { key.icmp },
+            rejects: self.rejects
+                & if inbound { endpoint_flag::REJECT_INGRESS } else { endpoint_flag::REJECT_EGRESS }
+                != 0,
         }
     }
 

@@ -3,9 +3,9 @@
 use sluice_policy::http::HttpMatch;
 use sluice_policy::port::icmp_port;
 use sluice_policy::{
-    Class, ClassId, ClassSet, Conditions, Direction, Endpoint, Identity, IsolatedPorts, Isolation, Kind,
-    Layer, Mode, OnDeny, Origin, Policy, PolicyId, PortRange, PortSet, Prefix, Profile, ProfileId, Protocol,
-    Rule, Scope, Snapshot, Workload,
+    Class, ClassId, ClassSet, Conditions, DenyAction, Direction, Endpoint, Identity, IsolatedPorts,
+    Isolation, Kind, Layer, Mode, OnDeny, Origin, Policy, PolicyId, PortRange, PortSet, Prefix, Profile,
+    ProfileId, Protocol, Rule, Scope, Snapshot, Workload,
 };
 use sluice_tests::{Pod, World};
 use std::net::{IpAddr, Ipv4Addr};
@@ -21,6 +21,7 @@ pub(crate) struct Line {
     l7: bool,
     deny: bool,
     mode: Mode,
+    answer: DenyAction,
 }
 
 /// `pod` accepts from `peer`; isolates it.
@@ -40,7 +41,16 @@ pub(crate) fn closed(pod: &str, direction: Direction) -> Line {
 
 fn line(pod: &str, direction: Direction, peer: Option<&str>, ports: PortSet) -> Line {
     let (pod, peer) = (pod.to_owned(), peer.map(str::to_owned));
-    Line { pod, direction, peer, ports, l7: false, deny: false, mode: Mode::Enforce }
+    Line {
+        pod,
+        direction,
+        peer,
+        ports,
+        l7: false,
+        deny: false,
+        mode: Mode::Enforce,
+        answer: DenyAction::Drop,
+    }
 }
 
 impl Line {
@@ -59,6 +69,12 @@ impl Line {
     /// Whether it is about this pod.
     pub(crate) fn is_of(&self, pod: &str) -> bool {
         self.pod == pod
+    }
+
+    /// Of a policy that tells whom it refuses.
+    pub(crate) fn rejecting(mut self) -> Self {
+        self.answer = DenyAction::Reject;
+        self
     }
 
     /// Of a policy that decides nothing.
@@ -131,7 +147,7 @@ fn profile(pod: &str, peers: &[&Pod], lines: &[Line], policies: &mut Vec<Arc<Pol
             id: PolicyId(u32::try_from(policies.len()).expect("few")),
             origin: Origin { kind: Kind::L7NetworkPolicy, namespace: "test".into(), name: pod.into() },
             mode: line.mode,
-            on_deny: OnDeny::default(),
+            on_deny: OnDeny { action: line.answer, ..OnDeny::default() },
         });
         policies.push(Arc::clone(&policy));
         let side = match line.direction {

@@ -14,6 +14,12 @@ const TARGET_LINK: u8 = 2;
 const NONCE: u8 = 14;
 const FRAGMENT: u8 = 44;
 
+/// Whether a type asks for an answer of another type: echo (RFC 792), timestamp, information, address mask (RFC 950),
+/// extended echo (RFC 8335).
+pub(super) const fn is_request(v6: bool, kind: u8) -> bool {
+    matches!((v6, kind), (false, 8 | 13 | 15 | 17 | 42) | (true, 128 | 160))
+}
+
 impl Packet {
     #[inline(always)]
     pub(super) fn read_icmp(&mut self, ctx: &TcContext, room: u32) -> Result<(), Counter> {
@@ -95,12 +101,11 @@ impl Packet {
         let identifier = [icmp[4], icmp[5]];
         self.icmp = icmp_number(self.v6, icmp[0]);
         self.answers = ICMP_NONE;
+        if is_request(self.v6, icmp[0]) {
+            self.sport = identifier;
+            return true;
+        }
         let request = match (self.v6, icmp[0]) {
-            // Echo (RFC 792), timestamp, information, address mask (RFC 950), extended echo (RFC 8335).
-            (false, 8 | 13 | 15 | 17 | 42) | (true, 128 | 160) => {
-                self.sport = identifier;
-                return true;
-            }
             (false, 0) => 8,
             (false, 14) => 13,
             (false, 16) => 15,
