@@ -21,6 +21,8 @@ mod fragments;
 mod frames;
 #[path = "datapath/handover.rs"]
 mod handover;
+#[path = "datapath/host.rs"]
+mod host;
 #[path = "datapath/icmp.rs"]
 mod icmp;
 #[path = "datapath/l4.rs"]
@@ -77,6 +79,7 @@ fn main() -> ExitCode {
         strict::tests(),
         across::tests(),
         handover::tests(),
+        host::tests(),
         crash::tests(),
         upgrade::tests(),
         fragments::tests(),
