@@ -13,6 +13,8 @@ mod attack;
 mod cases;
 #[path = "datapath/crash.rs"]
 mod crash;
+#[path = "datapath/flows.rs"]
+mod flows;
 #[path = "datapath/forge.rs"]
 mod forge;
 #[path = "datapath/fragments.rs"]
@@ -70,6 +72,7 @@ fn main() -> ExitCode {
     let tests = [
         l4::tests(),
         answers::tests(),
+        flows::tests(),
         icmp::tests(),
         l7::tests(),
         life::tests(),
