@@ -2,7 +2,7 @@
 
 use crate::agent::{self, Options};
 use clap::{Args, Parser, Subcommand};
-use sluice_redirect::{DEFAULT_MARK, EndpointLimits, MAX_FLOWS, Node, NodeConfig};
+use sluice_redirect::{DEFAULT_MARK, EndpointLimits, Hooks, MAX_FLOWS, Node, NodeConfig};
 use std::path::PathBuf;
 
 /// The node's data plane.
@@ -48,6 +48,9 @@ struct NodeArgs {
     /// Take over from a newer version, which otherwise is refused: its hooks judge until ours are in force.
     #[arg(long)]
     roll_back: bool,
+    /// Attach by filters of clsact qdiscs even where the kernel has tcx links.
+    #[arg(long)]
+    clsact: bool,
 }
 
 impl NodeArgs {
@@ -60,6 +63,7 @@ impl NodeArgs {
             roll_back: self.roll_back,
             limits: EndpointLimits::default(),
             flows: MAX_FLOWS,
+            hooks: if self.clsact { Hooks::Clsact } else { Hooks::Auto },
         }
     }
 }

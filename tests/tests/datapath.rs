@@ -15,6 +15,8 @@ mod cases;
 mod crash;
 #[path = "datapath/flows.rs"]
 mod flows;
+#[path = "datapath/drift.rs"]
+mod drift;
 #[path = "datapath/forge.rs"]
 mod forge;
 #[path = "datapath/fragments.rs"]
@@ -89,6 +91,7 @@ fn main() -> ExitCode {
         services::tests(),
         table::tests(),
         stress::tests(),
+        drift::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)

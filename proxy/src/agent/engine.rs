@@ -21,7 +21,7 @@ use super::store::Store;
 use crate::channel::{FromWorker, Swapped, ToWorker};
 use bytes::Bytes;
 use sluice_policy::Snapshot;
-use sluice_redirect::{Applied, Node};
+use sluice_redirect::{Applied, Drift, Node};
 use sluice_wire::pb;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +44,9 @@ const LOOK: Duration = Duration::from_millis(200);
 /// How often the flow table is walked: what its endpoints have of it is held against them by numbers that are no older
 /// than some of these, and what is over frees its place this late.
 const SWEEP: Duration = Duration::from_secs(2);
+
+/// How often the node is looked at for what somebody changed: within seconds everything is as it was left.
+const VERIFY: Duration = Duration::from_secs(2);
 
 /// Places of the queue to control that reports leave free: a flood of them must not cost an ack, without which
 /// nobody would know that a snapshot is in force.
@@ -85,6 +88,7 @@ pub(super) struct Engine {
     worker: Option<watch::Sender<ToWorker>>,
     target: Option<Target>,
     links: Links,
+    drifted: Vec<Drift>,
     sequence: u64,
     draining: bool,
     drained: bool,
@@ -111,6 +115,7 @@ impl Engine {
             worker: None,
             target: None,
             links: Links::look()?,
+            drifted: Vec::new(),
             sequence: 0,
             draining: false,
             drained: false,
@@ -183,6 +188,8 @@ impl Engine {
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut verify = tokio::time::interval(VERIFY);
+        verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.drained {
             let due = self.target.as_ref().and_then(|target| target.due);
             tokio::select! {
@@ -192,6 +199,7 @@ impl Engine {
                 },
                 Some(snapshot) = snapshots.recv() => self.aim(snapshot).await,
                 () = sleep_until(due), if due.is_some() => self.apply_rows().await,
+                _ = verify.tick() => self.verify().await,
                 _ = look.tick() => if self.links.changed() && self.target.as_ref().is_some_and(|t| t.applied.is_some()) {
                     self.apply_rows().await;
                 },
@@ -349,6 +357,23 @@ impl Engine {
             Ok(None) => {}
             Err(error) => tracing::error!(%error, "the walk over the flow table ended"),
         }
+    }
+
+    /// Puts right what somebody changed on the node, and says what that was. What stays is told once.
+    async fn verify(&mut self) {
+        let node = self.node.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let mut node = node.lock().unwrap_or_else(PoisonError::into_inner);
+            node.as_mut().map(Node::verify).unwrap_or_default()
+        });
+        let Ok(found) = done.await else { return };
+        for drift in found.iter().filter(|drift| !self.drifted.contains(drift)) {
+            match &drift.stays {
+                None => tracing::warn!(what = drift.what, "somebody changed this node; it is put right"),
+                Some(why) => tracing::error!(what = drift.what, why, "this node is not as it must be"),
+            }
+        }
+        self.drifted = found;
     }
 
     /// Writes down what is in force.

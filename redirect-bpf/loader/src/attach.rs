@@ -1,15 +1,19 @@
-//! Hooks A and B on the endpoints' veths, as pinned tcx links: they outlive the loader, and a new loader
-//! replaces their program without a gap.
+//! Hooks A and B on the endpoints' veths, as pinned tcx links, or as filters where there are none: they outlive the
+//! loader, and a new loader replaces their program without a gap.
 
 use crate::bpffs::{self, Pins};
+use crate::clsact;
 use crate::crash;
 use crate::error::SetupError;
+use crate::tc::Side;
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{SchedClassifier, TcAttachType};
-use sluice_bpf_abi::program;
+use rustix::io::Errno;
+use sluice_bpf_abi::{ABI_VERSION, program};
 use std::collections::HashSet;
+use std::os::fd::AsFd;
 use std::path::Path;
 
 /// The two hooks of an endpoint: program and side.
@@ -23,67 +27,198 @@ pub(crate) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut S
         .ok_or_else(|| SetupError::Object { what: "program", name: name.to_owned() })
 }
 
-/// Attaches a program that goes with the loader. The thread must be in the device's namespace.
-pub(crate) fn attach_unpinned(ebpf: &mut Ebpf, name: &'static str, device: &str) -> Result<(), SetupError> {
-    let classifier = classifier(ebpf, name)?;
-    classifier
-        .attach_with_options(device, TcAttachType::Ingress, TcAttachOptions::TcxOrder(LinkOrder::first()))
-        .map_err(|error| attach_error(name, device, &error))?;
-    verify(classifier, name, device, TcAttachType::Ingress)
+/// How hooks are attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hooks {
+    /// tcx links where the kernel has them, else filters.
+    #[default]
+    Auto,
+    /// Pinned tcx links: Linux 6.6.
+    Tcx,
+    /// Filters of clsact qdiscs: Linux 5.15.
+    Clsact,
 }
 
-/// Gives the programs of this loader to every link that an earlier one pinned. Links of devices that are
-/// gone are forgotten.
-pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins) -> Result<(), SetupError> {
+impl Hooks {
+    /// Which of the two it is on this kernel: the kernel is asked, not its version.
+    pub(crate) fn decide(self) -> Self {
+        let tcx = || SchedClassifier::query_tcx("lo", TcAttachType::Ingress).is_ok();
+        match self {
+            Self::Auto if tcx() => Self::Tcx,
+            Self::Auto => Self::Clsact,
+            told => told,
+        }
+    }
+}
+
+/// Attaches a program that goes with the loader, or with its device. The thread must be in the device's namespace.
+pub(crate) fn attach_unpinned(
+    ebpf: &mut Ebpf,
+    hooks: Hooks,
+    name: &'static str,
+    (index, device): (u32, &str),
+    side: TcAttachType,
+) -> Result<(), SetupError> {
+    let classifier = classifier(ebpf, name)?;
+    if hooks == Hooks::Clsact {
+        return filter(classifier, name, index, device, side);
+    }
+    classifier
+        .attach_with_options(device, side, TcAttachOptions::TcxOrder(LinkOrder::first()))
+        .map_err(|error| attach_error(name, device, &error))?;
+    is_first(classifier, hooks, name, (index, device), side).and_then(|first| listed(first, name, device))
+}
+
+/// Gives the programs of this loader to every hook that an earlier one left. Links of devices that are gone are
+/// forgotten. The thread must be in the node's namespace.
+pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins, hooks: Hooks) -> Result<(), SetupError> {
     for path in Pins::list(&pins.links())? {
         let Some(pin) = parse(&path) else { continue };
         match replace(classifier(ebpf, pin.hook)?, &path) {
             // One that died between pinning a link and giving it its name.
             Ok(()) if pin.staged => bpffs::rename(&path, &pins.link(pin.device, pin.hook))?,
             Ok(()) => {}
-            Err(error) if is_gone(&*error) => bpffs::remove_file(&path)?,
+            Err(error) if caused_by(&*error, Errno::NOLINK) => bpffs::remove_file(&path)?,
             // The endpoint keeps the program it has: to let the link go would let the endpoint go.
             Err(error) => return Err(attach_error(pin.hook, &path.display().to_string(), &error)),
         }
         crash::point("take a link over");
     }
-    Ok(())
-}
-
-/// The devices that have links.
-pub(crate) fn devices(pins: &Pins) -> Result<HashSet<u32>, SetupError> {
-    Ok(Pins::list(&pins.links())?.iter().filter_map(|path| parse(path)).map(|pin| pin.device).collect())
-}
-
-/// Attaches both hooks to a device, if they are not there yet, and asks the kernel whether they are. The
-/// thread must be in the node's namespace.
-pub(crate) fn attach(ebpf: &mut Ebpf, pins: &Pins, index: u32, device: &str) -> Result<(), SetupError> {
-    for (hook, side) in HOOKS {
-        let (path, staged) = (pins.link(index, hook), pins.staged_link(index, hook));
-        let classifier = classifier(ebpf, hook)?;
-        if path.exists() && verify(classifier, hook, device, side).is_ok() {
-            continue;
+    if hooks == Hooks::Clsact {
+        for device in filtered()? {
+            for (hook, side) in HOOKS {
+                filter(classifier(ebpf, hook)?, hook, device, &device.to_string(), side)?;
+                crash::point("take a filter over");
+            }
         }
-        // What an attempt before left half done. Its link is not the only one: the old pin is there still.
-        bpffs::remove_link(&staged)?;
-        let id = classifier
-            .attach_with_options(device, side, TcAttachOptions::TcxOrder(LinkOrder::first()))
-            .map_err(|error| attach_error(hook, device, &error))?;
-        let link = classifier.take_link(id).map_err(|error| attach_error(hook, device, &error))?;
-        let link = FdLink::try_from(link).map_err(|error| attach_error(hook, device, &error))?;
-        crash::point("attach a hook");
-        link.pin(&staged).map_err(|error| attach_error(hook, device, &error))?;
-        crash::point("pin a hook");
-        // Over the pin of a link that does not hold any more, if there is one: until here both of them judged.
-        bpffs::rename(&staged, &path)?;
-        crash::point("name a hook");
-        verify(classifier, hook, device, side)?;
     }
     Ok(())
 }
 
-/// Takes both hooks off a device.
+/// The devices that have hooks of ours. The thread must be in the node's namespace.
+pub(crate) fn devices(pins: &Pins) -> Result<HashSet<u32>, SetupError> {
+    let links = Pins::list(&pins.links())?;
+    let mut devices = filtered()?;
+    devices.extend(links.iter().filter_map(|path| parse(path)).map(|pin| pin.device));
+    Ok(devices)
+}
+
+/// The devices with filters.
+fn filtered() -> Result<HashSet<u32>, SetupError> {
+    clsact::devices()
+        .map_err(SetupError::cannot("list the filters of the node's devices", "CAP_NET_ADMIN is needed"))
+}
+
+/// Attaches both hooks to a device, before whatever else is there, if they are not there yet, and asks the kernel
+/// whether they are; whether anything had to be done. The thread must be in the node's namespace.
+pub(crate) fn attach(
+    ebpf: &mut Ebpf,
+    pins: &Pins,
+    hooks: Hooks,
+    index: u32,
+    device: &str,
+) -> Result<bool, SetupError> {
+    let mut changed = false;
+    for (hook, side) in HOOKS {
+        let classifier = classifier(ebpf, hook)?;
+        let held = hooks == Hooks::Clsact || pins.link(index, hook).exists();
+        if held && is_first(classifier, hooks, hook, (index, device), side)? {
+            continue;
+        }
+        changed = true;
+        match hooks {
+            Hooks::Clsact => filter(classifier, hook, index, device, side)?,
+            _ => link(classifier, pins, hook, (index, device), side)?,
+        }
+        let first = is_first(classifier, hooks, hook, (index, device), side)?;
+        listed(first, hook, device)?;
+    }
+    Ok(changed)
+}
+
+fn link(
+    classifier: &mut SchedClassifier,
+    pins: &Pins,
+    hook: &'static str,
+    (index, device): (u32, &str),
+    side: TcAttachType,
+) -> Result<(), SetupError> {
+    let (path, staged) = (pins.link(index, hook), pins.staged_link(index, hook));
+    // What an attempt before left half done. Its link is not the only one: the old pin is there still.
+    bpffs::remove_link(&staged)?;
+    let first = || TcAttachOptions::TcxOrder(LinkOrder::first());
+    let id = match classifier.attach_with_options(device, side, first()) {
+        // It is there, behind another.
+        Err(error) if caused_by(&error, Errno::EXIST) => {
+            reload(classifier, pins, hook, index)?;
+            classifier.attach_with_options(device, side, first())
+        }
+        other => other,
+    };
+    let id = id.map_err(|error| attach_error(hook, device, &error))?;
+    let link = classifier.take_link(id).map_err(|error| attach_error(hook, device, &error))?;
+    let link = FdLink::try_from(link).map_err(|error| attach_error(hook, device, &error))?;
+    crash::point("attach a hook");
+    link.pin(&staged).map_err(|error| attach_error(hook, device, &error))?;
+    crash::point("pin a hook");
+    // Over the pin of a link that does not hold any more, if there is one: until here both of them judged.
+    bpffs::rename(&staged, &path)?;
+    crash::point("name a hook");
+    Ok(())
+}
+
+/// The kernel has no program twice on one side of a device, and does not move it. So it is loaded once more, to be put
+/// before what came before it, while the one that is there still judges. The other devices get the new one as well.
+fn reload(
+    classifier: &mut SchedClassifier,
+    pins: &Pins,
+    hook: &'static str,
+    displaced: u32,
+) -> Result<(), SetupError> {
+    let failed = |error| attach_error(hook, "be loaded again", &error);
+    classifier.unload().map_err(failed)?;
+    classifier.load().map_err(failed)?;
+    for path in Pins::list(&pins.links())? {
+        match parse(&path) {
+            Some(pin) if pin.hook == hook && pin.device != displaced => {
+                match replace(classifier, &path) {
+                    // Its device is gone.
+                    Err(error) if caused_by(&*error, Errno::NOLINK) => {}
+                    done => done.map_err(|error| attach_error(hook, &path.display().to_string(), &error))?,
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn filter(
+    classifier: &SchedClassifier,
+    hook: &'static str,
+    index: u32,
+    device: &str,
+    side: TcAttachType,
+) -> Result<(), SetupError> {
+    let program = classifier.fd().map_err(|error| attach_error(hook, device, &error))?;
+    clsact::attach(index, side_of(side), program.as_fd(), &format!("sluice/{hook}/v{ABI_VERSION}"))
+        .map_err(|error| attach_error(hook, device, &error))?;
+    crash::point("attach a hook");
+    Ok(())
+}
+
+/// Takes both hooks off a device. The thread must be in the node's namespace.
 pub(crate) fn detach(pins: &Pins, index: u32) -> Result<(), SetupError> {
+    detach_links(pins, index)?;
+    detach_filters(index)
+}
+
+/// Takes what is attached the other way off a device.
+pub(crate) fn detach_others(pins: &Pins, hooks: Hooks, index: u32) -> Result<(), SetupError> {
+    if hooks == Hooks::Clsact { detach_links(pins, index) } else { detach_filters(index) }
+}
+
+fn detach_links(pins: &Pins, index: u32) -> Result<(), SetupError> {
     for (hook, _) in HOOKS {
         for path in [pins.staged_link(index, hook), pins.link(index, hook)] {
             bpffs::remove_link(&path)?;
@@ -91,6 +226,17 @@ pub(crate) fn detach(pins: &Pins, index: u32) -> Result<(), SetupError> {
         crash::point("detach a hook");
     }
     Ok(())
+}
+
+fn detach_filters(index: u32) -> Result<(), SetupError> {
+    match clsact::detach(index) {
+        // The device is gone, and its filters with it.
+        Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
+        other => other.map_err(SetupError::cannot(
+            format!("take the filters off device {index}"),
+            "CAP_NET_ADMIN is needed",
+        )),
+    }
 }
 
 fn replace(classifier: &mut SchedClassifier, path: &Path) -> Result<(), Box<dyn std::error::Error>> {
@@ -101,12 +247,14 @@ fn replace(classifier: &mut SchedClassifier, path: &Path) -> Result<(), Box<dyn 
     Ok(())
 }
 
-/// Whether a link cannot be given a program because its device is gone.
-fn is_gone(error: &(dyn std::error::Error + 'static)) -> bool {
-    let no_link = Some(rustix::io::Errno::NOLINK.raw_os_error());
+/// Whether this is why, or why that is.
+fn caused_by(error: &(dyn std::error::Error + 'static), errno: Errno) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {
-        if error.downcast_ref::<std::io::Error>().is_some_and(|error| error.raw_os_error() == no_link) {
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|e| e.raw_os_error() == Some(errno.raw_os_error()))
+        {
             return true;
         }
         cause = error.source();
@@ -114,20 +262,33 @@ fn is_gone(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-/// Whether the kernel says that this very program is attached.
-fn verify(
+/// Whether the kernel says that this very program is attached, and asked before any other.
+fn is_first(
     classifier: &SchedClassifier,
+    hooks: Hooks,
     name: &'static str,
-    device: &str,
+    (index, device): (u32, &str),
     side: TcAttachType,
-) -> Result<(), SetupError> {
+) -> Result<bool, SetupError> {
     let own = classifier.info().map_err(|error| attach_error(name, device, &error))?.id();
+    if hooks == Hooks::Clsact {
+        return clsact::is_first(index, side_of(side), own)
+            .map_err(|error| attach_error(name, device, &error));
+    }
     let (_, there) =
         SchedClassifier::query_tcx(device, side).map_err(|error| attach_error(name, device, &error))?;
-    if there.iter().any(|program| program.id() == own) {
-        return Ok(());
+    Ok(there.first().is_some_and(|program| program.id() == own))
+}
+
+fn listed(first: bool, name: &'static str, device: &str) -> Result<(), SetupError> {
+    if first { Ok(()) } else { Err(attach_error(name, device, &"the kernel does not list it as the first")) }
+}
+
+const fn side_of(side: TcAttachType) -> Side {
+    match side {
+        TcAttachType::Egress => Side::Egress,
+        _ => Side::Ingress,
     }
-    Err(attach_error(name, device, &"the kernel does not list it"))
 }
 
 fn attach_error(program: &'static str, device: &str, reason: &dyn std::fmt::Display) -> SetupError {

@@ -46,9 +46,14 @@ impl Pins {
             .map_err(io::Error::from)
             .map_err(SetupError::cannot(format!("mount a bpffs at {}", root.display()), REMEDY))?;
         }
-        create(&pins.maps())?;
-        create(&pins.links())?;
+        pins.create()?;
         Ok(pins)
+    }
+
+    /// Our own directories.
+    pub(crate) fn create(&self) -> Result<(), SetupError> {
+        create(&self.maps())?;
+        create(&self.links())
     }
 
     fn version(&self) -> PathBuf {

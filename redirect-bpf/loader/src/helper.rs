@@ -51,6 +51,8 @@ pub(crate) struct Helper {
     pub(crate) netns: OwnedFd,
     pub(crate) outer: Link,
     pub(crate) inner_name: String,
+    /// The number of the inner end, in the proxy's namespace.
+    pub(crate) inner: u32,
     pub(crate) nsid: u32,
 }
 
@@ -69,32 +71,21 @@ impl Helper {
             "CAP_SYS_ADMIN is needed once",
         ))?;
         let at = inside.as_fd();
-        let (outer, nsid) = netns::within(node_netns, || {
+        // Before the veth: moving its end would give the namespace a number by itself.
+        let nsid = netns::within(node_netns, || {
             let netlink = Netlink::open()?;
-            // Before the veth: moving its end would give the namespace a number by itself.
-            let nsid = (NSID..NSID + NSIDS)
-                .find_map(|id| match netlink.set_nsid(at, id) {
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
-                    other => Some(other.map(|()| id)),
-                })
-                .unwrap_or_else(|| {
-                    Err(io::Error::other("namespaces of earlier proxies hold every number"))
-                })?;
-            let (here, there) =
-                (End { name: &outer_name, mac: OUTER_MAC }, End { name: &inner_name, mac: INNER_MAC });
-            netlink.add_veth(here, there, at)?;
-            let outer = netlink.link(&outer_name)?.ok_or(io::ErrorKind::NotFound)?;
-            netlink.describe(outer.index, Some(ALIAS), DEVICE_MTU)?;
-            if netlink.nsid(at)? != Some(nsid) {
-                return Err(io::Error::other("the namespace's number does not read back"));
-            }
-            Ok((outer, nsid as u32))
+            let take = |id| match netlink.set_nsid(at, id) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => None,
+                other => Some(other.map(|()| id)),
+            };
+            let taken = || Err(io::Error::other("namespaces of earlier proxies hold every number"));
+            (NSID..NSID + NSIDS).find_map(take).unwrap_or_else(taken)
         })
-        .map_err(SetupError::cannot(
-            format!("create the helper veth {outer_name}"),
-            "CAP_NET_ADMIN and the veth module are needed",
-        ))?;
-        let helper = Self { netns: inside, outer, inner_name, nsid };
+        .map_err(SetupError::cannot("number the proxy's network namespace", "CAP_NET_ADMIN is needed"))?;
+        let outer = join(node_netns, at, (&outer_name, &inner_name), nsid)?;
+        let nsid = nsid as u32;
+        let inner = outer.peer.unwrap_or_default();
+        let helper = Self { netns: inside, outer, inner_name, inner, nsid };
         crash::point("make the helper");
         helper.set_up_inside()?;
         helper.set_up_outside(node_netns)?;
@@ -127,15 +118,34 @@ impl Helper {
                 remedy: "give both processes the same --device; or stop the one that runs first",
             });
         };
-        let helper = Self { netns: inside, outer, inner_name, nsid: nsid as u32 };
+        let inner = outer.peer.unwrap_or_default();
+        let helper = Self { netns: inside, outer, inner_name, inner, nsid: nsid as u32 };
         helper.set_up_inside()?;
         helper.set_up_outside(node_netns)?;
         Ok(helper)
     }
 
-    fn set_up_inside(&self) -> Result<(), SetupError> {
+    /// Puts right what has changed of it: what that was.
+    pub(crate) fn repair(&mut self, node: BorrowedFd<'_>) -> Result<Vec<String>, SetupError> {
+        let name = self.outer.name.clone();
+        let link = netns::within(node, || Netlink::open()?.link(&name))
+            .map_err(SetupError::cannot(format!("look for {name}"), "CAP_NET_ADMIN is needed"))?;
+        let mut changes = Vec::new();
+        if link.is_none_or(|link| link.index != self.outer.index) {
+            remove(name.strip_suffix('o').unwrap_or(&name), node)?;
+            self.outer = join(node, self.netns.as_fd(), (&name, &self.inner_name), self.nsid as i32)?;
+            self.inner = self.outer.peer.unwrap_or_default();
+            changes.push(format!("the helper device {name} was gone"));
+        }
+        changes.extend(self.set_up_inside()?);
+        changes.extend(self.set_up_outside(node)?);
+        Ok(changes)
+    }
+
+    /// What was not so before.
+    fn set_up_inside(&self) -> Result<Vec<String>, SetupError> {
         let name = &self.inner_name;
-        sysctls(
+        let mut changes = sysctls(
             self.netns.as_fd(),
             &[
                 ("net/ipv4/conf/all/rp_filter".to_owned(), "0"),
@@ -149,38 +159,51 @@ impl Helper {
             ],
         )?;
         let v6 = has_v6();
-        netns::within(self.netns.as_fd(), || {
+        let routes = netns::within(self.netns.as_fd(), || {
             let netlink = Netlink::open()?;
-            let inner = netlink.link(name)?.ok_or(io::ErrorKind::NotFound)?.index;
-            netlink.up(LOOPBACK)?;
+            let (lo, inner) = (netlink.link("lo")?, netlink.link(name)?.ok_or(io::ErrorKind::NotFound)?);
+            let mut changes = Vec::new();
+            for link in [lo.as_ref(), Some(&inner)].into_iter().flatten().filter(|link| !link.up) {
+                netlink.up(link.index)?;
+                changes.push(format!("{} was down in the proxy's namespace", link.name));
+            }
+            let inner = inner.index;
             netlink.describe(inner, None, DEVICE_MTU)?;
-            netlink.up(inner)?;
             for v6 in [false, true].into_iter().filter(|family| !family || v6) {
                 let via = if v6 { NEXT_HOP_V6 } else { NEXT_HOP_V4 };
-                match netlink.rule(v6, name, TABLE, RULE_PRIORITY) {
-                    // One that was adopted has it.
-                    Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                    other => other?,
-                }
-                netlink.route(v6, Way::LocalDefault { table: TABLE, device: LOOPBACK })?;
                 netlink.neighbour(inner, via, OUTER_MAC)?;
-                netlink.route(v6, Way::Default { via, device: inner, mtu: ROUTE_MTU })?;
+                let new = [
+                    ("rule", netlink.rule(v6, name, TABLE, RULE_PRIORITY)?),
+                    ("local route", netlink.route(v6, Way::LocalDefault { table: TABLE, device: LOOPBACK })?),
+                    (
+                        "default route",
+                        netlink.route(v6, Way::Default { via, device: inner, mtu: ROUTE_MTU })?,
+                    ),
+                ];
+                let gone = new.iter().filter(|(_, new)| *new);
+                let family = if v6 { "IPv6" } else { "IPv4" };
+                changes.extend(
+                    gone.map(|(what, _)| format!("the {family} {what} of the proxy's namespace was gone")),
+                );
             }
-            Ok(())
+            Ok(changes)
         })
         .map_err(SetupError::cannot(
             "set up the routes of the proxy's network namespace",
             "the kernel needs policy routing (CONFIG_IP_MULTIPLE_TABLES, CONFIG_IPV6_MULTIPLE_TABLES)",
-        ))
+        ))?;
+        changes.extend(routes);
+        Ok(changes)
     }
 
-    fn set_up_outside(&self, node: BorrowedFd<'_>) -> Result<(), SetupError> {
+    /// What was not so before.
+    fn set_up_outside(&self, node: BorrowedFd<'_>) -> Result<Vec<String>, SetupError> {
         let name = &self.outer.name;
         // The larger of `all` and the device's counts. Strict on `all` cannot be undone here, but loose on
         // the device is larger still, and lets pass what has any route back, if the device has an address.
         let all = sysctl(node, "net/ipv4/conf/all/rp_filter")?;
         let rp_filter = if all == "0" { "0" } else { "2" };
-        sysctls(
+        let mut changes = sysctls(
             node,
             &[
                 (format!("net/ipv4/conf/{name}/rp_filter"), rp_filter),
@@ -200,15 +223,44 @@ impl Helper {
                 );
             }
         }
-        netns::within(node, || {
+        let was_down = netns::within(node, || {
             let netlink = Netlink::open()?;
             if rp_filter != "0" {
                 netlink.add_address(self.outer.index, OUTER_V4)?;
             }
-            netlink.up(self.outer.index)
+            let was_down = netlink.link(name)?.is_some_and(|link| !link.up);
+            netlink.up(self.outer.index)?;
+            Ok(was_down)
         })
-        .map_err(SetupError::cannot(format!("bring {name} up"), "CAP_NET_ADMIN is needed"))
+        .map_err(SetupError::cannot(format!("bring {name} up"), "CAP_NET_ADMIN is needed"))?;
+        changes.extend(was_down.then(|| format!("{name} was down")));
+        Ok(changes)
     }
+}
+
+/// Joins the two namespaces.
+fn join(
+    node: BorrowedFd<'_>,
+    at: BorrowedFd<'_>,
+    (outer_name, inner_name): (&str, &str),
+    nsid: i32,
+) -> Result<Link, SetupError> {
+    netns::within(node, || {
+        let netlink = Netlink::open()?;
+        let (here, there) =
+            (End { name: outer_name, mac: OUTER_MAC }, End { name: inner_name, mac: INNER_MAC });
+        netlink.add_veth(here, there, at)?;
+        let outer = netlink.link(outer_name)?.ok_or(io::ErrorKind::NotFound)?;
+        netlink.describe(outer.index, Some(ALIAS), DEVICE_MTU)?;
+        if netlink.nsid(at)? != Some(nsid) {
+            return Err(io::Error::other("the namespace's number does not read back"));
+        }
+        Ok(outer)
+    })
+    .map_err(SetupError::cannot(
+        format!("create the helper veth {outer_name}"),
+        "CAP_NET_ADMIN and the veth module are needed",
+    ))
 }
 
 /// Whether frames that cross a bridge go through the node's netfilter, IPv4 and IPv6. No such sysctl: no.
@@ -252,10 +304,15 @@ fn sysctl(netns: BorrowedFd<'_>, name: &str) -> Result<String, SetupError> {
         .map_err(SetupError::cannot(format!("read the sysctl {name}"), "is /proc mounted?"))
 }
 
-/// Writes each, and reads it back.
-fn sysctls(netns: BorrowedFd<'_>, wanted: &[(String, &str)]) -> Result<(), SetupError> {
+/// Writes each that is not so, and reads it back; which they were.
+fn sysctls(netns: BorrowedFd<'_>, wanted: &[(String, &str)]) -> Result<Vec<String>, SetupError> {
     let remedy = "mount /proc/sys writable for this process";
+    let mut changes = Vec::new();
     for (name, value) in wanted.iter().filter(|(name, _)| has_v6() || !name.starts_with("net/ipv6")) {
+        let before = sysctl(netns, name)?;
+        if before == *value {
+            continue;
+        }
         let path = PathBuf::from("/proc/sys").join(name);
         netns::within(netns, || fs::write(&path, value))
             .map_err(SetupError::cannot(format!("set the sysctl {name} to {value}"), remedy))?;
@@ -264,6 +321,7 @@ fn sysctls(netns: BorrowedFd<'_>, wanted: &[(String, &str)]) -> Result<(), Setup
             let what = format!("the sysctl {name}");
             return Err(SetupError::Unlike { what, found, wanted: (*value).to_owned(), remedy });
         }
+        changes.push(format!("the sysctl {name} was {before}, and must be {value}"));
     }
-    Ok(())
+    Ok(changes)
 }

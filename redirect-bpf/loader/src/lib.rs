@@ -11,12 +11,14 @@
 mod attach;
 mod bpffs;
 mod census;
+mod clsact;
 mod counters;
 #[cfg(not(feature = "crash-points"))]
 mod crash;
 #[cfg(feature = "crash-points")]
 pub mod crash;
 mod discover;
+mod drift;
 mod error;
 mod flows;
 mod generation;
@@ -30,10 +32,13 @@ mod node;
 mod origins;
 mod plain;
 mod sys;
+mod tc;
 mod upgrade;
 
 pub use census::{Census, census};
+pub use attach::Hooks;
 pub use counters::Counters;
+pub use drift::Drift;
 pub use error::{ApplyError, SetupError};
 pub use flows::Swept;
 pub use limits::EndpointLimits;

@@ -1,7 +1,7 @@
 //! Blocking route netlink, as little of it as the loader needs.
 //!
 //! A socket belongs to the network namespace of the thread that opened it. Knows nothing of eBPF or of what
-//! the devices are for. Used by `helper` and `discover`.
+//! the devices are for. Used by `helper`, `discover` and `tc`.
 
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 use std::io;
@@ -28,10 +28,10 @@ const RTM_NEWNSID: u16 = 88;
 const RTM_GETNSID: u16 = 90;
 
 const REQUEST: u16 = 1;
-const ACK: u16 = 4;
-const DUMP: u16 = 0x300;
-const CREATE_NEW: u16 = 0x600;
-const CREATE_OR_REPLACE: u16 = 0x500;
+pub(crate) const ACK: u16 = 4;
+pub(crate) const DUMP: u16 = 0x300;
+pub(crate) const CREATE_NEW: u16 = 0x600;
+pub(crate) const CREATE_OR_REPLACE: u16 = 0x500;
 
 const NESTED: u16 = 1 << 15;
 const IFLA_ADDRESS: u16 = 1;
@@ -93,6 +93,8 @@ pub(crate) struct Link {
     pub(crate) mac: Option<Mac>,
     /// Of a tunnel over UDP the port.
     pub(crate) tunnel: Option<u16>,
+    /// Whether it is switched on.
+    pub(crate) up: bool,
 }
 
 /// One end of a veth to be made.
@@ -208,8 +210,8 @@ impl Netlink {
         self.order(message)
     }
 
-    /// Adds a route of a family.
-    pub(crate) fn route(&self, v6: bool, way: Way) -> io::Result<()> {
+    /// Adds a route of a family; whether it was not there.
+    pub(crate) fn route(&self, v6: bool, way: Way) -> io::Result<bool> {
         let mut header = [0; 12];
         header[0] = if v6 { AF_INET6 } else { AF_INET };
         header[5] = RTPROT_STATIC;
@@ -217,26 +219,26 @@ impl Netlink {
             Way::LocalDefault { table, device } => {
                 header[6] = SCOPE_HOST;
                 header[7] = RTN_LOCAL;
-                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_OR_REPLACE).bytes(&header);
+                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_NEW).bytes(&header);
                 message.attribute(RTA_TABLE, &table.to_ne_bytes());
                 message.attribute(RTA_OIF, &device.to_ne_bytes());
-                self.order(message)
+                is_new(self.order(message))
             }
             Way::Default { via, device, mtu } => {
                 header[4] = 254;
                 header[7] = RTN_UNICAST;
                 header[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
-                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_OR_REPLACE).bytes(&header);
+                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_NEW).bytes(&header);
                 message.attribute(RTA_OIF, &device.to_ne_bytes());
                 message.address(RTA_GATEWAY, via);
                 message.nest(RTA_METRICS, |metrics| metrics.attribute(RTAX_MTU, &mtu.to_ne_bytes()));
-                self.order(message)
+                is_new(self.order(message))
             }
         }
     }
 
-    /// What comes in by a device is looked up in a table.
-    pub(crate) fn rule(&self, v6: bool, device: &str, table: u32, priority: u32) -> io::Result<()> {
+    /// What comes in by a device is looked up in a table; whether that was not so.
+    pub(crate) fn rule(&self, v6: bool, device: &str, table: u32, priority: u32) -> io::Result<bool> {
         let mut header = [0; 12];
         header[0] = if v6 { AF_INET6 } else { AF_INET };
         header[7] = FR_ACT_TO_TBL;
@@ -244,7 +246,7 @@ impl Netlink {
         message.text(FRA_IIFNAME, device);
         message.attribute(FRA_TABLE, &table.to_ne_bytes());
         message.attribute(FRA_PRIORITY, &priority.to_ne_bytes());
-        self.order(message)
+        is_new(self.order(message))
     }
 
     /// Gives another namespace a number in this one.
@@ -266,12 +268,12 @@ impl Netlink {
         Ok(id.filter(|id| *id >= 0))
     }
 
-    fn order(&self, message: Message) -> io::Result<()> {
+    pub(crate) fn order(&self, message: Message) -> io::Result<()> {
         self.ask(message, |_| ())
     }
 
     /// Sends a request and hands each answer's body on until the last.
-    fn ask(&self, message: Message, mut answer: impl FnMut(&[u8])) -> io::Result<()> {
+    pub(crate) fn ask(&self, message: Message, mut answer: impl FnMut(&[u8])) -> io::Result<()> {
         let dump = message.flags & DUMP == DUMP;
         let acked = message.flags & ACK != 0;
         send(&self.socket, &message.finish(), SendFlags::empty())?;
@@ -302,13 +304,21 @@ impl Netlink {
     }
 }
 
-struct Message {
+/// Whether something was made; that it is there already is no error.
+fn is_new(made: io::Result<()>) -> io::Result<bool> {
+    match made {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        other => other.map(|()| true),
+    }
+}
+
+pub(crate) struct Message {
     bytes: Vec<u8>,
     flags: u16,
 }
 
 impl Message {
-    fn new(kind: u16, flags: u16) -> Self {
+    pub(crate) fn new(kind: u16, flags: u16) -> Self {
         let flags = flags | REQUEST;
         let mut bytes = vec![0; HEADER];
         bytes[4..6].copy_from_slice(&kind.to_ne_bytes());
@@ -316,7 +326,7 @@ impl Message {
         Self { bytes, flags }
     }
 
-    fn bytes(mut self, body: &[u8]) -> Self {
+    pub(crate) fn bytes(mut self, body: &[u8]) -> Self {
         self.raw(body);
         self
     }
@@ -326,7 +336,7 @@ impl Message {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn attribute(&mut self, kind: u16, value: &[u8]) {
+    pub(crate) fn attribute(&mut self, kind: u16, value: &[u8]) {
         // Every value here is a number, a name or an address: far below the 64 KiB of the length field.
         let length = (value.len() + 4) as u16;
         self.bytes.extend_from_slice(&length.to_ne_bytes());
@@ -334,7 +344,7 @@ impl Message {
         self.raw(value);
     }
 
-    fn text(&mut self, kind: u16, value: &str) {
+    pub(crate) fn text(&mut self, kind: u16, value: &str) {
         let mut bytes = value.as_bytes().to_vec();
         bytes.push(0);
         self.attribute(kind, &bytes);
@@ -347,7 +357,7 @@ impl Message {
         }
     }
 
-    fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
+    pub(crate) fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) {
         let start = self.bytes.len();
         self.attribute(kind | NESTED, &[]);
         fill(self);
@@ -375,15 +385,15 @@ fn family(address: IpAddr) -> u8 {
 }
 
 /// The first four bytes as a number; 0 where there are fewer.
-fn number(bytes: &[u8]) -> u32 {
+pub(crate) fn number(bytes: &[u8]) -> u32 {
     bytes.first_chunk().map_or(0, |four| u32::from_ne_bytes(*four))
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).trim_end_matches('\0').to_owned()
 }
 
-fn attributes(body: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
+pub(crate) fn attributes(body: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> {
     let mut rest = body.get(header..).unwrap_or(&[]);
     std::iter::from_fn(move || {
         let head = rest.first_chunk::<4>()?;
@@ -396,7 +406,11 @@ fn attributes(body: &[u8], header: usize) -> impl Iterator<Item = (u16, &[u8])> 
 }
 
 fn parse_link(body: &[u8]) -> Option<Link> {
-    let mut link = Link { index: number(body.get(4..8)?), ..Link::default() };
+    let mut link = Link {
+        index: number(body.get(4..8)?),
+        up: number(body.get(8..12)?) & IFF_UP != 0,
+        ..Link::default()
+    };
     for (kind, value) in attributes(body, 16) {
         match kind {
             IFLA_IFNAME => link.name = text(value),

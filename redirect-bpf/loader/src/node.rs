@@ -1,7 +1,8 @@
 //! One node: everything that the loader holds in the kernel, from set-up to removal.
 
-use crate::attach;
+use crate::attach::{self, Hooks};
 use crate::bpffs::Pins;
+use crate::clsact;
 use crate::counters::Counters;
 use crate::crash;
 use crate::discover::{self, Found};
@@ -16,6 +17,8 @@ use crate::netns;
 use crate::origins::{Origin, Origins};
 use crate::plain::Plain;
 use crate::upgrade::Before;
+use aya::maps::MapInfo;
+use aya::programs::TcAttachType;
 use aya::{Ebpf, EbpfLoader};
 use rustix::io::Errno;
 use sluice_bpf_abi::{
@@ -61,6 +64,8 @@ pub struct NodeConfig {
     /// The room of the flow table; see [`MAX_FLOWS`](sluice_bpf_abi::MAX_FLOWS). A table that is pinned already keeps
     /// the room that it was made with.
     pub flows: u32,
+    /// How hooks are attached.
+    pub hooks: Hooks,
 }
 
 impl NodeConfig {
@@ -76,6 +81,7 @@ impl NodeConfig {
             roll_back: false,
             limits: EndpointLimits::default(),
             flows: MAX_FLOWS,
+            hooks: Hooks::Auto,
         }
     }
 }
@@ -115,15 +121,21 @@ pub struct Applied {
 
 /// Everything of one node. See the crate's documentation for what outlives it.
 pub struct Node {
-    config: NodeConfig,
-    netns: OwnedFd,
-    pins: Pins,
+    pub(crate) config: NodeConfig,
+    pub(crate) netns: OwnedFd,
+    pub(crate) pins: Pins,
     before: Before,
-    ebpf: Ebpf,
-    maps: Maps,
-    helper: Helper,
+    pub(crate) ebpf: Ebpf,
+    pub(crate) maps: Maps,
+    pub(crate) helper: Helper,
     /// What the rows of the last generations name, by epoch, the newest last.
     origins: VecDeque<(u64, Origins)>,
+    /// The maps that are pinned, by the kernel's numbers.
+    pub(crate) pinned: Vec<(&'static str, u32)>,
+    /// What this process put in force last.
+    pub(crate) epoch: Option<u64>,
+    /// The devices that have hooks by that.
+    pub(crate) hooked: Vec<u32>,
 }
 
 impl Node {
@@ -153,26 +165,30 @@ impl Node {
     }
 
     fn begin(
-        config: NodeConfig,
+        mut config: NodeConfig,
         helper: impl FnOnce(&str, BorrowedFd<'_>) -> Result<Helper, SetupError>,
     ) -> Result<Self, SetupError> {
         check(&config)?;
+        config.hooks = config.hooks.decide();
         let netns =
             netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
         let pins = Pins::open(&config.bpffs, config.roll_back)?;
         let before = Before::look(&pins)?;
         let mut ebpf = load(&pins, config.flows)?;
         let maps = Maps::take(&mut ebpf)?;
+        let pinned = pinned(&pins)?;
         crash::point("load the programs");
         let helper = helper(&config.name, netns.as_fd())?;
         crash::point("set the helper up");
-        let mut node = Self { config, netns, pins, before, ebpf, maps, helper, origins: VecDeque::new() };
+        let (origins, epoch, hooked) = (VecDeque::new(), None, Vec::new());
+        let mut node =
+            Self { config, netns, pins, before, ebpf, maps, helper, origins, pinned, epoch, hooked };
         node.attach_helper()?;
         crash::point("attach the helper's hooks");
         node.limit()?;
         node.configure(node.helper.outer.index)?;
         crash::point("write the configuration");
-        attach::take_over(&mut node.ebpf, &node.pins)?;
+        node.take_over()?;
         Ok(node)
     }
 
@@ -239,6 +255,7 @@ impl Node {
         self.configure(self.helper.outer.index)?;
         crash::point("write the configuration again");
         let epoch = plan.commit(&mut self.maps)?;
+        self.epoch = Some(epoch);
         self.keep(epoch, std::mem::take(&mut plan.origins));
         crash::point("swap the generation");
         // Before our hooks need them, and once more for what the others' hooks let in meanwhile.
@@ -247,13 +264,14 @@ impl Node {
         for (device, endpoint) in devices {
             let label = found.name(device).unwrap_or_default().to_owned();
             match self.attach(device, &label) {
-                Ok(()) => {
+                Ok(_) => {
                     judged.insert(device);
                     applied.attached.push(Attached { endpoint, device: label });
                 }
                 Err(error) => applied.missing.push(Missing { endpoint, why: error.to_string() }),
             }
         }
+        self.hooked = judged.iter().copied().collect();
         imported += self.before.import(&mut self.maps);
         if imported > 0 {
             tracing::info!(flows = imported, "taken over from the version before");
@@ -279,15 +297,16 @@ impl Node {
 
     /// Takes the hooks of devices off that are no endpoints any more. What cannot be taken away is told: it only ever
     /// denies.
-    fn let_go(&self, old: impl Fn(u32) -> bool) -> Vec<String> {
-        let mut problems = Vec::new();
-        match attach::devices(&self.pins) {
-            Ok(devices) => {
-                let detached = devices.into_iter().filter(|device| old(*device));
-                problems.extend(detached.filter_map(|device| attach::detach(&self.pins, device).err()));
-            }
-            Err(error) => problems.push(error),
-        }
+    fn let_go(&self, old: impl Fn(u32) -> bool + Send + Sync) -> Vec<String> {
+        let pins = &self.pins;
+        let work = || -> Result<Vec<SetupError>, SetupError> {
+            let devices = attach::devices(pins)?.into_iter().filter(|device| old(*device));
+            Ok(devices.filter_map(|device| attach::detach(pins, device).err()).collect())
+        };
+        let problems = match netns::within(self.netns.as_fd(), || Ok(work())).map_err(enter()) {
+            Ok(Ok(problems)) => problems,
+            Ok(Err(error)) | Err(error) => vec![error],
+        };
         problems.iter().map(ToString::to_string).collect()
     }
 
@@ -334,6 +353,11 @@ impl Node {
         check(config)?;
         let netns =
             netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
+        let filters = || -> io::Result<()> { clsact::devices()?.into_iter().try_for_each(clsact::detach) };
+        netns::within(netns.as_fd(), filters).map_err(SetupError::cannot(
+            "take the filters off the node's devices",
+            "CAP_NET_ADMIN is needed",
+        ))?;
         Pins::remove(&config.bpffs)?;
         helper::remove(&config.name, netns.as_fd())
     }
@@ -371,19 +395,34 @@ impl Node {
         value
     }
 
-    fn attach(&mut self, device: u32, label: &str) -> Result<(), SetupError> {
-        let Self { ebpf, pins, netns, .. } = self;
-        netns::within(netns.as_fd(), || Ok(attach::attach(ebpf, pins, device, label))).map_err(enter())?
+    fn take_over(&mut self) -> Result<(), SetupError> {
+        let Self { ebpf, pins, netns, config, .. } = self;
+        netns::within(netns.as_fd(), || Ok(attach::take_over(ebpf, pins, config.hooks))).map_err(enter())?
     }
 
-    fn attach_helper(&mut self) -> Result<(), SetupError> {
-        let Self { ebpf, netns, helper, .. } = self;
+    fn attach(&mut self, device: u32, label: &str) -> Result<bool, SetupError> {
+        let Self { ebpf, pins, netns, config, .. } = self;
+        netns::within(netns.as_fd(), || {
+            Ok(attach::attach(ebpf, pins, config.hooks, device, label).and_then(|changed| {
+                attach::detach_others(pins, config.hooks, device)?;
+                Ok(changed)
+            }))
+        })
+        .map_err(enter())?
+    }
+
+    pub(crate) fn attach_helper(&mut self) -> Result<(), SetupError> {
+        let Self { ebpf, netns, helper, config, .. } = self;
+        let inner = (helper.inner, helper.inner_name.as_str());
         netns::within(helper.netns.as_fd(), || {
-            Ok(attach::attach_unpinned(ebpf, program::TO_PROXY, &helper.inner_name))
+            let side = TcAttachType::Ingress;
+            Ok(attach::attach_unpinned(ebpf, config.hooks, program::TO_PROXY, inner, side))
         })
         .map_err(enter())??;
+        let outer = (helper.outer.index, helper.outer.name.as_str());
         netns::within(netns.as_fd(), || {
-            Ok(attach::attach_unpinned(ebpf, program::FROM_PROXY, &helper.outer.name))
+            let side = TcAttachType::Ingress;
+            Ok(attach::attach_unpinned(ebpf, config.hooks, program::FROM_PROXY, outer, side))
         })
         .map_err(enter())?
     }
@@ -418,15 +457,21 @@ impl Node {
         Ok(tunnels)
     }
 
-    fn configure(&mut self, helper_ifindex: u32) -> Result<(), SetupError> {
-        let config = Config {
-            helper_ifindex,
+    /// What the programs must know now.
+    pub(crate) fn wanted(&self) -> Result<Config, SetupError> {
+        Ok(Config {
+            helper_ifindex: self.helper.outer.index,
             mark: self.config.mark,
             proxy_nsid: self.helper.nsid,
             listen_port: self.config.listen_port,
             flags: self.flags(),
             tunnels: self.tunnels()?,
-        };
+        })
+    }
+    }
+
+    pub(crate) fn configure(&mut self, helper_ifindex: u32) -> Result<(), SetupError> {
+        let config = Config { helper_ifindex, ..self.wanted()? };
         self.maps.config.set(0, Plain(config), 0).map_err(|error| SetupError::Map {
             what: "write",
             map: map::CONFIG,
@@ -482,6 +527,15 @@ fn load(pins: &Pins, flows: u32) -> Result<Ebpf, SetupError> {
             .map_err(|error| SetupError::Load(format!("{name}: {}", chain(&error))))?;
     }
     Ok(ebpf)
+}
+
+/// The kernel's numbers of the maps that are pinned.
+fn pinned(pins: &Pins) -> Result<Vec<(&'static str, u32)>, SetupError> {
+    let number = |name: &'static str| match MapInfo::from_pin(pins.maps().join(name)) {
+        Ok(info) => Ok((name, info.id())),
+        Err(error) => Err(SetupError::Map { what: "look at", map: name, reason: error.to_string() }),
+    };
+    map::PINNED.into_iter().filter(|name| pins.maps().join(name).exists()).map(number).collect()
 }
 
 /// An error with its causes: the kernel's own word is the last of them.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sluice_policy::{Direction, Snapshot};
-use sluice_redirect::{Node, NodeConfig};
+use sluice_redirect::{Hooks, Node, NodeConfig};
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use sluice_tests::{Pod, PodSpec};
@@ -42,6 +42,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("a pod is removed", removed()),
         test("a node starts for the first time", first()),
         test("profiles and classes move", moved()),
+        test("a pod is added, by filters", Case { hooks: Hooks::Clsact, ..added() }),
     ]
 }
 
@@ -71,6 +72,8 @@ struct Case {
     probes: Vec<Probe>,
     /// The new snapshot has other numbers for the same things.
     renumber: u32,
+    /// How hooks are attached.
+    hooks: Hooks,
 }
 
 fn changed() -> Case {
@@ -88,6 +91,7 @@ fn changed() -> Case {
             probe("a/late", "b/remote", 1001, true, true),
         ],
         renumber: 0,
+        hooks: Hooks::Tcx,
     }
 }
 
@@ -110,6 +114,7 @@ fn added() -> Case {
             probe("a/other", "a/late", 1001, false, false),
         ],
         renumber: 0,
+        hooks: Hooks::Tcx,
     }
 }
 
@@ -134,6 +139,7 @@ fn first() -> Case {
             probe("a/other", "a/late", 1001, true, false),
         ],
         renumber: 0,
+        hooks: Hooks::Tcx,
     }
 }
 
@@ -151,6 +157,7 @@ fn moved() -> Case {
             probe("a/late", "b/remote", 1001, true, true),
         ],
         renumber: 1,
+        hooks: Hooks::Tcx,
     }
 }
 
@@ -165,6 +172,8 @@ struct Stage {
 
 fn run(case: Case) -> Result<()> {
     let mut stage = Stage::build(case)?;
+    drop(stage.rig.take("n1"));
+    stage.open()?;
     for step in 1..=MAX_STEPS {
         stage.begin().with_context(|| format!("before step {step}"))?;
         let unwanted = stage.arrived_unwanted();
@@ -184,7 +193,7 @@ fn run(case: Case) -> Result<()> {
             .check(|probe| if done { (probe.after, probe.after) } else { probe.either() })
             .with_context(what)?;
         // The next loader finds what the one before left, and puts the same snapshot in force.
-        stage.rig.open("n1").with_context(what)?;
+        stage.open().with_context(what)?;
         stage
             .check(|probe| if done { (probe.after, probe.after) } else { probe.either() })
             .with_context(what)?;
@@ -241,6 +250,11 @@ impl Stage {
         Ok(Self { rig, case, before, after, servers })
     }
 
+    fn open(&mut self) -> Result<()> {
+        let config = NodeConfig { hooks: self.case.hooks, ..self.rig.config("n1") };
+        self.rig.open_with("n1", config)
+    }
+
     /// The state that the victim finds. What ran before still runs.
     fn begin(&mut self) -> Result<()> {
         let config = self.rig.config("n1");
@@ -273,6 +287,7 @@ impl Stage {
             config.listen_port.to_string(),
             snapshot.display().to_string(),
             step.to_string(),
+            format!("{:?}", self.case.hooks),
         ];
         std::fs::write(&order, lines.join("\n"))?;
         let mut command = Command::new("/proc/self/exe");
@@ -373,6 +388,9 @@ impl Stage {
 
     /// Nothing is pinned but what the snapshot needs.
     fn leftovers(&self) -> Result<()> {
+        if self.case.hooks == Hooks::Clsact {
+            return Ok(());
+        }
         let links = self.rig.config("n1").bpffs.join(format!("v{}/links", sluice_redirect::ABI_VERSION));
         let mut names = Vec::new();
         for entry in std::fs::read_dir(&links)? {
@@ -397,13 +415,14 @@ pub(crate) fn child(order: &Path) -> ExitCode {
 
 fn obey(order: &Path) -> Result<()> {
     let text = std::fs::read_to_string(order)?;
-    let [netns, name, bpffs, port, snapshot, step] = text.lines().collect::<Vec<_>>()[..] else {
+    let [netns, name, bpffs, port, snapshot, step, hooks] = text.lines().collect::<Vec<_>>()[..] else {
         bail!("an order of other lines: {text}");
     };
     let snapshot = sluice_wire::from_bytes(&std::fs::read(snapshot)?)?;
     let netns = std::fs::File::open(netns)?;
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-    let config = NodeConfig::new(name, bpffs, port.parse()?);
+    let hooks = if hooks == "Clsact" { Hooks::Clsact } else { Hooks::Tcx };
+    let config = NodeConfig { hooks, ..NodeConfig::new(name, bpffs, port.parse()?) };
     sluice_redirect::crash::arm(step.parse()?);
     let applied = Node::open(config)?.apply(&snapshot)?;
     ensure!(applied.missing.is_empty() && applied.problems.is_empty(), "{applied:?}");

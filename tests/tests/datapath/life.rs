@@ -7,7 +7,7 @@ use crate::rules::{self, closed, egress, ingress, tcp};
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use sluice_policy::{Direction, PortSet};
-use sluice_redirect::{ABI_VERSION, ApplyError, Counter, Node, NodeConfig};
+use sluice_redirect::{ABI_VERSION, ApplyError, Counter, Hooks, Node, NodeConfig};
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use sluice_tests::{NodeSpec, PodSpec};
@@ -24,6 +24,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         harness::test("life: a new loader takes over", [Need::Bpf], take_over),
         harness::test("life: endpoints come and go", [Need::Bpf], endpoints),
         harness::test("life: nothing is left", [Need::Bpf], uninstall),
+        harness::test("life: by filters, where there are no tcx links", [Need::Bpf], clsact),
     ]
 }
 
@@ -277,6 +278,52 @@ fn endpoints() -> Result<()> {
     ensure!(applied.missing.len() == 1 && applied.missing[0].endpoint == "a/late", "missing: {applied:?}");
     ensure!(applied.missing[0].why.contains("/run/netns"), "no reason: {applied:?}");
     Ok(())
+}
+
+/// Below Linux 6.6: the same by filters of clsact qdiscs, and from the one to the other without a gap.
+fn clsact() -> Result<()> {
+    let mut rig = Rig::routed()?;
+    rig.apply(&governed())?;
+    let _servers = servers(&rig)?;
+    let netns = rig.world.node("n1").netns.clone();
+    let veth = rig.pod("a/client").veth.clone();
+    let filters = || -> Result<String> {
+        let sides =
+            ["ingress", "egress"].map(|side| netns.run(&["tc", "filter", "show", "dev", &veth, side]));
+        Ok(sides.into_iter().collect::<Result<Vec<_>>>()?.concat())
+    };
+    let links = rig.config("n1").bpffs.join(format!("v{ABI_VERSION}/links"));
+    let pinned = || -> Result<usize> { Ok(std::fs::read_dir(&links)?.count()) };
+    ensure!(filters()?.is_empty() && pinned()? == 6, "tcx links: {} and {}", filters()?, pinned()?);
+    let mut flow = Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", Family::V4, 81))?;
+    for hooks in [Hooks::Clsact, Hooks::Tcx, Hooks::Clsact] {
+        // A flow that is open goes on.
+        drop(rig.take("n1"));
+        rig.open_with("n1", NodeConfig { hooks, ..rig.config("n1") })?;
+        rig.apply(&governed())?;
+        let by_filter = hooks == Hooks::Clsact;
+        let ours = filters()?.matches("sluice/").count();
+        ensure!(ours == if by_filter { 2 } else { 0 }, "{hooks:?}: {}", filters()?);
+        ensure!(pinned()? == if by_filter { 0 } else { 6 }, "{hooks:?}: {} links", pinned()?);
+        let proxy = Proxy::start(rig.node("n1"))?;
+        check_governed(&rig, true)?;
+        proxy.stop()?;
+        rig.explain(flow.echo("still here", SOON))?;
+    }
+    // The next loader takes the filters over before any snapshot, and puts nothing beside them.
+    drop(rig.take("n1"));
+    check_governed(&rig, false)?;
+    rig.open_with("n1", NodeConfig { hooks: Hooks::Clsact, ..rig.config("n1") })?;
+    check_governed(&rig, false)?;
+    ensure!(filters()?.matches("sluice/").count() == 2, "{}", filters()?);
+    rig.apply(&[closed("a/client", Direction::Egress)])?;
+    rig.explain(flow.is_dead())?;
+    let config = rig.config("n1");
+    drop(rig.take("n1"));
+    netns.inside(|| Node::uninstall(&config))??;
+    let qdiscs = netns.run(&["tc", "qdisc", "show"])?;
+    ensure!(filters()?.is_empty() && !qdiscs.contains("clsact"), "left: {} {qdiscs}", filters()?);
+    reaches(rig.pod("a/client"), rig.at("b/remote", Family::V4, 80))
 }
 
 fn uninstall() -> Result<()> {

@@ -1,0 +1,85 @@
+//! Hooks as filters of clsact qdiscs, where the kernel has no tcx links: below Linux 6.6, or where a node is told so.
+//!
+//! A filter outlives the loader by itself, and is found again by its priority and handle; the handle carries the ABI's
+//! version. Ours come first: at the lowest priority, and the kernel puts a new filter before those of its priority.
+//! The thread must be in the device's namespace. Called by `attach`.
+
+use crate::netlink::Netlink;
+use crate::tc::{Filter, Side};
+use sluice_bpf_abi::ABI_VERSION;
+use std::collections::HashSet;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// The first there is; 0 would let the kernel choose.
+const PRIORITY: u16 = 1;
+/// What our handles begin with: `SL`.
+const OURS: u32 = 0x534c_0000;
+/// Two handles for each version, so that a filter can be put before another one before the old one goes.
+const HANDLES: [u32; 2] = [OURS | ABI_VERSION << 4, OURS | ABI_VERSION << 4 | 1];
+/// What the names of the filters on pods' devices begin with.
+const PODS: [&str; 2] = ["sluice/from_pod", "sluice/to_pod"];
+const SIDES: [Side; 2] = [Side::Ingress, Side::Egress];
+
+fn is_ours(filter: &Filter) -> bool {
+    filter.handle & 0xffff_0000 == OURS && filter.priority == PRIORITY && filter.kind == "bpf"
+}
+
+/// Whether this program, by the kernel's number, judges first on this side of a device.
+pub(crate) fn is_first(device: u32, side: Side, program: u32) -> io::Result<bool> {
+    Ok(Netlink::open()?.filters(device, side)?.first().is_some_and(|filter| filter.program == program))
+}
+
+/// Puts a program before whatever else judges there; one of ours that is there goes after.
+pub(crate) fn attach(device: u32, side: Side, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    let netlink = Netlink::open()?;
+    netlink.add_clsact(device)?;
+    let there = netlink.filters(device, side)?;
+    let first = there.first().filter(|filter| is_ours(filter) && HANDLES.contains(&filter.handle));
+    let taken = |handle: &u32| there.iter().any(|filter| is_ours(filter) && filter.handle == *handle);
+    // In the place of the one that is first already, else in a new place before all.
+    let handle = match first {
+        Some(filter) => filter.handle,
+        None => HANDLES.into_iter().find(|handle| !taken(handle)).unwrap_or(HANDLES[0]),
+    };
+    netlink.set_filter(device, side, (PRIORITY, handle), program, name)?;
+    for old in there.iter().filter(|filter| is_ours(filter) && filter.handle != handle) {
+        netlink.remove_filter(device, side, (PRIORITY, old.handle))?;
+    }
+    Ok(())
+}
+
+/// The pods' devices with filters of ours; the helper's go with it.
+pub(crate) fn devices() -> io::Result<HashSet<u32>> {
+    let netlink = Netlink::open()?;
+    let mut found = HashSet::new();
+    for link in netlink.links()?.iter().filter(|link| link.kind == "veth") {
+        for side in SIDES {
+            if netlink
+                .filters(link.index, side)?
+                .iter()
+                .any(|filter| is_ours(filter) && PODS.iter().any(|name| filter.name.starts_with(name)))
+            {
+                found.insert(link.index);
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Takes every filter of ours off a device, and the qdisc if nobody else has a filter there.
+pub(crate) fn detach(device: u32) -> io::Result<()> {
+    let netlink = Netlink::open()?;
+    let (mut ours, mut others) = (0, 0);
+    for side in SIDES {
+        for filter in netlink.filters(device, side)? {
+            if is_ours(&filter) {
+                netlink.remove_filter(device, side, (filter.priority, filter.handle))?;
+                ours += 1;
+            } else {
+                others += 1;
+            }
+        }
+    }
+    if ours > 0 && others == 0 { netlink.remove_clsact(device) } else { Ok(()) }
+}
