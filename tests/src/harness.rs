@@ -23,8 +23,10 @@ pub fn long() -> bool {
 pub enum Need {
     /// Root, network namespaces, and the tools that build worlds.
     World,
-    /// A world, and a kernel that takes our programs on tcx hooks.
+    /// A world, and a kernel that takes our programs.
     Bpf,
+    /// The same, and tcx links.
+    Tcx,
     /// A file or directory that a clone alone does not have.
     Path(std::path::PathBuf),
     /// A binary of the workspace.
@@ -36,7 +38,8 @@ pub enum Need {
 pub fn missing(needs: &[Need]) -> Option<String> {
     needs.iter().find_map(|need| match need {
         Need::World => missing_world(),
-        Need::Bpf => missing_world().or_else(missing_bpf),
+        Need::Bpf => missing_world().or_else(|| missing_bpf((5, 15), "for the eBPF programs")),
+        Need::Tcx => missing_world().or_else(|| missing_bpf((6, 6), "for tcx links")),
         Need::Path(path) => (!path.exists()).then(|| format!("{} does not exist", path.display())),
         Need::Binary(name) => crate::world::binary(name).err().map(|error| error.to_string()),
     })
@@ -52,12 +55,13 @@ fn missing_world() -> Option<String> {
     })
 }
 
-fn missing_bpf() -> Option<String> {
+fn missing_bpf(oldest: (u32, u32), what: &str) -> Option<String> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let mut numbers = release.split(['.', '-']).map(|part| part.trim().parse::<u32>().unwrap_or(0));
     let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    if version < (6, 6) {
-        return Some(format!("needs Linux 6.6 or newer for tcx hooks, this is {}", release.trim()));
+    if version < oldest {
+        let (major, minor) = oldest;
+        return Some(format!("needs Linux {major}.{minor} or newer {what}, this is {}", release.trim()));
     }
     let filesystems = std::fs::read_to_string("/proc/filesystems").unwrap_or_default();
     let bpf = filesystems.lines().any(|line| line.split_whitespace().next_back() == Some("bpf"));

@@ -124,7 +124,7 @@ pub struct Node {
     pub(crate) config: NodeConfig,
     pub(crate) netns: OwnedFd,
     pub(crate) pins: Pins,
-    before: Before,
+    pub(crate) before: Before,
     pub(crate) ebpf: Ebpf,
     pub(crate) maps: Maps,
     pub(crate) helper: Helper,
@@ -224,6 +224,8 @@ impl Node {
     /// The snapshot before stays in force. After the rows' one write nothing fails as a whole: what could not be
     /// attached is missing, what could not be taken away is a problem.
     pub fn apply(&mut self, snapshot: &Snapshot) -> Result<Applied, ApplyError> {
+        self.before.is_ours(&self.pins)?;
+        self.before.look_again(&self.pins)?;
         let wanted: HashSet<IpAddr> =
             snapshot.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
         let found = discover::discover(self.netns.as_fd(), &wanted)

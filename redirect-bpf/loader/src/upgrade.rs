@@ -41,6 +41,29 @@ impl Before {
         Ok(Self { versions })
     }
 
+    /// What older versions have left since: another agent may have been started by mistake.
+    pub(crate) fn look_again(&mut self, pins: &Pins) -> Result<(), SetupError> {
+        let older = pins.versions()?.into_iter().filter(|(version, _)| *version < ABI_VERSION);
+        for found in older {
+            if !self.versions.contains(&found) {
+                self.versions.push(found);
+            }
+        }
+        Ok(())
+    }
+
+    /// That no newer version has come since, which is taking the node over from us.
+    pub(crate) fn is_ours(&self, pins: &Pins) -> Result<(), SetupError> {
+        let newer = pins
+            .versions()?
+            .into_iter()
+            .find(|found| found.0 > ABI_VERSION && !self.versions.contains(found));
+        match newer {
+            Some((version, path)) => Err(SetupError::Newer { version, path, ours: ABI_VERSION }),
+            None => Ok(()),
+        }
+    }
+
     fn known(&self) -> Option<&Path> {
         self.versions.iter().find(|(version, _)| *version == KNOWN).map(|(_, path)| path.as_path())
     }

@@ -19,11 +19,11 @@ use std::process::Command;
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
-        harness::test("drift: what is changed behind our back is put right", [Need::Bpf], || {
+        harness::test("drift: what is changed behind our back is put right", [Need::Tcx], || {
             drift(Hooks::Tcx)
         }),
         harness::test("drift: the same by filters", [Need::Bpf], || drift(Hooks::Clsact)),
-        harness::test("drift: a program that lets everything pass comes first", [Need::Bpf], displaced),
+        harness::test("drift: a program that lets everything pass comes first", [Need::Tcx], displaced),
     ]
 }
 
@@ -76,7 +76,6 @@ fn drift(hooks: Hooks) -> Result<()> {
     works(&rig)?;
     ensure!(rig.node_mut("n1").verify().is_empty(), "a node that nobody touched has drifted");
     let node = rig.world.node("n1").netns.clone();
-    let pins = rig.config("n1").bpffs.join(format!("v{ABI_VERSION}"));
     let run = |argv: &'static [&'static str]| {
         let node = node.clone();
         move |_: &Rig| node.run(argv).map(|_| ())
@@ -109,28 +108,32 @@ fn drift(hooks: Hooks) -> Result<()> {
         inside(rig, &["ip", "-6", "route", "flush", "table", "100"])
     })?;
     noticed(&mut rig, "the helper", "sl-n1o was gone", run(&["ip", "link", "del", "sl-n1o"]))?;
+    in_the_kernel(&mut rig, hooks)
+}
+
+/// What was written, pinned and attached.
+fn in_the_kernel(rig: &mut Rig, hooks: Hooks) -> Result<()> {
+    let node = rig.world.node("n1").netns.clone();
+    let pins = rig.config("n1").bpffs.join(format!("v{ABI_VERSION}"));
     let bridge = "/proc/sys/net/bridge/bridge-nf-call-iptables";
     if std::path::Path::new(bridge).exists() {
-        noticed(
-            &mut rig,
-            "bridge-nf",
-            "bridge-nf-call",
-            run(&["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"]),
-        )?;
+        noticed(rig, "bridge-nf", "bridge-nf-call", |_| {
+            node.run(&["sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=1"]).map(|_| ())
+        })?;
     }
     let map = |name: &'static str| pins.join("maps").join(name);
-    noticed(&mut rig, "a map's pin", "pin of map FLOWS", |_| Ok(std::fs::remove_file(map("FLOWS"))?))?;
-    noticed(&mut rig, "the epoch", "EPOCH", |_| {
+    noticed(rig, "a map's pin", "pin of map FLOWS", |_| Ok(std::fs::remove_file(map("FLOWS"))?))?;
+    noticed(rig, "the epoch", "EPOCH", |_| {
         let mut epoch: Array<_, u64> = Map::from_map_data(MapData::from_pin(map("EPOCH"))?)?.try_into()?;
         Ok(epoch.set(0, 17, 0)?)
     })?;
-    noticed(&mut rig, "the configuration", "configuration", |_| {
+    noticed(rig, "the configuration", "configuration", |_| {
         let mut config: Array<_, [u8; 16]> =
             Map::from_map_data(MapData::from_pin(map("CONFIG"))?)?.try_into()?;
         Ok(config.set(0, [0; 16], 0)?)
     })?;
     let veth = rig.pod("a/client").veth.clone();
-    noticed(&mut rig, "a hook", &veth, |rig| {
+    noticed(rig, "a hook", &veth, |rig| {
         if hooks == Hooks::Clsact {
             node.run(&["tc", "qdisc", "del", "dev", &veth, "clsact"])?;
         } else {

@@ -21,10 +21,10 @@ pub(crate) fn tests() -> Vec<Trial> {
         harness::test("life: a proxied flow stays proxied", [Need::Bpf], stays_proxied),
         harness::test("life: generations swap whole", [Need::Bpf], swaps_whole),
         harness::test("life: a snapshot that does not fit changes nothing", [Need::Bpf], too_large),
-        harness::test("life: a new loader takes over", [Need::Bpf], take_over),
+        harness::test("life: a new loader takes over", [Need::Tcx], take_over),
         harness::test("life: endpoints come and go", [Need::Bpf], endpoints),
         harness::test("life: nothing is left", [Need::Bpf], uninstall),
-        harness::test("life: by filters, where there are no tcx links", [Need::Bpf], clsact),
+        harness::test("life: by filters, where there are no tcx links", [Need::Tcx], clsact),
     ]
 }
 

@@ -18,10 +18,10 @@ use std::time::Duration;
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
-        harness::test("upgrade: from ABI 2, under traffic", [Need::Bpf], upgrade),
-        harness::test("upgrade: and back to ABI 2", [Need::Bpf], back),
-        harness::test("upgrade: a pod that only the version before finds", [Need::Bpf], unfound),
-        harness::test("upgrade: a newer version is left alone", [Need::Bpf], newer),
+        harness::test("upgrade: from ABI 2, under traffic", [Need::Tcx], upgrade),
+        harness::test("upgrade: and back to ABI 2", [Need::Tcx], back),
+        harness::test("upgrade: a pod that only the version before finds", [Need::Tcx], unfound),
+        harness::test("upgrade: a newer version is left alone", [Need::Tcx], newer),
     ]
 }
 
@@ -126,6 +126,15 @@ fn upgrade() -> Result<()> {
     ensure!(!bpffs.join("v2").exists(), "the pins of version 2 are left");
     cut.is_dead().context("what version 2 cut")?;
     reaches(rig.pod("a/client"), rig.at("a/server", Family::V4, 80))?;
+    // A newer version that comes beside us is not fought.
+    let next = bpffs.join(format!("v{}", ABI_VERSION + 1));
+    std::fs::create_dir_all(next.join("links"))?;
+    let snapshot = rules::snapshot(&rig.world, "n1", 5, &wide);
+    ensure!(rig.put("n1", &snapshot).is_err(), "rows were changed beside a newer version");
+    ensure!(rig.node_mut("n1").verify().len() == 1, "a newer version is drift");
+    ensure!(next.join("links").exists(), "the newer version's pins were touched");
+    std::fs::remove_dir(next.join("links"))?;
+    std::fs::remove_dir(next)?;
     // A connection that the new rules do not allow is judged by them.
     rig.apply(&[closed("a/client", Direction::Egress)])?;
     open.stream.is_dead()
