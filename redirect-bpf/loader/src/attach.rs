@@ -121,8 +121,7 @@ pub(crate) fn attach(
     let mut changed = false;
     for (hook, side) in HOOKS {
         let classifier = classifier(ebpf, hook)?;
-        let held = hooks == Hooks::Clsact || pins.link(index, hook).exists();
-        if held && is_first(classifier, hooks, hook, (index, device), side)? {
+        if holds(pins, hooks, hook, (index, device), side)? {
             continue;
         }
         changed = true;
@@ -134,6 +133,42 @@ pub(crate) fn attach(
         listed(first, hook, device)?;
     }
     Ok(changed)
+}
+
+/// Whether a hook of ours is asked before any other. Its program may be that of a loader that is taking over from us:
+/// to put ours back would be to fight it.
+fn holds(
+    pins: &Pins,
+    hooks: Hooks,
+    hook: &'static str,
+    (index, device): (u32, &str),
+    side: TcAttachType,
+) -> Result<bool, SetupError> {
+    if hooks == Hooks::Clsact {
+        let first =
+            clsact::first(index, side_of(side)).map_err(|error| attach_error(hook, device, &error))?;
+        return Ok(first.is_some());
+    }
+    let Ok(link) = PinnedLink::from_pin(pins.link(index, hook)) else { return Ok(false) };
+    let program = FdLink::from(link).info().map_err(|error| attach_error(hook, device, &error))?.program_id();
+    let (_, there) =
+        SchedClassifier::query_tcx(device, side).map_err(|error| attach_error(hook, device, &error))?;
+    Ok(there.first().is_some_and(|first| first.id() == program))
+}
+
+/// Whether a program of this name, and not ours, is first at the ingress of a device.
+pub(crate) fn has_successor(ebpf: &mut Ebpf, hooks: Hooks, name: &str, (index, device): (u32, &str)) -> bool {
+    let Some(own) = classifier(ebpf, name).ok().and_then(|own| own.info().ok()).map(|info| info.id()) else {
+        return false;
+    };
+    if hooks == Hooks::Clsact {
+        return clsact::first(index, Side::Ingress)
+            .is_ok_and(|first| first.is_some_and(|first| first.program != own));
+    }
+    let there = SchedClassifier::query_tcx(device, TcAttachType::Ingress).map(|(_, there)| there);
+    there.is_ok_and(|there| {
+        there.first().is_some_and(|first| first.id() != own && first.name_as_str() == Some(name))
+    })
 }
 
 fn link(

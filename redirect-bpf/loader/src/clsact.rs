@@ -30,6 +30,12 @@ pub(crate) fn is_first(device: u32, side: Side, program: u32) -> io::Result<bool
     Ok(Netlink::open()?.filters(device, side)?.first().is_some_and(|filter| filter.program == program))
 }
 
+/// The filter that judges first there, if it is ours and of this version.
+pub(crate) fn first(device: u32, side: Side) -> io::Result<Option<Filter>> {
+    let first = Netlink::open()?.filters(device, side)?.into_iter().next();
+    Ok(first.filter(|filter| is_ours(filter) && HANDLES.contains(&filter.handle)))
+}
+
 /// Puts a program before whatever else judges there; one of ours that is there goes after.
 pub(crate) fn attach(device: u32, side: Side, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let netlink = Netlink::open()?;

@@ -11,7 +11,7 @@ use crate::netns;
 use crate::node::Node;
 use crate::plain::Plain;
 use aya::maps::{MapData, MapInfo};
-use sluice_bpf_abi::map;
+use sluice_bpf_abi::{map, program};
 use std::collections::HashMap;
 use std::os::fd::AsFd;
 
@@ -33,11 +33,23 @@ impl Node {
             told(&mut found, "the node is another's by now: stop this process".to_owned(), Err(error));
             return found;
         }
+        // Nor is what the process does that adopted the node, which writes what we would take for somebody's.
+        if self.has_successor() {
+            return found;
+        }
         self.verify_pins(&mut found);
         self.verify_helper(&mut found);
         self.verify_maps(&mut found);
         self.verify_hooks(&mut found);
         found
+    }
+
+    /// Whether another loader has put its hook before ours on the helper that we share.
+    fn has_successor(&mut self) -> bool {
+        let Self { ebpf, netns, helper, config, .. } = self;
+        let outer = (helper.outer.index, helper.outer.name.as_str());
+        let look = || Ok(attach::has_successor(ebpf, config.hooks, program::FROM_PROXY, outer));
+        netns::within(netns.as_fd(), look).unwrap_or(false)
     }
 
     /// A pin that is gone would let the next loader begin with empty maps.

@@ -12,6 +12,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Once;
 
 /// What the loader knows the helper by.
 const ALIAS: &str = "sluice helper";
@@ -216,11 +217,15 @@ impl Helper {
             ],
         )?;
         for forwarding in ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"] {
+            // This is looked at every few seconds, and told once.
+            static TOLD: Once = Once::new();
             if sysctl(node, forwarding).is_ok_and(|value| value == "0") {
-                tracing::warn!(
-                    sysctl = forwarding,
-                    "is 0 on this node: the proxy's packets of that family go nowhere"
-                );
+                TOLD.call_once(|| {
+                    tracing::warn!(
+                        sysctl = forwarding,
+                        "is 0 on this node: the proxy's packets of that family go nowhere"
+                    );
+                });
             }
         }
         let was_down = netns::within(node, || {

@@ -470,7 +470,6 @@ impl Node {
             tunnels: self.tunnels()?,
         })
     }
-    }
 
     pub(crate) fn configure(&mut self, helper_ifindex: u32) -> Result<(), SetupError> {
         let config = Config { helper_ifindex, ..self.wanted()? };

@@ -128,9 +128,9 @@ fn in_the_kernel(rig: &mut Rig, hooks: Hooks) -> Result<()> {
         Ok(epoch.set(0, 17, 0)?)
     })?;
     noticed(rig, "the configuration", "configuration", |_| {
-        let mut config: Array<_, [u8; 16]> =
+        let mut config: Array<_, [u8; 24]> =
             Map::from_map_data(MapData::from_pin(map("CONFIG"))?)?.try_into()?;
-        Ok(config.set(0, [0; 16], 0)?)
+        Ok(config.set(0, [0; 24], 0)?)
     })?;
     let veth = rig.pod("a/client").veth.clone();
     noticed(rig, "a hook", &veth, |rig| {
