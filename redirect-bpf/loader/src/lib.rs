@@ -35,8 +35,8 @@ mod sys;
 mod tc;
 mod upgrade;
 
-pub use census::{Census, census};
 pub use attach::Hooks;
+pub use census::{Census, census};
 pub use counters::Counters;
 pub use drift::Drift;
 pub use error::{ApplyError, SetupError};

@@ -13,8 +13,12 @@ use sluice_bpf_abi::{
 };
 
 type Classes = LpmTrie<Address, u32, { MAX_CLASSES as usize }>;
-type Rows = LpmTrie<RowKey, RowValue, { MAX_ROWS as usize }>;
-type Endpoints = HashMap<u32, EndpointValue, { MAX_ENDPOINTS as usize }>;
+// Their values as words: below Linux 6.2 the kernel takes an inner map that the loader made, which has no BTF, only
+// where the BTF of the declared one has no struct for a value (it compares where in the value a timer could be).
+type Rows = LpmTrie<RowKey, [u32; ROW_WORDS], { MAX_ROWS as usize }>;
+type Endpoints = HashMap<u32, [u32; ENDPOINT_WORDS], { MAX_ENDPOINTS as usize }>;
+const ROW_WORDS: usize = size_of::<RowValue>() / 4;
+const ENDPOINT_WORDS: usize = size_of::<EndpointValue>() / 4;
 type Locals = HashMap<Address, u32, { MAX_LOCALS as usize }>;
 type Services = HashMap<ServiceKey, u32, { MAX_SERVICES as usize }>;
 
@@ -128,8 +132,13 @@ impl Generation {
     #[inline(always)]
     pub(crate) fn behind(self, ifindex: u32) -> Option<EndpointValue> {
         let inner = ENDPOINTS.get(self.slot)?;
-        // SAFETY: inner maps of a slot in force are not written; the value is copied at once.
-        unsafe { inner.get(ifindex) }.copied()
+        // SAFETY: inner maps of a slot in force are not written; the value is copied at once. It is as long as the
+        // words, and every pattern of bits is one.
+        unsafe {
+            inner
+                .get(ifindex)
+                .map(|words| core::mem::transmute::<[u32; ENDPOINT_WORDS], EndpointValue>(*words))
+        }
     }
 
     /// Who on this node owns an address: an endpoint's ifindex, [`LOCAL_NODE`] or [`REMOTE_NODE`].
@@ -180,6 +189,8 @@ impl Generation {
     #[inline(always)]
     pub(crate) fn row(self, key: &RowKey) -> Option<RowValue> {
         let inner = ROWS.get(self.slot)?;
-        inner.get(&Key::new(RowKey::BITS, *key)).copied()
+        let words = inner.get(&Key::new(RowKey::BITS, *key))?;
+        // SAFETY: as long as the words, and every pattern of bits is one.
+        Some(unsafe { core::mem::transmute::<[u32; ROW_WORDS], RowValue>(*words) })
     }
 }
