@@ -322,7 +322,8 @@ impl Node {
 
     /// Counts each endpoint's flows and removes what has been silent for too long. To be called every few seconds:
     /// where it is not, the number of an endpoint's flows is soon held against nobody, and only the rate of new ones
-    /// is. A walk over a full table takes some tens of milliseconds.
+    /// is. It takes time with the number of flows: 240,000 took 0.75 s in a build without optimisation, on two busy
+    /// cores.
     ///
     /// # Errors
     /// If a map cannot be read or written.
