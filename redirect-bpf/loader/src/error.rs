@@ -38,7 +38,7 @@ pub enum SetupError {
     },
     /// The eBPF object cannot be loaded.
     #[error(
-        "cannot load the eBPF programs: {0}; Linux 6.6 or later and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed"
+        "cannot load the eBPF programs: {0}; Linux 5.15 or later and CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN are needed"
     )]
     Load(String),
     /// The programs lack a part that the loader knows of.
