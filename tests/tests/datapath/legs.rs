@@ -3,6 +3,7 @@
 
 use crate::forge;
 use crate::peers::{Connection, Proxy, SOON, Server, eventually, reaches};
+use crate::quotas;
 use crate::rig::{OUTSIDE, Rig};
 use crate::rules::{Line, closed, egress, ingress, tcp};
 use anyhow::{Context, Result, ensure};
@@ -40,6 +41,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("legs: marks of others on the proxy's packets", other_marks),
         test("legs: the port of a connection that the proxy closed first", closed_first),
         test("legs: the port of a connection that its client forgot", forgotten),
+        test("legs: connections that the flow table has forgotten", evicted),
         test("legs: the proxy's listener answers with SYN cookies", cookies),
     ]
 }
@@ -342,5 +344,44 @@ fn cookies() -> Result<()> {
         }
     }
     ensure!(proxy.count() == 4, "{} connections passed the proxy", proxy.count());
+    Ok(())
+}
+
+/// What a flood has pushed out of the flow table is the proxy's all the same: packets in the middle of its connections
+/// go to it from both ends, and none of them is judged as if it were direct.
+fn evicted() -> Result<()> {
+    let mut rig = quotas::rig(quotas::UNLIMITED)?;
+    rig.apply(&[
+        egress("a/client", OUTSIDE, tcp(80, 80)).l7(),
+        closed("a/client", Direction::Ingress),
+        ingress("a/server", "b/remote", tcp(80, 80)).l7(),
+        closed("a/server", Direction::Egress),
+    ])?;
+    let proxy = Proxy::start(rig.node("n1"))?;
+    let _bank = Server::start(&rig.pod(OUTSIDE).netns, 80)?;
+    let _server = Server::start(&rig.pod("a/server").netns, 80)?;
+    let mut held = Vec::new();
+    for family in Family::BOTH {
+        for (from, to) in [("a/client", OUTSIDE), ("b/remote", "a/server")] {
+            held.push(Connection::open(&rig.pod(from).netns, rig.at(to, family, 80))?);
+        }
+    }
+    for round in 0..2 {
+        if round == 1 {
+            // What the proxy holds it holds to its end; now no row says any more that it goes there.
+            let sides = [Direction::Ingress, Direction::Egress];
+            rig.apply(&["a/client", "a/server"].map(|pod| sides.map(|side| closed(pod, side))).concat())?;
+        }
+        let before = rig.counters()?;
+        quotas::flood(rig.pod("a/other"), rig.pod("b/remote"), quotas::FLOOD)?;
+        for connection in &mut held {
+            rig.explain(connection.echo(&format!("after flood {round}"), SOON))?;
+            rig.explain(connection.bulk(64 * 1024))?;
+        }
+        for refused in [Counter::NotFromProxy, Counter::NoSocket] {
+            rig.same(&before, refused)?;
+        }
+    }
+    ensure!(proxy.count() == held.len(), "{} connections passed the proxy", proxy.count());
     Ok(())
 }

@@ -21,7 +21,7 @@ const ROOM: u32 = 16_384;
 /// What an endpoint may have of it in one direction.
 const MOST: u32 = 2_048;
 /// Tuples of a flood: more than twice as many as there is room for.
-const FLOOD: u32 = 40_000;
+pub(crate) const FLOOD: u32 = 40_000;
 
 pub(crate) fn tests() -> Vec<Trial> {
     let test = |name: &str, run: fn() -> Result<()>| harness::test(name, [Need::Bpf], run);
@@ -43,10 +43,10 @@ const LIMITS: EndpointLimits = EndpointLimits {
     refusal_events: 100,
     flow_events: 100,
 };
-const UNLIMITED: EndpointLimits = EndpointLimits { ingress_flows: 0, egress_flows: 0, ..LIMITS };
+pub(crate) const UNLIMITED: EndpointLimits = EndpointLimits { ingress_flows: 0, egress_flows: 0, ..LIMITS };
 
 /// A node whose client is closed but for what it opens to the remote pod.
-fn rig(limits: EndpointLimits) -> Result<Rig> {
+pub(crate) fn rig(limits: EndpointLimits) -> Result<Rig> {
     let mut rig = Rig::routed()?;
     let before = rig.config("n1");
     drop(rig.take("n1"));
@@ -80,7 +80,7 @@ fn packet(protocol: u8, from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
 const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
 
 /// Sends so many first datagrams of different flows.
-fn flood(from: &Pod, to: &Pod, count: u32) -> Result<()> {
+pub(crate) fn flood(from: &Pod, to: &Pod, count: u32) -> Result<()> {
     packets(from, 17, (from.v4, to.v4), count)
 }
 
