@@ -13,16 +13,18 @@ mod attack;
 mod cases;
 #[path = "datapath/crash.rs"]
 mod crash;
-#[path = "datapath/flows.rs"]
-mod flows;
 #[path = "datapath/drift.rs"]
 mod drift;
+#[path = "datapath/flows.rs"]
+mod flows;
 #[path = "datapath/forge.rs"]
 mod forge;
 #[path = "datapath/fragments.rs"]
 mod fragments;
 #[path = "datapath/frames.rs"]
 mod frames;
+#[path = "datapath/fuzz.rs"]
+mod fuzz;
 #[path = "datapath/handover.rs"]
 mod handover;
 #[path = "datapath/host.rs"]
@@ -92,6 +94,7 @@ fn main() -> ExitCode {
         table::tests(),
         stress::tests(),
         drift::tests(),
+        fuzz::tests(),
     ];
     let tests = tests.into_iter().flatten().collect();
     sluice_tests::harness::main(2, tests)

@@ -65,15 +65,15 @@ counters! {
     NoSocket = "no_socket",
     /// Dropped: a reply that did not come from the proxy to a flow that it holds.
     NotFromProxy = "not_from_proxy",
-    /// Dropped: a fragment; only the first of a packet has ports.
+    /// Dropped: a fragment whose first one did not pass, or of what does not go in fragments.
     Fragment = "fragment",
-    /// Dropped: an `IPv6` extension header that is not looked behind.
+    /// Dropped: an `IPv6` extension header that is not looked behind, or an option that has no business between pods.
     Extension = "extension",
-    /// Dropped: neither IPv4, IPv6 nor ARP, or a VLAN tag.
+    /// Dropped: neither IPv4, IPv6 nor ARP.
     NotIp = "not_ip",
-    /// Dropped: shorter than its own headers say.
+    /// Dropped: its headers contradict each other, its frame or their RFC.
     Malformed = "malformed",
-    /// Dropped: a loopback or unspecified address on a wire.
+    /// Dropped: a loopback, unspecified or group address where none may be.
     BadAddress = "bad_address",
     /// Dropped: a bridge flooded a frame for somebody else to this endpoint.
     NotMine = "not_mine",

@@ -44,3 +44,21 @@ impl Counters {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What an operator reads of a counter is there, and of nothing that is no counter.
+    #[test]
+    fn every_counter_is_documented() {
+        let text = include_str!("../../../docs/datapath-drops.md");
+        let rows = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('|').next());
+        let mut told: Vec<&str> =
+            rows.flat_map(|cell| cell.split(", ")).map(|name| name.trim_matches(['`', ' '])).collect();
+        let mut known: Vec<&str> = Counter::ALL.iter().map(|counter| counter.as_str()).collect();
+        told.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(told, known);
+    }
+}
