@@ -5,8 +5,14 @@
 //! is out of the ordinary is read in `packet/odd.rs`, ICMP in `packet/icmp.rs`. IPv4 addresses are v4-mapped; an IPv6
 //! packet that wears a v4-mapped address is refused, else it would pass for IPv4. Called by every hook.
 
+mod address;
+mod head;
 mod icmp;
 mod odd;
+mod transport;
+
+use address::is_group;
+pub(crate) use address::{is_link_local, is_unspecified};
 
 use crate::event::Note;
 use aya_ebpf::bindings::__sk_buff;
@@ -417,204 +423,6 @@ impl Packet {
             header: self.judged.wrapping_sub(self.base),
         }
     }
-
-    #[inline(always)]
-    fn read_arp(&mut self, ctx: &TcContext) -> Result<(), Counter> {
-        self.read_head::<42>(ctx)?;
-        // Ethernet and IPv4, with their lengths; a request or a reply (RFC 826).
-        if self.head[14..21] != [0, 1, 8, 0, 6, 4, 0] || !matches!(self.head[21], 1 | 2) {
-            return Err(Counter::NotIp);
-        }
-        self.form = Form::Arp;
-        copy(&mut self.src, 12, &self.head, 28);
-        self.hardware = [22, 23, 24, 25, 26, 27].map(|at| self.head[at]);
-        self.claims = true;
-        // Who has no address yet asks (RFC 5227), and has nothing to answer.
-        let nobody = is_unspecified(&self.src);
-        self.is_terse = ctx.len() <= MAX_ARP && !(nobody && self.head[21] != 1);
-        Ok(())
-    }
-
-    /// An IPv4 header; what its fragment field has beside "don't fragment".
-    #[inline(always)]
-    fn read_v4_header(&mut self, ctx: &TcContext) -> Result<u16, Counter> {
-        self.read_head::<34>(ctx)?;
-        let version = self.head[14];
-        copy(&mut self.src, 12, &self.head, 26);
-        copy(&mut self.dst, 12, &self.head, 30);
-        let header = u32::from(version & 0x0f) * 4;
-        if version >> 4 != 4 || header < 20 {
-            return Err(Counter::Malformed);
-        }
-        self.protocol = self.head[23];
-        self.l4 = ETH_HEADER + header;
-        self.ends(ctx, ETH_HEADER, u16::from_be_bytes([self.head[16], self.head[17]]))?;
-        if bad_v4(self.src[12]) || bad_v4(self.dst[12]) || is_group(false, &self.src) {
-            return Err(Counter::BadAddress);
-        }
-        if header > 20 {
-            self.shape |= shape::EXTENDED;
-        }
-        let field = u16::from_be_bytes([self.head[20], self.head[21]]) & !odd::DONT_FRAGMENT;
-        if field != 0 {
-            self.shape |= shape::FRAGMENT;
-            self.id = [self.head[18], self.head[19], 0, 0];
-        }
-        Ok(field)
-    }
-
-    /// An IPv6 header. `protocol` is the next header, whatever that is.
-    #[inline(always)]
-    fn read_v6_header(&mut self, ctx: &TcContext) -> Result<(), Counter> {
-        self.read_head::<HEAD>(ctx)?;
-        if self.head[14] >> 4 != 6 {
-            return Err(Counter::Malformed);
-        }
-        self.v6 = true;
-        copy(&mut self.src, 0, &self.head, 22);
-        copy(&mut self.dst, 0, &self.head, 38);
-        if is_mapped(&self.src) || is_mapped(&self.dst) || is_low(&self.dst) || is_group(true, &self.src) {
-            return Err(Counter::BadAddress);
-        }
-        self.protocol = self.head[20];
-        self.l4 = ETH_HEADER + 40;
-        self.ends(ctx, self.l4, u16::from_be_bytes([self.head[18], self.head[19]]))
-    }
-
-    /// The first bytes of the frame. Into the scratch map: the stack has no room for them.
-    #[inline(always)]
-    fn read_head<const BYTES: usize>(&mut self, ctx: &TcContext) -> Result<(), Counter> {
-        const { assert!(BYTES <= HEAD) };
-        let to = self.head.as_mut_ptr();
-        // SAFETY: as many bytes as asked for, of which there are no more than the head has.
-        let result = unsafe { bpf_skb_load_bytes(ctx.skb.skb.cast(), 0, to.cast(), BYTES as u32) };
-        if result == 0 { Ok(()) } else { Err(Counter::Malformed) }
-    }
-
-    /// Of IPv6.
-    #[inline(always)]
-    fn hop_limit(&self) -> u8 {
-        self.head[21]
-    }
-
-    /// Where the IP packet ends: `length` bytes after `from`, and within the frame.
-    #[inline(always)]
-    fn ends(&mut self, ctx: &TcContext, from: u32, length: u16) -> Result<(), Counter> {
-        let frame = ctx.len();
-        self.end = from + u32::from(length);
-        // The kernel's own packets of more than 64 kB (BIG TCP) say 0: they become real ones on the way out.
-        if length == 0 && is_gso(ctx) {
-            self.end = frame;
-        }
-        if self.end > frame || self.l4 > self.end || (self.v6 && self.l4 == self.end) {
-            return Err(Counter::Malformed);
-        }
-        Ok(())
-    }
-
-    #[inline(always)]
-    fn read_v4(&mut self, ctx: &TcContext) -> Result<(), Counter> {
-        let field = self.read_v4_header(ctx)?;
-        if self.shape & shape::EXTENDED != 0 {
-            self.read_options(ctx)?;
-        }
-        if self.protocol == odd::AUTHENTICATION {
-            return Err(Counter::Extension);
-        }
-        if field != 0 {
-            self.read_part_v4(field)?;
-        }
-        self.read_l4(ctx)
-    }
-
-    #[inline(always)]
-    fn read_v6(&mut self, ctx: &TcContext) -> Result<(), Counter> {
-        self.read_v6_header(ctx)?;
-        if odd::is_extension(self.protocol) {
-            self.read_extensions(ctx)?;
-        }
-        self.read_l4(ctx)?;
-        // `::` may ask who has an address, and nothing else.
-        let transport = matches!(self.form, Form::Flow | Form::Error | Form::Later);
-        if is_low(&self.src) && (transport || self.src[15] != 0) {
-            return Err(Counter::BadAddress);
-        }
-        Ok(())
-    }
-
-    /// The transport header, all of which must be there.
-    #[inline(always)]
-    fn read_l4(&mut self, ctx: &TcContext) -> Result<(), Counter> {
-        if self.form == Form::Later {
-            return Ok(());
-        }
-        // Both bounded by the frame, and the one not behind the other.
-        let room = self.end - self.l4;
-        self.judged = self.l4;
-        match self.protocol {
-            TCP => {
-                self.has(room, TCP_HEADER)?;
-                let tcp: [u8; 14] = load(ctx, self.l4)?;
-                let header = u32::from(tcp[12] >> 4) * 4;
-                if header < TCP_HEADER {
-                    return Err(Counter::Malformed);
-                }
-                self.has(room, header)?;
-                self.sport = [tcp[0], tcp[1]];
-                self.dport = [tcp[2], tcp[3]];
-                self.flags = tcp[13];
-                // To a group there are no connections (RFC 9293, section 3.9.2.3).
-                if TCP_SENT >> (self.flags & TCP_KINDS) & 1 == 0 || self.is_group() {
-                    return Err(Counter::Malformed);
-                }
-                self.not_land()
-            }
-            UDP => {
-                self.has(room, UDP_HEADER)?;
-                let udp: [u8; 8] = load(ctx, self.l4)?;
-                let length = u32::from(u16::from_be_bytes([udp[4], udp[5]]));
-                // A fragment has not all of it. (Of IPv6 the kernel takes 0 for a jumbogram.)
-                if length < UDP_HEADER || (length > room && self.shape & shape::PARTS == 0) {
-                    return Err(Counter::Malformed);
-                }
-                self.sport = [udp[0], udp[1]];
-                self.dport = [udp[2], udp[3]];
-                self.not_land()
-            }
-            SCTP => {
-                self.has(room, SCTP_HEADER)?;
-                // The common header and the first chunk's type.
-                let ports: [u8; 13] = load(ctx, self.l4)?;
-                self.flags = ports[12];
-                self.sport = [ports[0], ports[1]];
-                self.dport = [ports[2], ports[3]];
-                self.not_land()
-            }
-            ICMP if !self.v6 => self.read_icmp(ctx, room),
-            ICMPV6 if self.v6 => self.read_icmp(ctx, room),
-            // The other family's ICMP means nothing, and must not be taken for it.
-            ICMP | ICMPV6 => Err(Counter::Malformed),
-            _ => Ok(()),
-        }
-    }
-
-    /// Whether this much of the transport header is there, which is then what was judged.
-    #[inline(always)]
-    fn has(&mut self, room: u32, header: u32) -> Result<(), Counter> {
-        if room < header {
-            // A fragment that hides the rest of the header in the next one (RFC 1858).
-            let tiny = self.shape & shape::PARTS != 0;
-            return Err(if tiny { Counter::FragmentOverlap } else { Counter::Malformed });
-        }
-        self.judged = self.l4 + header;
-        Ok(())
-    }
-
-    /// What goes to the very socket that it says it comes from comes from nowhere.
-    #[inline(always)]
-    fn not_land(&self) -> Result<(), Counter> {
-        if self.sport == self.dport && self.src == self.dst { Err(Counter::Malformed) } else { Ok(()) }
-    }
 }
 
 /// Whether the kernel has not yet cut this into packets as they go over a wire.
@@ -622,65 +430,6 @@ impl Packet {
 fn is_gso(ctx: &TcContext) -> bool {
     // SAFETY: a read of the context that the verifier allows (Linux 5.7).
     unsafe { (*ctx.skb.skb).gso_size != 0 }
-}
-
-/// Whether an address is `fe80::/10`.
-#[inline(always)]
-pub(crate) fn is_link_local(address: &Address) -> bool {
-    address[0] == 0xfe && address[1] & 0xc0 == 0x80
-}
-
-/// Whether an address is `::`, which a pod that looks for duplicates sends from, or `0.0.0.0`.
-#[inline(always)]
-pub(crate) fn is_unspecified(address: &Address) -> bool {
-    (is_low(address) && address[15] == 0)
-        || (is_mapped(address) && address[12] | address[13] | address[14] | address[15] == 0)
-}
-
-/// Whether an address is a multicast group, or `255.255.255.255`.
-#[inline(always)]
-fn is_group(v6: bool, address: &Address) -> bool {
-    if v6 {
-        return address[0] == 0xff;
-    }
-    address[12] >> 4 == 0xe || address[12] & address[13] & address[14] & address[15] == 0xff
-}
-
-/// The bytes of an address from `first` on, which are in the head at `at`.
-#[inline(always)]
-fn copy(address: &mut Address, first: usize, head: &[u8; HEAD], at: usize) {
-    let mut i = first;
-    while i < 16 {
-        address[i] = head[at + i - first];
-        i += 1;
-    }
-}
-
-#[inline(always)]
-const fn bad_v4(first: u8) -> bool {
-    first == 0 || first == 127
-}
-
-#[inline(always)]
-fn is_mapped(address: &Address) -> bool {
-    zero(address, 10) && address[10] == 0xff && address[11] == 0xff
-}
-
-/// Whether an address is `::` or `::1`.
-#[inline(always)]
-fn is_low(address: &Address) -> bool {
-    zero(address, 15) && address[15] < 2
-}
-
-#[inline(always)]
-fn zero(address: &Address, bytes: usize) -> bool {
-    let mut all = 0;
-    let mut i = 0;
-    while i < bytes {
-        all |= address[i];
-        i += 1;
-    }
-    all == 0
 }
 
 #[inline(always)]

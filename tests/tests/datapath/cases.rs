@@ -1,8 +1,11 @@
 //! The forged frames of `table.rs`, and what must come of each. Made by hand from the RFCs; knows nothing of the programs.
 
-use crate::frames::{
-    ARP, BROADCAST, Mac, Place, TCP, UDP, frame, kind, octets, packet, part, sealed, summed, tcp, udp,
-};
+#[path = "cases/v4.rs"]
+mod v4;
+#[path = "cases/v6.rs"]
+mod v6;
+
+use crate::frames::{Mac, TCP, UDP, frame, kind, packet, sealed, tcp, udp};
 use sluice_redirect::Counter;
 use sluice_tests::world::Family;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -42,13 +45,16 @@ pub(crate) enum Want {
     Dropped(Counter),
 }
 
+/// Makes a frame for some ends.
+type Make = Box<dyn Fn(&Ends) -> Vec<u8>>;
+
 /// A frame.
 pub(crate) struct Case {
     pub(crate) name: &'static str,
     /// One hook's alone.
     pub(crate) hook: Option<&'static str>,
     pub(crate) want: Want,
-    pub(crate) frame: Box<dyn Fn(&Ends) -> Vec<u8>>,
+    pub(crate) frame: Make,
 }
 
 fn case(name: &'static str, want: Want, frame: impl Fn(&Ends) -> Vec<u8> + 'static) -> Case {
@@ -115,8 +121,8 @@ fn with(mut bytes: Vec<u8>, at: usize, value: u8) -> Vec<u8> {
 /// Both families' and the family's own.
 pub(crate) fn all(family: Family) -> Vec<Case> {
     let own = match family {
-        Family::V4 => [options(), parts_v4(), arp()],
-        Family::V6 => [extensions(), more_extensions(), neighbours()],
+        Family::V4 => [v4::options(), v4::parts_v4(), v4::arp()],
+        Family::V6 => [v6::extensions(), v6::more_extensions(), v6::neighbours()],
     };
     let shared = [transports(), flags(), addresses(family), links(), tunnels()];
     shared.into_iter().chain(own).flatten().collect()
@@ -315,248 +321,4 @@ fn tunnels() -> Vec<Case> {
 fn with_bridge(ends: &Ends, mut bytes: Vec<u8>) -> Vec<u8> {
     bytes[..6].copy_from_slice(&ends.bridge);
     bytes
-}
-
-fn options() -> Vec<Case> {
-    use Counter::{Extension, Malformed, SourceRoute};
-    fn optioned(ends: &Ends, options: &[u8]) -> Vec<u8> {
-        let mut bytes = packet(ends.src.ip(), ends.dst.ip(), UDP, &ends.udp());
-        bytes.splice(20..20, options.iter().copied());
-        bytes[0] = 0x45 + u8::try_from(options.len() / 4).expect("short");
-        let length = u16::try_from(bytes.len()).expect("short").to_be_bytes();
-        bytes[2..4].copy_from_slice(&length);
-        ends.wrap(&summed(bytes))
-    }
-    fn headed(ends: &Ends, at: usize, value: u8) -> Vec<u8> {
-        ends.wrap(&with(packet(ends.src.ip(), ends.dst.ip(), UDP, &ends.udp()), at, value))
-    }
-    vec![
-        pass("options that mean nothing", |ends| optioned(ends, &[1, 1, 1, 0])),
-        pass("a router alert", |ends| optioned(ends, &[148, 4, 0, 0])),
-        drop("a loose source route", SourceRoute, |ends| optioned(ends, &[131, 7, 4, 10, 77, 2, 10, 0])),
-        drop("a strict source route", SourceRoute, |ends| optioned(ends, &[1, 137, 7, 4, 10, 77, 2, 10])),
-        drop("a record of the route", Extension, |ends| optioned(ends, &[7, 7, 4, 0, 0, 0, 0, 0])),
-        drop("a timestamp", Extension, |ends| optioned(ends, &[68, 8, 5, 0, 0, 0, 0, 0])),
-        drop("a label", Extension, |ends| optioned(ends, &[134, 6, 0, 0, 0, 1, 0, 0])),
-        drop("more options than are read", Extension, |ends| optioned(ends, &[1; 12])),
-        drop("a header of four words", Malformed, |ends| headed(ends, 0, 0x44)),
-        drop("a header longer than the packet", Malformed, |ends| headed(ends, 0, 0x4f)),
-        drop("a packet shorter than its header", Malformed, |ends| headed(ends, 3, 19)),
-        drop("a packet of no length", Malformed, |ends| headed(ends, 3, 0)),
-        drop("the reserved bit", Malformed, |ends| headed(ends, 6, 0x80)),
-    ]
-}
-
-fn parts_v4() -> Vec<Case> {
-    vec![
-        drop("a later fragment alone", Counter::Fragment, |ends| {
-            let place = Place { id: 77, offset: 64, more: false };
-            ends.wrap(&part(ends.src.ip(), ends.dst.ip(), UDP, place, b"later"))
-        }),
-        drop("a fragment too small for its header", Counter::FragmentOverlap, |ends| {
-            let place = Place { id: 78, offset: 0, more: true };
-            ends.wrap(&part(ends.src.ip(), ends.dst.ip(), TCP, place, &ends.tcp(2)[..8]))
-        }),
-        drop("an ICMP error in fragments", Counter::Fragment, |ends| {
-            let place = Place { id: 79, offset: 0, more: true };
-            ends.wrap(&part(ends.src.ip(), ends.dst.ip(), 1, place, &[3; 32]))
-        }),
-    ]
-}
-
-/// An options header of eight bytes: what follows it, and padding.
-const fn options_header(next: u8) -> [u8; 8] {
-    [next, 0, 1, 4, 0, 0, 0, 0]
-}
-
-/// A fragment header of a packet in one piece.
-const fn atomic(next: u8) -> [u8; 8] {
-    [next, 0, 0, 0, 0, 0, 0, 9]
-}
-
-/// A datagram behind these headers, the first of which is of this kind.
-fn behind(ends: &Ends, first: u8, headers: &[u8]) -> Vec<u8> {
-    ends.carry(first, &[headers, &ends.udp()].concat())
-}
-
-fn extensions() -> Vec<Case> {
-    use Counter::{Extension, Fragment, Malformed, SourceRoute};
-    let mut cases = vec![
-        pass("hop-by-hop options", |ends| behind(ends, 0, &options_header(UDP))),
-        pass("destination options", |ends| behind(ends, 60, &options_header(UDP))),
-        pass("a packet in one fragment", |ends| behind(ends, 44, &atomic(UDP))),
-        pass("as many headers as there may be", |ends| {
-            let headers = [options_header(60), options_header(44), atomic(60), options_header(UDP)];
-            behind(ends, 0, &headers.concat())
-        }),
-        drop("one header more", Extension, |ends| {
-            let more = options_header(60);
-            let headers = [options_header(60), more, more, more, options_header(UDP)];
-            behind(ends, 0, &headers.concat())
-        }),
-        drop("hop-by-hop options in the second place", Extension, |ends| {
-            behind(ends, 60, &[options_header(0), options_header(UDP)].concat())
-        }),
-        drop("a packet in one fragment, twice", Extension, |ends| {
-            behind(ends, 44, &[atomic(44), atomic(UDP)].concat())
-        }),
-        drop("a closed port behind a header", Counter::Denied, |ends| {
-            let closed = udp(ends.src, SocketAddr::new(ends.dst.ip(), 54), b"table");
-            ends.carry(60, &[&options_header(UDP)[..], &closed].concat())
-        }),
-        drop("a later fragment alone", Fragment, |ends| behind(ends, 44, &[UDP, 0, 0, 64, 0, 0, 0, 77])),
-        drop("a fragment too small for its headers", Counter::FragmentOverlap, |ends| {
-            let headers = [&[60, 0, 0, 1, 0, 0, 0, 78], &[UDP, 4, 1, 4, 0, 0, 0, 0][..]].concat();
-            ends.carry(44, &headers)
-        }),
-        drop("neighbours' talk in a fragment", Fragment, |ends| {
-            let ask = [&[135, 0, 0, 0, 0, 0, 0, 0][..], &octets(ends.dst.ip())].concat();
-            let ask = sealed(ends.src.ip(), ends.dst.ip(), 58, 2, ask);
-            with(ends.carry(44, &[&atomic(58)[..], &ask].concat()), 21, 255)
-        }),
-        drop("the home address option", SourceRoute, |ends| {
-            let option = [&[UDP, 2, 1, 2, 0, 0, 0xc9, 16][..], &octets(ends.other)].concat();
-            behind(ends, 60, &option)
-        }),
-        drop("a jumbogram", Malformed, |ends| behind(ends, 0, &[UDP, 0, 0xc2, 4, 0, 1, 0, 0])),
-        drop("a packet of no length", Malformed, |ends| {
-            let bytes = behind(ends, 0, &[UDP, 0, 0xc2, 4, 0, 0, 0, 21]);
-            with(bytes, 19, 0)
-        }),
-    ];
-    for (name, kind) in [("a type 0 route", 0), ("a mobile's route", 2), ("a segment route", 4)] {
-        cases.push(drop(name, SourceRoute, move |ends| {
-            behind(ends, 43, &[&[UDP, 2, kind, 1, 0, 0, 0, 0][..], &octets(ends.other)].concat())
-        }));
-    }
-    cases
-}
-
-fn more_extensions() -> Vec<Case> {
-    use Counter::{Extension, Malformed};
-    const REFUSED: [(&str, u8); 6] = [
-        ("mobility", 135),
-        ("host identity", 139),
-        ("shim6", 140),
-        ("an experiment", 253),
-        ("another experiment", 254),
-        ("nothing next", 59),
-    ];
-    let mut cases: Vec<Case> = REFUSED
-        .map(|(name, next)| drop(name, Extension, move |ends| behind(ends, next, &options_header(UDP))))
-        .into();
-    cases.extend([
-        drop("a header that ends behind the packet", Malformed, |ends| {
-            behind(ends, 60, &[UDP, 200, 1, 4, 0, 0, 0, 0])
-        }),
-        drop("an option that ends behind its header", Malformed, |ends| {
-            behind(ends, 60, &[UDP, 0, 1, 9, 0, 0, 0, 0])
-        }),
-        drop("more options than are read", Extension, |ends| {
-            behind(ends, 60, &[UDP, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
-        }),
-    ]);
-    cases
-}
-
-fn arp() -> Vec<Case> {
-    use Counter::{Malformed, Neighbour, NotIp, Spoofed, SpoofedMac};
-    fn said(ends: &Ends, operation: u8, hardware: Mac, sender: IpAddr, target: IpAddr) -> Vec<u8> {
-        let head = [0, 1, 8, 0, 6, 4, 0, operation];
-        let body = [&head[..], &hardware, &octets(sender), &[0; 6], &octets(target)].concat();
-        frame(BROADCAST, ends.from, ARP, &body)
-    }
-    const NOBODY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    vec![
-        pass("who has it?", |ends| said(ends, 1, ends.from, ends.src.ip(), ends.dst.ip())),
-        pass("it is I (gratuitous)", |ends| said(ends, 1, ends.from, ends.src.ip(), ends.src.ip())),
-        pass("it is I (a reply that nobody asked for)", |ends| {
-            said(ends, 2, ends.from, ends.src.ip(), ends.src.ip())
-        }),
-        case("does anybody have mine?", Want::Counted(Neighbour), |ends| {
-            said(ends, 1, ends.from, NOBODY, ends.src.ip())
-        }),
-        drop("I am another pod", Spoofed, |ends| said(ends, 2, ends.from, ends.other, ends.dst.ip())),
-        drop("I am you", Spoofed, |ends| said(ends, 1, ends.from, ends.dst.ip(), ends.dst.ip())),
-        drop("I am the node", Spoofed, |ends| said(ends, 2, ends.from, ends.node, ends.dst.ip()))
-            .at(FROM_POD),
-        drop("nobody answers", Malformed, |ends| said(ends, 2, ends.from, NOBODY, ends.dst.ip()))
-            .at(FROM_POD),
-        drop("I, at another's hardware address", SpoofedMac, |ends| {
-            said(ends, 2, ends.bridge, ends.src.ip(), ends.dst.ip())
-        })
-        .at(FROM_POD),
-        drop("a letter behind the question", Malformed, |ends| {
-            [said(ends, 1, ends.from, ends.src.ip(), ends.dst.ip()), vec![0x42; 100]].concat()
-        })
-        .at(FROM_POD),
-        drop("which address have I? (RARP)", NotIp, |ends| {
-            said(ends, 3, ends.from, ends.src.ip(), ends.dst.ip())
-        }),
-        drop("ARP of other lengths", NotIp, |ends| {
-            with(said(ends, 1, ends.from, ends.src.ip(), ends.dst.ip()), 19, 16)
-        }),
-    ]
-}
-
-fn neighbours() -> Vec<Case> {
-    use Counter::{Malformed, Neighbour, Spoofed, SpoofedMac};
-    /// A neighbour's message about an address, with these options.
-    fn said(src: IpAddr, dst: IpAddr, ends: &Ends, kind: u8, about: IpAddr, options: &[u8]) -> Vec<u8> {
-        let body = [&[kind, 0, 0, 0, 0x20, 0, 0, 0][..], &octets(about), options].concat();
-        with(ends.between(src, dst, 58, &sealed(src, dst, 58, 2, body)), 21, 255)
-    }
-    fn hardware(kind: u8, mac: Mac) -> Vec<u8> {
-        [&[kind, 1][..], &mac].concat()
-    }
-    fn asked(ends: &Ends, options: &[u8]) -> Vec<u8> {
-        said(ends.src.ip(), ends.dst.ip(), ends, 135, ends.dst.ip(), options)
-    }
-    fn answered(ends: &Ends, about: IpAddr, options: &[u8]) -> Vec<u8> {
-        said(ends.src.ip(), ends.dst.ip(), ends, 136, about, options)
-    }
-    vec![
-        pass("who has it?", |ends| asked(ends, &hardware(1, ends.from))),
-        pass("it is I", |ends| answered(ends, ends.src.ip(), &hardware(2, ends.from))),
-        drop("I am another pod", Spoofed, |ends| answered(ends, ends.other, &hardware(2, ends.from))),
-        drop("I am the node", Spoofed, |ends| answered(ends, ends.node, &hardware(2, ends.from)))
-            .at(FROM_POD),
-        drop("who has it, from another's hardware address", SpoofedMac, |ends| {
-            asked(ends, &hardware(1, ends.bridge))
-        })
-        .at(FROM_POD),
-        drop("I, at another's hardware address", SpoofedMac, |ends| {
-            answered(ends, ends.src.ip(), &hardware(2, ends.bridge))
-        })
-        .at(FROM_POD),
-        drop("a letter behind the question", Malformed, |ends| asked(ends, &[25, 3].repeat(12))).at(FROM_POD),
-        drop("an option that is not a neighbour's", Malformed, |ends| asked(ends, &[5, 1, 0, 0, 0, 0, 5, 0]))
-            .at(FROM_POD),
-        drop("a question from beyond the link", Malformed, |ends| with(asked(ends, &[]), 21, 64)),
-        drop("a question to the whole site", Malformed, |ends| {
-            let site = "ff05::1".parse().expect("an address");
-            said(ends.src.ip(), site, ends, 135, ends.dst.ip(), &[])
-        }),
-        drop("I am a router", Spoofed, |ends| {
-            said(ends.src.ip(), ends.dst.ip(), ends, 134, ends.src.ip(), &[])
-        })
-        .at(FROM_POD),
-        drop("there is a better way", Spoofed, |ends| {
-            said(ends.src.ip(), ends.dst.ip(), ends, 137, ends.src.ip(), &[])
-        })
-        .at(FROM_POD),
-        // A pod of another node on a stretched link, and the same by way of this node, which would forward it.
-        case("are you there, remote pod?", Want::Counted(Neighbour), |ends| {
-            let bytes = said(ends.src.ip(), ends.remote, ends, 135, ends.remote, &hardware(1, ends.from));
-            [&[2, 0, 0, 0, 0, 0x77][..], &bytes[6..]].concat()
-        })
-        .at(FROM_POD),
-        drop("are you there, remote pod, by way of the node?", Spoofed, |ends| {
-            with_bridge(
-                ends,
-                said(ends.src.ip(), ends.remote, ends, 135, ends.remote, &hardware(1, ends.from)),
-            )
-        })
-        .at(FROM_POD),
-    ]
 }

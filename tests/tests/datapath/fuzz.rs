@@ -113,8 +113,11 @@ fn addresses(frame: &[u8]) -> Option<(IpAddr, IpAddr)> {
     }
 }
 
-/// The transport's number and bytes, and which packet it is a fragment of and whether it is a later one.
-fn transport(frame: &[u8]) -> Option<(u8, &[u8], Option<(u32, bool)>)> {
+/// Which packet a fragment is of, and whether it is a later one.
+type Part = Option<(u32, bool)>;
+
+/// The transport's number and bytes, and what it is a fragment of.
+fn transport(frame: &[u8]) -> Option<(u8, &[u8], Part)> {
     let ip = frame.get(14..)?;
     if frame[12..14] == IPV4.to_be_bytes() {
         let field = u16::from_be_bytes([ip[6], ip[7]]) & 0x3fff;

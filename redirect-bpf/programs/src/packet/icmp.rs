@@ -170,7 +170,7 @@ impl Packet {
         self.l4 = at + 40;
         self.src.copy_from_slice(&head[8..24]);
         self.dst.copy_from_slice(&head[24..40]);
-        if super::is_mapped(&self.src) || super::is_mapped(&self.dst) {
+        if super::address::is_mapped(&self.src) || super::address::is_mapped(&self.dst) {
             return Err(Counter::BadAddress);
         }
         // The first fragment of what was too big.
