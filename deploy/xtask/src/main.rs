@@ -2,6 +2,7 @@
 //!
 //! Each command does all of its own set-up, says what it does and how long that took. Knows nothing of policy.
 
+mod areas;
 mod bench;
 mod bpf;
 mod corpora;

@@ -3,6 +3,7 @@
 //! One line a test binary, every skip with its reason, everything that a failed binary said, and one closing line.
 //! Knows nothing of what is tested. Called by `test`.
 
+use crate::areas::Areas;
 use crate::corpora::Corpora;
 use crate::count::{Count, Counter, Said, understand};
 use crate::parts::{Part, TestBinary, Workspace};
@@ -14,6 +15,8 @@ use std::io::Write as _;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+/// The binary whose tests name what they are about.
+const BY_AREA: &str = "tests/datapath.rs";
 /// Set by continuous integration: what cannot run is a failure.
 const REQUIRE_ALL: &str = "SLUICE_REQUIRE_ALL";
 /// Asks a test that has a short form and a long one for the long one.
@@ -27,6 +30,7 @@ pub(crate) fn test(place: &Place, part: Option<Part>, long: bool) -> anyhow::Res
         long,
         count: Count::default(),
         corpora: Corpora::default(),
+        areas: Areas::default(),
     };
     if let Machine::Lacking(what) = setup::machine(place)? {
         step::say(&format!("some tests cannot run here: {what}"));
@@ -51,6 +55,9 @@ pub(crate) fn test(place: &Place, part: Option<Part>, long: bool) -> anyhow::Res
             }
         }
         Err(error) => suite.count += failed("build", &error),
+    }
+    if !suite.areas.is_empty() {
+        println!("\n{}", suite.areas);
     }
     if !suite.corpora.is_empty() {
         println!("\n{}", suite.corpora);
@@ -113,6 +120,7 @@ struct Suite<'p> {
     long: bool,
     count: Count,
     corpora: Corpora,
+    areas: Areas,
 }
 
 impl Suite<'_> {
@@ -170,11 +178,14 @@ impl Suite<'_> {
             counter.take(&Said::Began(source));
         }
         let mut begun = Vec::new();
-        let corpora = &mut self.corpora;
+        let (corpora, areas) = (&mut self.corpora, &mut self.areas);
         let (lines, good) = step::stream(command, |line| {
             corpora.take(line);
             let said = understand(line);
             progress.take(&said);
+            if source == BY_AREA {
+                areas.take(&said);
+            }
             begun.push(line.to_owned());
             if let Some(ended) = counter.take(&said) {
                 progress.ended(&ended, &begun);

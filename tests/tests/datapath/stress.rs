@@ -105,6 +105,8 @@ fn churn() -> Result<()> {
     let mut command = rig.pod("a/server").netns.command(std::env::current_exe()?);
     let _server = Process::start("stress-server", rig.world.dir(), command.env(SERVER, "1"))?;
     let targets = Family::BOTH.map(|family| rig.at("a/server", family, 0));
+    // Of a SYN whose answer was cut its server remembers the tuple for as long as it repeats that answer.
+    rig.pod("a/server").netns.sysctl(&[("net.ipv4.tcp_synack_retries", "0")])?;
     client.sysctl(&[("net.ipv4.ip_local_port_range", "20100 65535")])?;
     let before = Held::now(&rig)?;
     let result = std::thread::scope(|scope| {
@@ -127,13 +129,28 @@ fn churn() -> Result<()> {
     });
     let (tried, opened, asked) = (&shared.tried, &shared.opened, &shared.asked);
     let counts = [tried, opened, asked].map(|count| count.load(Ordering::SeqCst));
-    rig.explain(result.with_context(|| format!("after {counts:?} verdicts, connections and questions")))?;
+    rig.explain(result.with_context(|| {
+        format!(
+            "after {counts:?} verdicts, connections and questions; of the server's TCP: {}",
+            tcp_trouble(&rig)
+        )
+    }))?;
     println!(
         "stress: {generations} generations, {} verdicts, {} connections, {} questions",
         counts[0], counts[1], counts[2]
     );
     ensure!(counts.iter().all(|count| *count > 0), "something was never tried: {counts:?}");
     before.still(&rig, generations)
+}
+
+/// What the server's kernel refused or doubted, none of which is a verdict of ours.
+fn tcp_trouble(rig: &Rig) -> String {
+    let counters = rig.pod("a/server").netns.run(&["nstat", "-as"]).unwrap_or_default();
+    let words = ["Drop", "Overflow", "Challenge", "Skipped", "ReqQ"];
+    let told = counters.lines().filter(|line| words.iter().any(|word| line.contains(word)));
+    told.map(|line| line.split_whitespace().take(2).collect::<Vec<_>>().join(" "))
+        .collect::<Vec<_>>()
+        .join(", ")
 }
 
 /// As many as there are connections, and some.
