@@ -199,7 +199,8 @@ pub(crate) fn owner(maps: &Maps, address: IpAddr) -> Option<u32> {
     locals.get(&bytes(address), 0).ok().filter(|owner| *owner < REMOTE_NODE)
 }
 
-fn epoch(maps: &Maps) -> Result<u64, ApplyError> {
+/// The one in force.
+pub(crate) fn epoch(maps: &Maps) -> Result<u64, ApplyError> {
     maps.epoch.get(&0, 0).map_err(failed("read", map::EPOCH))
 }
 

@@ -7,6 +7,7 @@ use crate::counters::Counters;
 use crate::crash;
 use crate::discover::{self, Found};
 use crate::error::{ApplyError, SetupError};
+use crate::events::Events;
 use crate::flows::{self, Swept};
 use crate::generation::{self, Plan};
 use crate::handed;
@@ -14,7 +15,7 @@ use crate::helper::{self, Helper};
 use crate::limits::EndpointLimits;
 use crate::maps::Maps;
 use crate::netns;
-use crate::origins::{Origin, Origins};
+use crate::origins::{Book, Page};
 use crate::plain::Plain;
 use crate::upgrade::Before;
 use aya::maps::MapInfo;
@@ -26,7 +27,7 @@ use sluice_bpf_abi::{
 };
 use sluice_policy::{Endpoint, Snapshot};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -41,9 +42,6 @@ pub const DEFAULT_MARK: u32 = 0x3011;
 const MAX_NAME: usize = 14;
 /// Connections that wait to be accepted: the kernel's own limit where it is lower.
 const BACKLOG: i32 = 4_096;
-/// Generations whose rules are remembered by number: an event waits for some milliseconds, and policies change some
-/// tens of times a second at worst.
-const KEPT_ORIGINS: usize = 8;
 
 /// What a node is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,8 +126,8 @@ pub struct Node {
     pub(crate) ebpf: Ebpf,
     pub(crate) maps: Maps,
     pub(crate) helper: Helper,
-    /// What the rows of the last generations name, by epoch, the newest last.
-    origins: VecDeque<(u64, Origins)>,
+    /// What the numbers in events stand for.
+    book: Arc<Book>,
     /// The maps that are pinned, by the kernel's numbers.
     pub(crate) pinned: Vec<(&'static str, u32)>,
     /// What this process put in force last.
@@ -180,9 +178,9 @@ impl Node {
         crash::point("load the programs");
         let helper = helper(&config.name, netns.as_fd())?;
         crash::point("set the helper up");
-        let (origins, epoch, hooked) = (VecDeque::new(), None, Vec::new());
+        let (book, epoch, hooked) = (Arc::default(), None, Vec::new());
         let mut node =
-            Self { config, netns, pins, before, ebpf, maps, helper, origins, pinned, epoch, hooked };
+            Self { config, netns, pins, before, ebpf, maps, helper, book, pinned, epoch, hooked };
         node.attach_helper()?;
         crash::point("attach the helper's hooks");
         node.limit()?;
@@ -238,7 +236,7 @@ impl Node {
             rows: plan.rows(),
             problems: Vec::new(),
         };
-        let mut devices = Vec::new();
+        let (mut devices, mut endpoints) = (Vec::new(), HashMap::new());
         for endpoint in snapshot.endpoints.iter() {
             match self.device(&found, endpoint) {
                 Ok(device) if plan.endpoints.contains_key(&device) => {
@@ -248,6 +246,7 @@ impl Node {
                 Ok(device) => {
                     let value = self.value(&found, device, endpoint);
                     plan.endpoint(device, value, &endpoint.addresses);
+                    endpoints.insert(device, endpoint.clone());
                     devices.push((device, name(endpoint)));
                 }
                 Err(why) => applied.missing.push(Missing { endpoint: name(endpoint), why }),
@@ -256,9 +255,13 @@ impl Node {
         // What the node's administrator changed since is taken note of here.
         self.configure(self.helper.outer.index)?;
         crash::point("write the configuration again");
-        let epoch = plan.commit(&mut self.maps)?;
-        self.epoch = Some(epoch);
-        self.keep(epoch, std::mem::take(&mut plan.origins));
+        self.book.write(Page {
+            epoch: generation::epoch(&self.maps)? + 1,
+            generation: snapshot.generation,
+            origins: std::mem::take(&mut plan.origins),
+            endpoints,
+        });
+        self.epoch = Some(plan.commit(&mut self.maps)?);
         crash::point("swap the generation");
         // Before our hooks need them, and once more for what the others' hooks let in meanwhile.
         let mut imported = self.before.import(&mut self.maps);
@@ -283,18 +286,12 @@ impl Node {
         Ok(applied)
     }
 
-    /// The policy and rule that a row's number stands for. Nothing is known of an epoch that is long past, or that
-    /// an earlier process put in force.
-    #[must_use]
-    pub fn origin(&self, epoch: u64, number: u32) -> Option<&Origin> {
-        self.origins.iter().find(|(kept, _)| *kept == epoch)?.1.get(number)
-    }
-
-    fn keep(&mut self, epoch: u64, origins: Origins) {
-        if self.origins.len() >= KEPT_ORIGINS {
-            self.origins.pop_front();
-        }
-        self.origins.push_back((epoch, origins));
+    /// What the kernel tells of flows. One process reads at a time.
+    ///
+    /// # Errors
+    /// If another process reads them, or the ring cannot be opened.
+    pub fn events(&self) -> Result<Events, SetupError> {
+        Events::open(&self.pins.maps(), self.book.clone())
     }
 
     /// Takes the hooks of devices off that are no endpoints any more. What cannot be taken away is told: it only ever

@@ -1,11 +1,17 @@
 //! What the rows of a generation name: policies and rules, each by its place in one list.
 //!
 //! The kernel tells a number and the epoch; the list of that epoch says which policy and rule it is. Knows nothing
-//! of events. The plan of a generation fills it, the node keeps the last ones.
+//! of events. The plan of a generation fills it, the node writes it into the book, events are looked up there.
 
-use sluice_policy::{Decider, Direction, Policy, PolicyId, Profile, ProfileId, RowEntry, RuleName, Snapshot};
-use std::collections::HashMap;
-use std::sync::Arc;
+use sluice_policy::{
+    Decider, Direction, Endpoint, Policy, PolicyId, Profile, ProfileId, RowEntry, RuleName, Snapshot,
+};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Generations whose numbers are remembered: an event waits for some milliseconds, and policies change some tens of
+/// times a second at worst.
+const KEPT: usize = 8;
 
 /// The policy that decided, and its rule, if it was one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,5 +69,50 @@ impl<'a> Numbering<'a> {
     /// The list.
     pub(crate) fn done(self) -> Origins {
         self.list
+    }
+}
+
+/// What the numbers of the last generations stand for. Written by the node, read by whoever reads the events.
+#[derive(Debug, Default)]
+pub(crate) struct Book(Mutex<VecDeque<Page>>);
+
+/// One generation.
+#[derive(Debug)]
+pub(crate) struct Page {
+    pub(crate) epoch: u64,
+    pub(crate) generation: u64,
+    pub(crate) origins: Origins,
+    /// By device.
+    pub(crate) endpoints: HashMap<u32, Arc<Endpoint>>,
+}
+
+/// What is known of an event; all empty of an epoch that is long past, or that another process put in force.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    pub(crate) generation: Option<u64>,
+    pub(crate) endpoint: Option<Arc<Endpoint>>,
+    pub(crate) origin: Option<Origin>,
+}
+
+impl Book {
+    /// Writes a page, to be done before its generation is in force: its first event may come at once.
+    pub(crate) fn write(&self, page: Page) {
+        let mut pages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that never came into force was of the same epoch.
+        pages.retain(|kept| kept.epoch != page.epoch);
+        if pages.len() >= KEPT {
+            pages.pop_front();
+        }
+        pages.push_back(page);
+    }
+
+    pub(crate) fn known(&self, epoch: u64, device: u32, number: u32) -> Known {
+        let pages = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(page) = pages.iter().find(|page| page.epoch == epoch) else { return Known::default() };
+        Known {
+            generation: Some(page.generation),
+            endpoint: page.endpoints.get(&device).cloned(),
+            origin: page.origins.get(number).cloned(),
+        }
     }
 }
