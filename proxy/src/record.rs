@@ -8,7 +8,8 @@ use crate::limits::{RECORD_QUEUE, RECORD_VALUE_BYTES};
 use crate::service::vip::Vip;
 use crate::state::View;
 use crate::telemetry::sampler::Span;
-use sluice_policy::{AuditFinding, NearestMiss, Policy, Verdict};
+use sluice_policy::{AuditFinding, NearestMiss, Policy, Verdict, Workload};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -29,7 +30,7 @@ pub struct Record {
     /// The original destination; of a Service, the backend that was chosen, or that denies.
     #[prost(message, required, tag = "4")]
     pub destination: End,
-    /// `http/1.1`, `http/2` or `tcp`.
+    /// `http/1.1`, `http/2` or `tcp`; of what the kernel decides `tcp`, `udp`, `sctp`, `icmp`, `icmpv6` or the number.
     #[prost(string, tag = "5")]
     pub protocol: String,
     /// The method; empty for a connection.
@@ -107,6 +108,9 @@ pub struct Record {
     /// The Service that was asked for, if the original destination was one's address.
     #[prost(message, optional, tag = "30")]
     pub service: Option<Service>,
+    /// Of what the kernel decides: which end decided, `ingress` or `egress`. Else empty.
+    #[prost(string, tag = "31")]
+    pub direction: String,
 }
 
 /// A Service that a flow went through.
@@ -187,19 +191,7 @@ impl Record {
     /// A record that begins now.
     #[must_use]
     pub fn begin(view: &View, leg: &Leg, protocol: &str) -> Self {
-        let end = |address: std::net::SocketAddr| {
-            let workload = view.workload(address.ip());
-            let name = |part: fn(&sluice_policy::Workload) -> &Arc<str>| {
-                workload.map_or_else(String::new, |workload| part(workload).to_string())
-            };
-            End {
-                ip: address.ip().to_string(),
-                port: u32::from(address.port()),
-                namespace: name(|w| &w.namespace),
-                pod: name(|w| &w.pod),
-                uid: name(|w| &w.uid),
-            }
-        };
+        let end = |address: SocketAddr| End::new(address, view.workload(address.ip()).map(Arc::as_ref));
         Self {
             start_unix_ns: now_unix_ns(),
             source: end(leg.source),
@@ -291,7 +283,25 @@ impl Record {
             "bytesDown": self.bytes_down,
             "error": self.error,
             "generation": self.generation,
+            "direction": self.direction,
         })
+    }
+}
+
+impl End {
+    /// One end, by the name of who has its address.
+    #[must_use]
+    pub fn new(address: SocketAddr, workload: Option<&Workload>) -> Self {
+        let name = |part: fn(&Workload) -> &Arc<str>| {
+            workload.map_or_else(String::new, |workload| part(workload).to_string())
+        };
+        Self {
+            ip: address.ip().to_string(),
+            port: u32::from(address.port()),
+            namespace: name(|workload| &workload.namespace),
+            pod: name(|workload| &workload.pod),
+            uid: name(|workload| &workload.uid),
+        }
     }
 }
 

@@ -15,6 +15,8 @@ mod cases;
 mod crash;
 #[path = "datapath/drift.rs"]
 mod drift;
+#[path = "datapath/events.rs"]
+mod events;
 #[path = "datapath/flows.rs"]
 mod flows;
 #[path = "datapath/forge.rs"]
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         upgrade::tests(),
         fragments::tests(),
         services::tests(),
+        events::tests(),
         table::tests(),
         stress::tests(),
         drift::tests(),

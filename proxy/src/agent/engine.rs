@@ -15,6 +15,7 @@
 //!   it: nobody accepts, so what goes to the proxy is refused, and a new worker accepts nothing before it has `new`.
 
 use super::child::Event;
+use super::flows::Flows;
 use super::links::Links;
 use super::records::Records;
 use super::store::Store;
@@ -83,6 +84,7 @@ pub(super) struct Engine {
     node: Arc<Mutex<Option<Node>>>,
     store: Option<Store>,
     records: Records,
+    flows: Flows,
     outgoing: mpsc::Sender<pb::FromNode>,
     generation: Arc<AtomicU64>,
     worker: Option<watch::Sender<ToWorker>>,
@@ -106,8 +108,10 @@ impl Engine {
         outgoing: mpsc::Sender<pb::FromNode>,
         generation: Arc<AtomicU64>,
     ) -> io::Result<Self> {
+        let node = Arc::new(Mutex::new(Some(node)));
         Ok(Self {
-            node: Arc::new(Mutex::new(Some(node))),
+            flows: Flows::follow(node.clone()),
+            node,
             store,
             records,
             outgoing,
@@ -198,6 +202,10 @@ impl Engine {
                     None => anyhow::bail!("nobody watches the worker any more: restart the proxy"),
                 },
                 Some(snapshot) = snapshots.recv() => self.aim(snapshot).await,
+                Some(records) = self.flows.records.recv() => {
+                    let reported = self.records.write(records, self.flows.dropped());
+                    self.report(reported);
+                }
                 () = sleep_until(due), if due.is_some() => self.apply_rows().await,
                 _ = verify.tick() => self.verify().await,
                 _ = look.tick() => if self.links.changed() && self.target.as_ref().is_some_and(|t| t.applied.is_some()) {
@@ -213,6 +221,7 @@ impl Engine {
     async fn aim(&mut self, snapshot: Snapshot) {
         self.sequence += 1;
         let snapshot = Arc::new(snapshot);
+        self.flows.known.learn(&snapshot);
         let encoded = snapshot.clone();
         let bytes = tokio::task::spawn_blocking(move || Bytes::from(sluice_wire::to_bytes(&encoded))).await;
         let Ok(bytes) = bytes else {
@@ -264,14 +273,18 @@ impl Engine {
     async fn listen(&mut self, message: FromWorker) {
         self.drained |= message.drained;
         let reported = self.records.take(message.records, message.dropped);
+        self.report(reported);
+        if let Some(swapped) = message.swapped {
+            self.swapped(&swapped).await;
+        }
+    }
+
+    fn report(&self, reported: Option<pb::FromNode>) {
         // Lossy by design: no verdict depends on a report. Acks are not, so reports leave them room.
         if let Some(report) = reported
             && self.outgoing.capacity() > FOR_ACKS
         {
             let _ = self.outgoing.try_send(report);
-        }
-        if let Some(swapped) = message.swapped {
-            self.swapped(&swapped).await;
         }
     }
 

@@ -6,6 +6,7 @@
 pub mod child;
 mod engine;
 mod feed;
+mod flows;
 mod handover;
 mod links;
 mod records;

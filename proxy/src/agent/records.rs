@@ -46,12 +46,17 @@ impl Records {
         // A new worker counts anew.
         let lost = worker_dropped.checked_sub(self.worker_dropped).unwrap_or(worker_dropped);
         self.worker_dropped = worker_dropped;
+        if let Some(exporter) = &self.exporter {
+            exporter.take(&records);
+        }
+        self.write(records, lost)
+    }
+
+    /// The same of what has no span: flows that the kernel decides.
+    pub(super) fn write(&mut self, records: Vec<Record>, lost: u64) -> Option<pb::FromNode> {
         self.dropped += lost;
         if records.is_empty() && lost == 0 {
             return None;
-        }
-        if let Some(exporter) = &self.exporter {
-            exporter.take(&records);
         }
         let report = pb::Report { records: records.iter().map(flow_record).collect(), dropped: lost };
         if let Some((lines, _)) = &self.lines
@@ -104,6 +109,16 @@ fn write_lines(batches: &Receiver<Vec<Record>>, out: impl Write) {
     }
 }
 
+/// What carries it: what the proxy reads comes over TCP.
+fn transport(protocol: &str) -> String {
+    match protocol {
+        "udp" | "sctp" => protocol.to_ascii_uppercase(),
+        "icmp" | "icmpv6" => "ICMP".to_owned(),
+        other if other.is_empty() || other.bytes().all(|byte| byte.is_ascii_digit()) => "other".to_owned(),
+        _ => "TCP".to_owned(),
+    }
+}
+
 /// As control reports it.
 fn flow_record(record: &Record) -> pb::FlowRecord {
     let name = |end: &crate::record::End| {
@@ -114,7 +129,7 @@ fn flow_record(record: &Record) -> pb::FlowRecord {
         source: name(&record.source),
         destination: name(&record.destination),
         port: record.destination.port,
-        protocol: "TCP".to_owned(),
+        protocol: transport(&record.protocol),
         method: record.method.clone(),
         path: record.path.clone(),
         verdict: record.verdict.clone(),

@@ -99,8 +99,7 @@ impl Events {
             remedy: "another process of this node reads them; they wait until it has ended",
             source: error.into(),
         })?;
-        let failed =
-            |reason: String| SetupError::Map { what: "open", map: map::EVENTS, reason };
+        let failed = |reason: String| SetupError::Map { what: "open", map: map::EVENTS, reason };
         let data = MapData::from_pin(maps.join(map::EVENTS)).map_err(|error| failed(error.to_string()))?;
         let ring = Map::from_map_data(data)
             .and_then(RingBuf::try_from)
