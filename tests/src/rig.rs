@@ -285,19 +285,35 @@ impl Rig {
         names.map(|name| Ok((name.to_owned(), self.cluster.world.stats(name, LEDGER_PORT)?))).collect()
     }
 
-    /// A flow that the kernel decides has no record; one that the proxy judged has one that says what the engine
-    /// says.
+    /// A flow that the kernel decides has a record of the kernel's and none of a proxy; one that the proxy judged has
+    /// one that says what the engine says.
     fn check_records(&self, case: &Case, mark: &BTreeMap<String, usize>, end: Instant) -> Result<()> {
         let request = case.request;
         let same_flow = |record: &Value| {
             record["source"]["ip"] == case.client.ip().to_string().as_str()
                 && record["destination"]["ip"] == case.target.ip().to_string().as_str()
-                && record["destination"]["port"] == request.port
+                && (record["destination"]["port"] == request.port || request.protocol == Protocol::Icmp)
         };
+        let of_the_kernel = |record: &Value| record["direction"] != "";
         if case.on_the_way.is_empty() {
             let records = self.cluster.records_since(mark);
-            let entered = records.iter().find(|record| same_flow(record));
+            let entered = records.iter().find(|record| same_flow(record) && !of_the_kernel(record));
             ensure!(entered.is_none(), "{request}: entered the proxy: {entered:?}");
+            let judged = &case.judged;
+            let told = |record: &Value| {
+                same_flow(record)
+                    && of_the_kernel(record)
+                    && record["error"] == ""
+                    && record["verdict"] == judged.outcome.as_str()
+                    && (judged.outcome != Expect::Deny || record["policy"] == judged.policy.as_str())
+            };
+            let what = format!("{request} by the kernel, with {judged:?}");
+            let found = self.cluster.wait_record_until(mark, end, &what, told);
+            if let Err(error) = found {
+                let records = self.cluster.records_since(mark);
+                let near: Vec<&Value> = records.iter().filter(|record| same_flow(record)).collect();
+                bail!("{error:#}\n  but {near:#?}");
+            }
             return Ok(());
         }
         let Some((ask, _)) = request.ask() else { return Ok(()) };
