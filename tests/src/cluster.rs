@@ -272,6 +272,12 @@ pub fn record(line: &str) -> Option<Value> {
     (value["verdict"].is_string() && value["source"].is_object()).then_some(value)
 }
 
+/// Whether a flow record is of a flow that the kernel decided: it names the end.
+#[must_use]
+pub fn is_of_the_kernel(record: &Value) -> bool {
+    record["direction"].as_str().is_some_and(|direction| !direction.is_empty())
+}
+
 /// A policy that selects nothing, by whose name a writing of the directory is known again.
 fn marker_objects(name: &str) -> [Value; 2] {
     let labels = BTreeMap::new();

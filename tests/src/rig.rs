@@ -4,7 +4,7 @@
 //! What must come out is the engine's verdict, finer than the fixture says it: refused as a connection or as a
 //! request, through the proxy or past it, by which policy and rule. Called by the end-to-end tests.
 
-use crate::cluster::{Cluster, RECORDED};
+use crate::cluster::{Cluster, RECORDED, is_of_the_kernel};
 use crate::engine::{Engine, Judged};
 use crate::fixture::{Expect, Fixture, HttpVersion, OUTSIDE, Placed, Protocol, Request};
 use crate::peer::{Stats, Version, http_client, raw_client};
@@ -294,15 +294,14 @@ impl Rig {
                 && record["destination"]["ip"] == case.target.ip().to_string().as_str()
                 && (record["destination"]["port"] == request.port || request.protocol == Protocol::Icmp)
         };
-        let of_the_kernel = |record: &Value| record["direction"] != "";
         if case.on_the_way.is_empty() {
             let records = self.cluster.records_since(mark);
-            let entered = records.iter().find(|record| same_flow(record) && !of_the_kernel(record));
+            let entered = records.iter().find(|record| same_flow(record) && !is_of_the_kernel(record));
             ensure!(entered.is_none(), "{request}: entered the proxy: {entered:?}");
             let judged = &case.judged;
             let told = |record: &Value| {
                 same_flow(record)
-                    && of_the_kernel(record)
+                    && is_of_the_kernel(record)
                     && record["error"] == ""
                     && record["verdict"] == judged.outcome.as_str()
                     && (judged.outcome != Expect::Deny || record["policy"] == judged.policy.as_str())

@@ -6,6 +6,8 @@
 mod attacks;
 #[path = "e2e/fixtures.rs"]
 mod fixtures;
+#[path = "e2e/flows.rs"]
+mod flows;
 #[path = "e2e/handover.rs"]
 mod handover;
 #[path = "e2e/life.rs"]
@@ -33,6 +35,7 @@ const NEEDS: [Need; 4] =
 fn main() -> ExitCode {
     let mut tests = fixtures::tests();
     tests.extend(requests::tests());
+    tests.extend(flows::tests());
     tests.extend(services::tests());
     tests.extend(attacks::tests());
     tests.extend(load::tests());
