@@ -39,7 +39,8 @@ pub(crate) fn backends(objects: &[Value], service: &Value, asked: &Asked, node: 
                     if counts && (!local || text(&endpoint["nodeName"]) == node) {
                         let number = port["port"].as_u64().unwrap_or_default();
                         for address in items(&endpoint["addresses"]) {
-                            found.push((text(address).parse().unwrap(), u16::try_from(number).unwrap()));
+                            let address = text(address).parse().ok();
+                            found.extend(address.zip(u16::try_from(number).ok()));
                         }
                     }
                 }
