@@ -179,8 +179,7 @@ impl Node {
         let helper = helper(&config.name, netns.as_fd())?;
         crash::point("set the helper up");
         let (book, epoch, hooked) = (Arc::default(), None, Vec::new());
-        let mut node =
-            Self { config, netns, pins, before, ebpf, maps, helper, book, pinned, epoch, hooked };
+        let mut node = Self { config, netns, pins, before, ebpf, maps, helper, book, pinned, epoch, hooked };
         node.attach_helper()?;
         crash::point("attach the helper's hooks");
         node.limit()?;
