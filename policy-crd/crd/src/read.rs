@@ -320,13 +320,7 @@ impl<'a> Reader<'a> {
         given: impl Fn(&str) -> Option<&'v Value>,
     ) -> (Mode, DenyAction, DenyDetail) {
         let mode = self.part::<Mode>(given("mode"), "spec.mode", "the policy enforces");
-        let drop = "Drop holds";
-        let action = self.part::<DenyAction>(given("denyAction"), "spec.denyAction", drop);
-        if action.value() == Some(&DenyAction::Reject) {
-            let reason = format!("the nodes send no resets yet; {drop}");
-            let (category, severity) = (Category::Unsupported, Severity::Warning);
-            self.report_of(category, severity, "spec.denyAction", reason, "write Drop, or wait for it");
-        }
+        let action = self.part::<DenyAction>(given("denyAction"), "spec.denyAction", "Drop holds");
         let detail = self.part::<DenyDetail>(given("denyDetail"), "spec.denyDetail", "None holds");
         let (mode, action, detail) = (mode.value(), action.value(), detail.value());
         (
