@@ -85,8 +85,8 @@ async fn read(
 ) {
     let mut told = false;
     let mut events = loop {
-        let node = node.clone();
-        let opened = tokio::task::spawn_blocking(move || open(&node)).await;
+        let opening = node.clone();
+        let opened = tokio::task::spawn_blocking(move || open(&opening)).await;
         match opened.unwrap_or_else(|error| Err(error.to_string())) {
             Ok(Some(events)) => break events,
             Ok(None) => return,
@@ -98,6 +98,10 @@ async fn read(
     };
     loop {
         let Ok(mut ready) = events.readable_mut().await else { return };
+        // Another agent has the node now, whose numbers say nothing here: the rest is for it.
+        if node.try_lock().is_ok_and(|node| node.is_none()) {
+            return;
+        }
         let mut batch = Vec::new();
         while batch.len() < BATCH
             && let Some(event) = ready.get_inner_mut().next()

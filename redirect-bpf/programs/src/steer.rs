@@ -186,9 +186,9 @@ impl Endpoint {
         entry.rule = judged.rule;
         if matches!(judged.verdict, Judgement::Direct(_)) {
             entry.state = FlowState::Direct as u8;
-            entry.flags &= !flow_flag::TOLD;
         }
-        entry.flags &= !flow_flag::REJECT;
+        // What another generation refuses as well is told as its own.
+        entry.flags &= !(flow_flag::REJECT | flow_flag::TOLD);
         if judged.reject {
             entry.flags |= flow_flag::REJECT;
         }
