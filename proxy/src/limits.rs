@@ -73,6 +73,21 @@ pub const ACCEPT_BACKOFF: Duration = Duration::from_millis(50);
 /// The longest HTTP/2 header list (CONTINUATION flood, HPACK bombs).
 pub const H2_HEADER_LIST_BYTES: u32 = 32 * 1024;
 
+/// The table that a sender's header blocks build (HPACK): the size that RFC 9113 §6.5.2 starts with, and no more. It is
+/// held for each end of each connection.
+pub const H2_TABLE_BYTES: usize = 4096;
+
+/// The longest header block, as it is sent. Compressed or not, a list of fields within [`H2_HEADER_LIST_BYTES`] fits;
+/// more would be kept only to be refused (CVE-2024-27316, CONTINUATION flood).
+pub const H2_BLOCK_BYTES: usize = 48 * 1024;
+
+/// The most frames of one header block: what [`H2_BLOCK_BYTES`] needs in frames of the least size that everybody takes,
+/// and some for those who send less in each. Empty ones cost nothing but time (CVE-2024-27316).
+pub const H2_BLOCK_FRAMES: u32 = 16;
+
+/// The largest frame that is taken: the least that RFC 9113 §4.2 lets one ask for, and so what everybody may be sent.
+pub const H2_FRAME_BYTES: usize = 16 * 1024;
+
 /// Open streams of one HTTP/2 connection: the least that RFC 9113 §6.5.2 recommends. Each may hold a window.
 pub const H2_STREAMS: u32 = 100;
 

@@ -4,6 +4,8 @@
 //! backend that streams are sent to ([`upstreams`]). Its flow control and the client's are joined by [`pump`], so no
 //! body is kept. Called by [`Proxy`].
 
+pub mod frame;
+pub mod hpack;
 mod pump;
 mod rewound;
 mod stream;
