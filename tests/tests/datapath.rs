@@ -17,6 +17,8 @@ mod crash;
 mod drift;
 #[path = "datapath/events.rs"]
 mod events;
+#[path = "datapath/families.rs"]
+mod families;
 #[path = "datapath/flows.rs"]
 mod flows;
 #[path = "datapath/forge.rs"]
@@ -78,6 +80,7 @@ fn main() -> ExitCode {
     let tests = [
         l4::tests(),
         answers::tests(),
+        families::tests(),
         flows::tests(),
         icmp::tests(),
         l7::tests(),

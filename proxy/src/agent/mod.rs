@@ -156,9 +156,9 @@ type SetUp = (Node, Goods, Option<Bytes>, Option<Line>);
 fn set_up(config: NodeConfig, taken: Option<Taken>) -> anyhow::Result<SetUp> {
     let Some(mut taken) = taken else {
         let node = Node::open(config)?;
-        let (v4, v6) = node.listener()?;
+        let listeners = node.listeners()?;
         let netns = node.proxy_netns().try_clone_to_owned().context("keep the proxy's network namespace")?;
-        return Ok((node, Goods { netns, listeners: vec![v4, v6] }, None, None));
+        return Ok((node, Goods { netns, listeners }, None, None));
     };
     let netns = taken.goods.netns.try_clone().context("keep the proxy's network namespace")?;
     let node = Node::adopt(config, netns, &taken.goods.listeners)

@@ -3,13 +3,20 @@
 //! Knows nothing of how they were handed over. Called by the node that adopts them.
 
 use crate::error::SetupError;
+use crate::families::has_v6;
 use socket2::SockRef;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
+/// Where the listeners are, one of each family that the kernel has.
+pub(crate) fn addresses(port: u16) -> Vec<SocketAddr> {
+    let v4 = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    std::iter::once(v4).chain(has_v6().then(|| (Ipv6Addr::LOCALHOST, port).into())).collect()
+}
+
 /// That there is a listener of each family, where hook C looks for it.
 pub(crate) fn check(listeners: &[TcpListener], port: u16) -> Result<(), SetupError> {
-    let wanted: [SocketAddr; 2] = [(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()];
+    let wanted = addresses(port);
     let listening = |listener: &TcpListener| -> io::Result<Option<SocketAddr>> {
         let listens = SockRef::from(listener).is_listener()?;
         Ok(if listens { Some(listener.local_addr()?) } else { None })

@@ -5,6 +5,7 @@
 
 use crate::crash;
 use crate::error::SetupError;
+use crate::families::has_v6;
 use crate::netlink::{End, Link, Mac, Netlink, Way};
 use crate::netns;
 use std::fs;
@@ -152,6 +153,10 @@ impl Helper {
                 ("net/ipv4/conf/all/rp_filter".to_owned(), "0"),
                 (format!("net/ipv4/conf/{name}/rp_filter"), "0"),
                 ("net/ipv4/conf/all/forwarding".to_owned(), "0"),
+                // A new namespace may begin with what the machine's own has, or with what it was booted with.
+                ("net/ipv6/conf/all/disable_ipv6".to_owned(), "0"),
+                ("net/ipv6/conf/lo/disable_ipv6".to_owned(), "0"),
+                (format!("net/ipv6/conf/{name}/disable_ipv6"), "0"),
                 ("net/ipv6/conf/all/forwarding".to_owned(), "0"),
                 (format!("net/ipv6/conf/{name}/accept_ra"), "0"),
                 (format!("net/ipv6/conf/{name}/addr_gen_mode"), "1"),
@@ -297,10 +302,6 @@ pub(crate) fn remove(node: &str, node_netns: BorrowedFd<'_>) -> Result<(), Setup
             remedy: "choose another node name",
         }),
     }
-}
-
-fn has_v6() -> bool {
-    PathBuf::from("/proc/sys/net/ipv6").exists()
 }
 
 fn sysctl(netns: BorrowedFd<'_>, name: &str) -> Result<String, SetupError> {

@@ -8,6 +8,8 @@
 //! verdicts of L3 and L4 go on while nobody is there. The proxy's network namespace and the helper veth live
 //! as long as the `Node` and the sockets inside; without them, flows that L7 rules govern are refused.
 
+#[cfg(feature = "crash-points")]
+pub mod absent;
 mod attach;
 mod bpffs;
 mod census;
@@ -21,6 +23,7 @@ mod discover;
 mod drift;
 mod error;
 mod events;
+mod families;
 mod flows;
 mod generation;
 mod handed;

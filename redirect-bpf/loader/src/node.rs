@@ -8,6 +8,7 @@ use crate::crash;
 use crate::discover::{self, Found};
 use crate::error::{ApplyError, SetupError};
 use crate::events::Events;
+use crate::families;
 use crate::flows::{self, Swept};
 use crate::generation::{self, Plan};
 use crate::handed;
@@ -29,7 +30,7 @@ use sluice_policy::{Endpoint, Snapshot};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -167,6 +168,7 @@ impl Node {
         helper: impl FnOnce(&str, BorrowedFd<'_>) -> Result<Helper, SetupError>,
     ) -> Result<Self, SetupError> {
         check(&config)?;
+        families::tell();
         config.hooks = config.hooks.decide();
         let netns =
             netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
@@ -196,22 +198,19 @@ impl Node {
     }
 
     /// The proxy's listeners, on `127.0.0.1` and `::1` of its namespace, where no pod reaches them but
-    /// through the hooks. The local address of what they accept is the original destination.
+    /// through the hooks. The local address of what they accept is the original destination. Where the kernel has no
+    /// IPv6 there is the first alone.
     ///
     /// # Errors
     /// If one cannot be made.
-    pub fn listener(&self) -> Result<(TcpListener, TcpListener), SetupError> {
-        let port = self.config.listen_port;
-        netns::within(self.proxy_netns(), || {
-            Ok((
-                listen(SocketAddr::from((Ipv4Addr::LOCALHOST, port)))?,
-                listen(SocketAddr::from((Ipv6Addr::LOCALHOST, port)))?,
-            ))
-        })
-        .map_err(SetupError::cannot(
-            format!("listen on port {port} in the proxy's network namespace"),
-            "CAP_NET_ADMIN is needed for IP_TRANSPARENT, and the port must be free",
-        ))
+    pub fn listeners(&self) -> Result<Vec<TcpListener>, SetupError> {
+        let addresses = handed::addresses(self.config.listen_port);
+        netns::within(self.proxy_netns(), || addresses.into_iter().map(listen).collect()).map_err(
+            SetupError::cannot(
+                format!("listen on port {} in the proxy's network namespace", self.config.listen_port),
+                "CAP_NET_ADMIN is needed for IP_TRANSPARENT, and the port must be free",
+            ),
+        )
     }
 
     /// Puts a snapshot in force: rows first, then the hooks of new endpoints, then the removal of old ones.

@@ -56,8 +56,8 @@ fn taken() -> Result<()> {
     ];
     rig.apply(&lines)?;
     let _servers = [OUTSIDE, "a/server"].map(|pod| Server::start(&rig.pod(pod).netns, 80));
-    let (v4, v6) = rig.node("n1").listener()?;
-    let proxy = Proxy::on(rig.node("n1"), v4.try_clone()?, v6.try_clone()?)?;
+    let listeners = rig.node("n1").listeners()?;
+    let proxy = Proxy::on(rig.node("n1"), &listeners)?;
     let ways = |rig: &Rig| {
         Family::BOTH.map(|family| {
             [("a/client", rig.at(OUTSIDE, family, 80)), ("b/remote", rig.at("a/server", family, 80))]
@@ -68,7 +68,6 @@ fn taken() -> Result<()> {
     for (from, target) in &ways {
         held.push(Connection::open(&rig.pod(from).netns, *target)?);
     }
-    let listeners = [v4, v6];
     // More than once: what took over is taken over in turn.
     for round in 0..3 {
         let config = rig.config("n1");
@@ -107,9 +106,8 @@ fn refused() -> Result<()> {
     let mut rig = Rig::routed()?;
     rig.apply(&[egress("a/client", OUTSIDE, tcp(80, 80)).l7()])?;
     let _bank = Server::start(&rig.pod(OUTSIDE).netns, 80)?;
-    let (v4, v6) = rig.node("n1").listener()?;
-    let _proxy = Proxy::on(rig.node("n1"), v4.try_clone()?, v6.try_clone()?)?;
-    let listeners = [v4, v6];
+    let listeners = rig.node("n1").listeners()?;
+    let _proxy = Proxy::on(rig.node("n1"), &listeners)?;
     let n1 = rig.world.node("n1").netns.clone();
     let adopt = |config: NodeConfig, netns: std::os::fd::OwnedFd, listeners: &[TcpListener]| -> Result<()> {
         match n1.inside(|| Node::adopt(config, netns, listeners))? {

@@ -8,7 +8,7 @@ use sluice_tests::world::Netns;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -287,7 +287,7 @@ pub(crate) struct Proxy {
     stop: Arc<AtomicBool>,
     at: Vec<SocketAddr>,
     threads: Vec<std::thread::JoinHandle<()>>,
-    netns: std::os::fd::OwnedFd,
+    netns: OwnedFd,
     /// What it accepted: client and original destination.
     pub(crate) accepted: Arc<Mutex<Vec<(SocketAddr, SocketAddr)>>>,
 }
@@ -303,29 +303,29 @@ impl Proxy {
         node: &sluice_redirect::Node,
         choose: impl Fn(SocketAddr, SocketAddr) -> Option<SocketAddr> + Send + Sync + 'static,
     ) -> Result<Self> {
-        let (v4, v6) = node.listener()?;
-        Self::carrying(node, [v4, v6], choose)
+        Self::carrying(node, node.listeners()?, choose)
     }
 
     /// On listeners that somebody else has too.
-    pub(crate) fn on(node: &sluice_redirect::Node, v4: TcpListener, v6: TcpListener) -> Result<Self> {
-        Self::carrying(node, [v4, v6], |_, target| Some(target))
+    pub(crate) fn on(node: &sluice_redirect::Node, listeners: &[TcpListener]) -> Result<Self> {
+        let listeners = listeners.iter().map(TcpListener::try_clone).collect::<std::io::Result<_>>()?;
+        Self::carrying(node, listeners, |_, target| Some(target))
     }
 
     fn carrying(
         node: &sluice_redirect::Node,
-        [v4, v6]: [TcpListener; 2],
+        listeners: Vec<TcpListener>,
         choose: impl Fn(SocketAddr, SocketAddr) -> Option<SocketAddr> + Send + Sync + 'static,
     ) -> Result<Self> {
         let choose = Arc::new(choose);
         let mut proxy = Self {
             stop: Arc::default(),
-            at: vec![v4.local_addr()?, v6.local_addr()?],
+            at: listeners.iter().map(TcpListener::local_addr).collect::<std::io::Result<_>>()?,
             threads: Vec::new(),
             netns: node.proxy_netns().try_clone_to_owned()?,
             accepted: Arc::default(),
         };
-        for listener in [v4, v6] {
+        for listener in listeners {
             let netns = node.proxy_netns().try_clone_to_owned()?;
             let (stop, accepted) = (Arc::clone(&proxy.stop), Arc::clone(&proxy.accepted));
             let choose = Arc::clone(&choose);
@@ -379,6 +379,14 @@ impl Drop for Proxy {
             let _ = self.shut();
         }
     }
+}
+
+/// Runs in a namespace, on a thread of its own.
+pub(crate) fn within<T: Send>(netns: OwnedFd, work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let inside = scope.spawn(move || enter(netns.as_fd()).and_then(|()| work()));
+        inside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 fn enter(netns: BorrowedFd<'_>) -> Result<()> {
