@@ -45,6 +45,8 @@ mod legs;
 mod life;
 #[path = "datapath/peers.rs"]
 mod peers;
+#[path = "datapath/pinned.rs"]
+mod pinned;
 #[path = "datapath/quotas.rs"]
 mod quotas;
 #[path = "datapath/rig.rs"]

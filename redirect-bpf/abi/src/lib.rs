@@ -157,10 +157,6 @@ pub struct EndpointValue {
 pub mod endpoint_flag {
     /// Its frames come from [`EndpointValue::mac`](crate::EndpointValue::mac) or not at all.
     pub const MAC: u8 = 1;
-    /// What no row speaks of is refused with an answer, of flows to the endpoint.
-    pub const REJECT_INGRESS: u8 = 2;
-    /// The same of flows from it.
-    pub const REJECT_EGRESS: u8 = 4;
 }
 
 const _: () = assert!(size_of::<Config>() == 24);

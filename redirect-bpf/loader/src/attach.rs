@@ -9,7 +9,7 @@ use crate::tc::Side;
 use aya::Ebpf;
 use aya::programs::links::{FdLink, LinkOrder, PinnedLink};
 use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use rustix::io::Errno;
 use sluice_bpf_abi::{ABI_VERSION, program};
 use std::collections::HashSet;
@@ -20,11 +20,25 @@ use std::path::Path;
 const HOOKS: [(&str, TcAttachType); 2] =
     [(program::FROM_POD, TcAttachType::Ingress), (program::TO_POD, TcAttachType::Egress)];
 
+/// Attempts to load a program: as many as libbpf makes (`PROG_LOAD_ATTEMPTS`).
+const LOADS: usize = 5;
+
 /// The classifier of this name.
 pub(crate) fn classifier<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut SchedClassifier, SetupError> {
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .ok_or_else(|| SetupError::Object { what: "program", name: name.to_owned() })
+}
+
+/// Loads a classifier. Where a signal comes while the kernel verifies it, the kernel says to try again.
+pub(crate) fn load(classifier: &mut SchedClassifier) -> Result<(), ProgramError> {
+    for _ in 1..LOADS {
+        match classifier.load() {
+            Err(error) if caused_by(&error, Errno::AGAIN) => {}
+            done => return done,
+        }
+    }
+    classifier.load()
 }
 
 /// How hooks are attached.
@@ -212,7 +226,7 @@ fn reload(
 ) -> Result<(), SetupError> {
     let failed = |error| attach_error(hook, "be loaded again", &error);
     classifier.unload().map_err(failed)?;
-    classifier.load().map_err(failed)?;
+    load(classifier).map_err(failed)?;
     for path in Pins::list(&pins.links())? {
         match parse(&path) {
             Some(pin) if pin.hook == hook && pin.device != displaced => {

@@ -519,8 +519,7 @@ fn load(pins: &Pins, flows: u32) -> Result<Ebpf, SetupError> {
     }
     let mut ebpf = loader.load(OBJECT).map_err(|error| SetupError::Load(chain(&error)))?;
     for name in program::ALL {
-        attach::classifier(&mut ebpf, name)?
-            .load()
+        attach::load(attach::classifier(&mut ebpf, name)?)
             .map_err(|error| SetupError::Load(format!("{name}: {}", chain(&error))))?;
     }
     Ok(ebpf)

@@ -184,7 +184,9 @@ extern "C" fn tell_packet(skb: *mut __sk_buff, hook: u32, code: u32) -> u32 {
 /// Whether the endpoint may cause one more event. What it refuses and what passes are counted apart.
 #[inline(always)]
 fn within(ifindex: u32, refused: bool, now: u64) -> bool {
-    let (Some(limits), Some(quota)) = (limits(), quota(ifindex)) else { return true };
+    let Some(limits) = limits() else { return true };
+    // Where there is no room to count, nobody may cause any: they would be without a limit.
+    let Some(quota) = quota(ifindex) else { return limits.events == [0; 2] };
     match refused {
         true => take(&mut quota.events[0], limits.events[0], now),
         false => take(&mut quota.events[1], limits.events[1], now),

@@ -80,10 +80,13 @@ pub(crate) fn remember(key: &FlowKey, entry: &FlowEntry) -> Result<(), Counter> 
         }
         return insert(key, entry, 0);
     }
-    let (Some(quota), Some(limits)) = (quota(key.ifindex), limits()) else {
-        return insert(key, entry, NOEXIST);
-    };
     let direction = direction(key);
+    let Some(limits) = limits() else { return insert(key, entry, NOEXIST) };
+    let Some(quota) = quota(key.ifindex) else {
+        // No room to count for one more endpoint: nobody has flows without a limit for that.
+        let free = limits.flows == [0; 2] && limits.opens == [0; 2];
+        return if free { insert(key, entry, NOEXIST) } else { Err(Counter::FlowQuota) };
+    };
     admit(quota, limits, direction, entry.seen)?;
     insert(key, entry, NOEXIST)?;
     *counted(quota, direction) += 1;

@@ -56,7 +56,7 @@ pub(crate) fn limits() -> Option<&'static Limits> {
     LIMITS.get(0)
 }
 
-/// What an endpoint has used; made where there is none yet.
+/// What an endpoint has used; made where there is none yet. `None`: there is no room for one more endpoint's.
 #[inline(always)]
 pub(crate) fn quota(ifindex: u32) -> Option<&'static mut Quota> {
     if QUOTAS.get_ptr_mut(ifindex).is_none() {

@@ -23,7 +23,7 @@ fn endpoint(ctx: &TcContext) -> Option<(Endpoint, EndpointValue)> {
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     let generation = Generation::current();
     let value = generation.behind(ifindex)?;
-    Some((Endpoint { ifindex, profile: value.profile, generation, rejects: value.flags, flags: 0 }, value))
+    Some((Endpoint { ifindex, profile: value.profile, generation, flags: 0 }, value))
 }
 
 /// Hook A: what a pod sends.

@@ -39,8 +39,6 @@ pub(crate) struct Question<'a> {
     pub(crate) protocol: u8,
     /// The destination port, the ICMP number, or 0.
     pub(crate) number: [u8; 2],
-    /// What no row speaks of is refused with an answer.
-    pub(crate) rejects: bool,
 }
 
 impl Question<'_> {
@@ -57,7 +55,7 @@ impl Question<'_> {
         };
         let Some(row) = generation.row(&key) else {
             event::judged(class, 0);
-            return Judged { verdict: Judgement::Refuse(Counter::NoRow), rule: 0, reject: self.rejects };
+            return Judged { verdict: Judgement::Refuse(Counter::NoRow), rule: 0, reject: false };
         };
         event::judged(class, row.rule);
         Judged { verdict: self.verdict(row), rule: row.rule, reject: row.flags & row_flag::REJECT != 0 }

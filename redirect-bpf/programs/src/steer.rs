@@ -10,9 +10,7 @@ use crate::packet::{Packet, TCP};
 use crate::row::{Judged, Judgement, Question, proxy_answers, proxy_has, proxy_listens};
 use crate::{Fate, event};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{
-    Counter, FlowEntry, FlowKey, FlowKind, FlowState, RowKey, endpoint_flag, flow_flag, life,
-};
+use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState, RowKey, flow_flag, life};
 
 /// The endpoint that a hook speaks for.
 #[derive(Clone, Copy)]
@@ -20,8 +18,6 @@ pub(crate) struct Endpoint {
     pub(crate) ifindex: u32,
     pub(crate) profile: u32,
     pub(crate) generation: Generation,
-    /// [`endpoint_flag`](sluice_bpf_abi::endpoint_flag).
-    pub(crate) rejects: u8,
     /// What is remembered of the flows that go to the proxy: [`flow_flag::UNSEEN`] or nothing.
     ///
     /// [`flow_flag::UNSEEN`]: sluice_bpf_abi::flow_flag::UNSEEN
@@ -166,9 +162,12 @@ impl Endpoint {
         if !reject || !packet.is_answerable() {
             return Fate::Drop(reason);
         }
-        if let (Some(quota), Some(limits)) = (quota(self.ifindex), limits())
-            && !take(&mut quota.answers, limits.answers, flow::now())
-        {
+        // Where there is no room to count, nothing is answered.
+        let may = limits().is_none_or(|limits| match quota(self.ifindex) {
+            Some(quota) => take(&mut quota.answers, limits.answers, flow::now()),
+            None => limits.answers == 0,
+        });
+        if !may {
             count(Counter::AnswerLimit);
             return Fate::Drop(reason);
         }
@@ -232,9 +231,6 @@ impl Endpoint {
             peer: if inbound { &key.src } else { &key.dst },
             protocol,
             number: if RowKey::has_ports(protocol) { key.dport } else { key.icmp },
-            rejects: self.rejects
-                & if inbound { endpoint_flag::REJECT_INGRESS } else { endpoint_flag::REJECT_EGRESS }
-                != 0,
         }
     }
 

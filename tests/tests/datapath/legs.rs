@@ -3,7 +3,7 @@
 
 use crate::forge;
 use crate::peers::{Connection, Proxy, SOON, Server, eventually, reaches};
-use crate::quotas;
+use crate::pinned;
 use crate::rig::{OUTSIDE, Rig};
 use crate::rules::{Line, closed, egress, ingress, tcp};
 use anyhow::{Context, Result, ensure};
@@ -347,10 +347,10 @@ fn cookies() -> Result<()> {
     Ok(())
 }
 
-/// What a flood has pushed out of the flow table is the proxy's all the same: packets in the middle of its connections
-/// go to it from both ends, and none of them is judged as if it were direct.
+/// What the flow table has forgotten is the proxy's all the same: packets in the middle of its connections go to it
+/// from both ends, and none of them is judged as if it were direct, or refused because no row speaks of it any more.
 fn evicted() -> Result<()> {
-    let mut rig = quotas::rig(quotas::UNLIMITED)?;
+    let mut rig = Rig::routed()?;
     rig.apply(&[
         egress("a/client", OUTSIDE, tcp(80, 80)).l7(),
         closed("a/client", Direction::Ingress),
@@ -358,8 +358,8 @@ fn evicted() -> Result<()> {
         closed("a/server", Direction::Egress),
     ])?;
     let proxy = Proxy::start(rig.node("n1"))?;
-    let _bank = Server::start(&rig.pod(OUTSIDE).netns, 80)?;
-    let _server = Server::start(&rig.pod("a/server").netns, 80)?;
+    let servers =
+        [Server::start(&rig.pod(OUTSIDE).netns, 80)?, Server::start(&rig.pod("a/server").netns, 80)?];
     let mut held = Vec::new();
     for family in Family::BOTH {
         for (from, to) in [("a/client", OUTSIDE), ("b/remote", "a/server")] {
@@ -373,9 +373,18 @@ fn evicted() -> Result<()> {
             rig.apply(&["a/client", "a/server"].map(|pod| sides.map(|side| closed(pod, side))).concat())?;
         }
         let before = rig.counters()?;
-        quotas::flood(rig.pod("a/other"), rig.pod("b/remote"), quotas::FLOOD)?;
         for connection in &mut held {
-            rig.explain(connection.echo(&format!("after flood {round}"), SOON))?;
+            ensure!(pinned::forget_flows(&rig)? > 0, "round {round}: the table knew nothing before");
+            let said = connection.echo(&format!("round {round}"), SOON);
+            rig.explain(said).with_context(|| format!("round {round}, the client speaks first"))?;
+            rig.explain(connection.bulk(64 * 1024))?;
+        }
+        ensure!(pinned::forget_flows(&rig)? > 0, "round {round}: nothing was remembered again");
+        let news = format!("news of round {round}");
+        servers.iter().try_for_each(|server| server.say(&news))?;
+        for connection in &mut held {
+            let heard = connection.hear(&news, SOON);
+            rig.explain(heard).with_context(|| format!("round {round}, the server speaks first"))?;
             rig.explain(connection.bulk(64 * 1024))?;
         }
         for refused in [Counter::NotFromProxy, Counter::NoSocket] {

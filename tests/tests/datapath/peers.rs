@@ -10,7 +10,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv6Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 
 /// What is allowed answers within this.
@@ -32,6 +32,8 @@ pub(crate) struct Server {
     pub(crate) connections: Arc<AtomicUsize>,
     /// Every byte it was ever sent.
     pub(crate) received: Arc<Mutex<Vec<u8>>>,
+    /// Those that are open.
+    streams: Arc<Mutex<Vec<Weak<TcpStream>>>>,
 }
 
 impl Server {
@@ -44,7 +46,9 @@ impl Server {
             netns: netns.clone(),
             connections: Arc::default(),
             received: Arc::default(),
+            streams: Arc::default(),
         };
+        let streams = Arc::clone(&server.streams);
         let (stop, connections, received) =
             (Arc::clone(&server.stop), Arc::clone(&server.connections), Arc::clone(&server.received));
         std::thread::spawn(move || {
@@ -54,10 +58,20 @@ impl Server {
                 }
                 connections.fetch_add(1, Ordering::SeqCst);
                 let received = Arc::clone(&received);
-                std::thread::spawn(move || serve(stream, peer.ip().to_canonical(), &received));
+                let stream = Arc::new(stream);
+                streams.lock().expect("not poisoned").push(Arc::downgrade(&stream));
+                std::thread::spawn(move || serve(&stream, peer.ip().to_canonical(), &received));
             }
         });
         Ok(server)
+    }
+
+    /// Sends a line to every client that it has, unasked.
+    pub(crate) fn say(&self, text: &str) -> Result<()> {
+        let streams = self.streams.lock().expect("not poisoned");
+        let line = format!("{text}\n");
+        let mut open = streams.iter().filter_map(Weak::upgrade);
+        open.try_for_each(|stream| Ok((&*stream).write_all(line.as_bytes())?))
     }
 }
 
@@ -70,7 +84,7 @@ impl Drop for Server {
     }
 }
 
-fn serve(mut stream: TcpStream, peer: IpAddr, received: &Mutex<Vec<u8>>) -> std::io::Result<()> {
+fn serve(mut stream: &TcpStream, peer: IpAddr, received: &Mutex<Vec<u8>>) -> std::io::Result<()> {
     stream.write_all(format!("{peer}\n").as_bytes())?;
     let mut buffer = vec![0; 64 * 1024];
     loop {
@@ -164,6 +178,15 @@ impl Connection {
         let mut line = String::new();
         self.reader.read_line(&mut line)?;
         ensure!(line.trim() == text, "sent {text:?}, came back {line:?}");
+        Ok(())
+    }
+
+    /// Reads a line that the server says unasked.
+    pub(crate) fn hear(&mut self, text: &str, deadline: Duration) -> Result<()> {
+        self.stream.set_read_timeout(Some(deadline))?;
+        let mut line = String::new();
+        self.reader.read_line(&mut line)?;
+        ensure!(line.trim() == text, "{line:?} came, and not {text:?}");
         Ok(())
     }
 

@@ -3,13 +3,14 @@
 //! The table is made small, so that a flood of some ten thousand tuples would fill it.
 
 use crate::forge;
-use crate::peers::{Connection, SILENCE, SOON, Server, eventually, reaches};
+use crate::peers::{Connection, SILENCE, SOON, Server, eventually, is_refused, reaches};
+use crate::pinned;
 use crate::rig::Rig;
 use crate::rules::{closed, egress, tcp, udp};
 use anyhow::{Context as _, Result, ensure};
 use libtest_mimic::Trial;
 use sluice_policy::Direction;
-use sluice_redirect::{Counter, Counters, EndpointLimits, NodeConfig};
+use sluice_redirect::{Counter, Counters, EndpointLimits, MAX_ENDPOINTS, NodeConfig};
 use sluice_tests::Pod;
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
@@ -21,7 +22,7 @@ const ROOM: u32 = 16_384;
 /// What an endpoint may have of it in one direction.
 const MOST: u32 = 2_048;
 /// Tuples of a flood: more than twice as many as there is room for.
-pub(crate) const FLOOD: u32 = 40_000;
+const FLOOD: u32 = 40_000;
 
 pub(crate) fn tests() -> Vec<Trial> {
     let test = |name: &str, run: fn() -> Result<()>| harness::test(name, [Need::Bpf], run);
@@ -30,6 +31,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("quotas: a flood to a pod takes no other pod's replies", to_a_pod),
         test("quotas: without them it would", without),
         test("quotas: where nobody counts only the rate is held", nobody_counts),
+        test("quotas: an endpoint that there is no room to count for is not without limits", no_room),
         test("quotas: a closed connection takes no room, and a pod that is gone none", given_back),
     ]
 }
@@ -43,10 +45,10 @@ const LIMITS: EndpointLimits = EndpointLimits {
     refusal_events: 100,
     flow_events: 100,
 };
-pub(crate) const UNLIMITED: EndpointLimits = EndpointLimits { ingress_flows: 0, egress_flows: 0, ..LIMITS };
+const UNLIMITED: EndpointLimits = EndpointLimits { ingress_flows: 0, egress_flows: 0, ..LIMITS };
 
 /// A node whose client is closed but for what it opens to the remote pod.
-pub(crate) fn rig(limits: EndpointLimits) -> Result<Rig> {
+fn rig(limits: EndpointLimits) -> Result<Rig> {
     let mut rig = Rig::routed()?;
     let before = rig.config("n1");
     drop(rig.take("n1"));
@@ -80,7 +82,7 @@ fn packet(protocol: u8, from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
 const NOBODY: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 99);
 
 /// Sends so many first datagrams of different flows.
-pub(crate) fn flood(from: &Pod, to: &Pod, count: u32) -> Result<()> {
+fn flood(from: &Pod, to: &Pod, count: u32) -> Result<()> {
     packets(from, 17, (from.v4, to.v4), count)
 }
 
@@ -255,5 +257,39 @@ fn given_back() -> Result<()> {
     rig.apply(&[])?;
     let swept = rig.node_mut("n1").sweep()?;
     ensure!(swept.removed >= 500 && swept.flows < 100, "the flows of a pod that is gone: {swept:?}");
+    Ok(())
+}
+
+/// Where the map that counts is full, an endpoint that is not in it is not without limits for that: it opens nothing,
+/// and what others open to it is judged packet by packet.
+fn no_room() -> Result<()> {
+    const NOBODY: u32 = 1_000_000;
+    let mut rig = rig(LIMITS)?;
+    let served = Server::start(&rig.pod("a/other").netns, 80)?;
+    let remote = Server::start(&rig.pod("b/remote").netns, 80)?;
+    let mut quotas: pinned::Quotas = pinned::hash(&rig, "n1", "QUOTAS")?;
+    for device in quotas.keys().collect::<Result<Vec<u32>, _>>()? {
+        quotas.remove(&device)?;
+    }
+    let mut held = 0;
+    // As after a storm of pods that came and went: devices that are gone.
+    while quotas.insert(NOBODY + held, [0; 104], 0).is_ok() {
+        held += 1;
+        ensure!(held <= 2 * MAX_ENDPOINTS, "the map has no end");
+    }
+    ensure!(held >= MAX_ENDPOINTS, "full with {held}");
+    let before = rig.counters()?;
+    is_refused(rig.pod("a/other"), rig.at("b/remote", Family::V4, 80))?;
+    flood(rig.pod("a/other"), rig.pod("b/remote"), 100)?;
+    ensure!(grown(&rig, &before, Counter::FlowQuota)? >= 100, "flows without a limit");
+    rig.same(&before, Counter::Allowed)?;
+    // What is refused is told of by nobody: it could not be bounded.
+    rig.grew(&before, Counter::EventLimit)?;
+    rig.explain(reaches(rig.pod("b/remote"), rig.at("a/other", Family::V4, 80)))?;
+    rig.grew(&before, Counter::Unremembered)?;
+    // The walk over the table makes room again.
+    rig.node_mut("n1").sweep()?;
+    rig.explain(reaches(rig.pod("a/other"), rig.at("b/remote", Family::V4, 80)))?;
+    drop((served, remote));
     Ok(())
 }
