@@ -109,6 +109,37 @@ pub const H2_CONNECTION_WINDOW: u32 = H2_STREAMS * H2_STREAM_WINDOW;
 /// What one HTTP/2 stream may have waiting to be sent.
 pub const H2_SEND_BUFFER: usize = 256 * 1024;
 
+/// So many at once, and then so many a second.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// At once.
+    pub burst: u32,
+    /// Once the burst is used up.
+    pub per_second: u32,
+}
+
+/// Streams that one end of an HTTP/2 connection may reset, or make us reset (rapid reset, CVE-2023-44487; CVE-2025-8671,
+/// "MadeYouReset"): each is judged and costs the server a request. A client may cancel all that it has open, and again.
+pub const H2_RESETS: Rate = Rate { burst: 1000, per_second: 100 };
+
+/// PINGs that are answered (CVE-2019-9512): clients of gRPC send one a round trip while they measure.
+pub const H2_PINGS: Rate = Rate { burst: 1000, per_second: 100 };
+
+/// SETTINGS that are answered (CVE-2019-9515): each may change every open stream.
+pub const H2_SETTINGS: Rate = Rate { burst: 100, per_second: 10 };
+
+/// Frames that carry nothing: empty DATA (CVE-2019-9518), PRIORITY (CVE-2019-9513), WINDOW_UPDATE beyond
+/// [`H2_UPDATES_PER_DATA`], and kinds that nobody here knows.
+pub const H2_CONTROL_FRAMES: Rate = Rate { burst: 10_000, per_second: 1000 };
+
+/// WINDOW_UPDATE frames that a frame of DATA may be answered with: one for its stream and one for the connection would
+/// do.
+pub const H2_UPDATES_PER_DATA: u32 = 4;
+
+/// What may wait to be written to one end of an HTTP/2 connection before nothing more is read that adds to it: an end
+/// that does not read must not fill the memory with answers.
+pub const H2_OUT_BYTES: usize = 64 * 1024;
+
 /// How long an upgrade to a new HTTP/2 connection may take (preface and SETTINGS from both ends).
 pub const H2_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -44,10 +44,21 @@ pub struct Proxy {
     pub sampler: Sampler,
     /// Trace and span ids.
     pub ids: Ids,
+    /// How HTTP/2 is served.
+    pub http2: Http2,
     drain: CancellationToken,
     tasks: TaskTracker,
     streams: TaskTracker,
     sources: Mutex<HashMap<IpAddr, u32>>,
+}
+
+/// How HTTP/2 connections are served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Http2 {
+    /// Every message is read and built anew.
+    Rewritten,
+    /// The client's own bytes go on, where each connection of a client has one server.
+    Relayed,
 }
 
 /// One accepted connection, with what was read of it.
@@ -84,6 +95,12 @@ impl Proxy {
     /// A proxy with an empty snapshot: it refuses everything until [`State::swap`].
     #[must_use]
     pub fn new(dialer: Dialer, records: Sink, sampler: Sampler) -> Arc<Self> {
+        Self::with(dialer, records, sampler, Http2::Rewritten)
+    }
+
+    /// As [`Proxy::new`], with HTTP/2 served in this way.
+    #[must_use]
+    pub fn with(dialer: Dialer, records: Sink, sampler: Sampler, http2: Http2) -> Arc<Self> {
         Arc::new(Self {
             state: Arc::default(),
             dialer,
@@ -91,6 +108,7 @@ impl Proxy {
             records,
             sampler,
             ids: Ids::default(),
+            http2,
             drain: CancellationToken::new(),
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),

@@ -6,12 +6,43 @@
 use crate::judge::{self, Judged, Leg};
 use crate::service::vip::Vip;
 use arc_swap::ArcSwap;
+use futures_util::task::AtomicWaker;
 use sluice_policy::{Decision, Protocol, Snapshot, Verdict, Workload};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use tokio_util::sync::CancellationToken;
+
+/// Wakes the one task that serves many flows when one of them has lost its permission.
+#[derive(Debug, Default)]
+pub struct Wake {
+    set: AtomicBool,
+    waker: AtomicWaker,
+}
+
+impl Wake {
+    /// Whether a flow has lost its permission since the last call. The task is woken when the next one does.
+    #[must_use]
+    pub fn take(&self, cx: &std::task::Context<'_>) -> bool {
+        self.waker.register(cx.waker());
+        self.set.swap(false, Ordering::AcqRel)
+    }
+
+    fn wake(&self) {
+        self.set.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+}
+
+/// Whom a flow tells.
+#[derive(Debug)]
+enum Told {
+    /// A task of its own.
+    Token(CancellationToken),
+    /// A task that serves others as well.
+    Wake(Arc<Wake>),
+}
 
 /// The snapshot in force, with the questions that the request path asks of it.
 #[derive(Debug, Default)]
@@ -89,15 +120,32 @@ pub struct Flow {
     leg: Leg,
     said: Said,
     revoked: OnceLock<Verdict>,
-    token: CancellationToken,
+    told: Told,
 }
 
 impl Flow {
     /// Ends when the flow has lost its permission, with the verdict that took it.
     pub async fn revoked(&self) -> &Verdict {
-        self.token.cancelled().await;
+        match &self.told {
+            Told::Token(token) => token.cancelled().await,
+            // Whoever shares a wake asks `taken`.
+            Told::Wake(_) => std::future::pending().await,
+        }
         // The verdict is set before the token is cancelled, and only by `swap`.
         self.revoked.get_or_init(|| judge::refuse(sluice_policy::Reason::DefaultDeny))
+    }
+
+    /// The verdict that took the flow's permission, if one has.
+    #[must_use]
+    pub fn taken(&self) -> Option<&Verdict> {
+        self.revoked.get()
+    }
+
+    fn tell(&self) {
+        match &self.told {
+            Told::Token(token) => token.cancel(),
+            Told::Wake(wake) => wake.wake(),
+        }
     }
 }
 
@@ -151,8 +199,18 @@ impl State {
     /// or the swap sees the flow.
     #[must_use]
     pub fn open(self: &Arc<Self>, leg: Leg, said: Said) -> OpenFlow {
+        self.register(leg, said, Told::Token(CancellationToken::new()))
+    }
+
+    /// Registers a flow of a task that serves many: it is woken, and asks each of them.
+    #[must_use]
+    pub fn open_beside(self: &Arc<Self>, leg: Leg, said: Said, wake: &Arc<Wake>) -> OpenFlow {
+        self.register(leg, said, Told::Wake(wake.clone()))
+    }
+
+    fn register(self: &Arc<Self>, leg: Leg, said: Said, told: Told) -> OpenFlow {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
-        let flow = Arc::new(Flow { leg, said, revoked: OnceLock::new(), token: CancellationToken::new() });
+        let flow = Arc::new(Flow { leg, said, revoked: OnceLock::new(), told });
         self.shard(id).insert(id, flow.clone());
         OpenFlow { id, flow, state: self.clone() }
     }
@@ -168,7 +226,7 @@ impl State {
             for flow in flows {
                 let verdict = flow.said.judge(&view, &flow.leg).verdict;
                 if verdict.decision() == Decision::Deny && flow.revoked.set(verdict).is_ok() {
-                    flow.token.cancel();
+                    flow.tell();
                     cut += 1;
                 }
             }

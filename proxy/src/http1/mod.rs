@@ -361,7 +361,7 @@ pub(crate) fn describe(record: &mut Record, said: &judge::Said) {
 
 /// Closes our half and lets the client read the last answer before the socket goes: a close with unread bytes would
 /// be a reset, which takes the answer away.
-async fn linger(mut stream: TcpStream) {
+pub(crate) async fn linger(mut stream: TcpStream) {
     let hear_out = async {
         if stream.shutdown().await.is_err() {
             return;

@@ -7,6 +7,7 @@
 pub mod frame;
 pub mod hpack;
 mod pump;
+mod relay;
 mod rewound;
 mod stream;
 mod upstreams;
@@ -16,7 +17,7 @@ use crate::limits::{
     H2_CONNECTION_WINDOW, H2_HANDSHAKE_TIMEOUT, H2_HEADER_LIST_BYTES, H2_LOCAL_ERROR_RESETS,
     H2_PENDING_RESETS, H2_RESET_STREAMS, H2_SEND_BUFFER, H2_STREAM_WINDOW, H2_STREAMS,
 };
-use crate::proxy::{Accepted, Proxy};
+use crate::proxy::{Accepted, Http2, Proxy};
 use crate::service::route::{Client, Target};
 use bytes::Bytes;
 use rewound::Rewound;
@@ -37,6 +38,10 @@ pub(crate) struct Connection {
 
 /// Serves the connection to its end.
 pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
+    // A Service's streams are balanced one by one: they have no one connection to a server.
+    if proxy.http2 == Http2::Relayed && !client.client.service {
+        return relay::io::serve(proxy, client).await;
+    }
     let from = client.client;
     let io = Rewound::new(client.buf.freeze(), client.stream);
     let handshake = server().handshake::<_, Bytes>(io);

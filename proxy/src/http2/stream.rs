@@ -79,7 +79,13 @@ fn wish(full: &[SocketAddr]) -> Wish<'_> {
 }
 
 /// Judges one stream. What is odd passes as it is where only audited policies govern.
-fn judged(said: &judge::Said, malformed: Option<&Refusal>, connect: bool, view: &View, leg: &Leg) -> Judged {
+pub(super) fn judged(
+    said: &judge::Said,
+    malformed: Option<&Refusal>,
+    connect: bool,
+    view: &View,
+    leg: &Leg,
+) -> Judged {
     let raw_passes = || judge::unknown(view, leg).decision() == Decision::Allow;
     if let Some(refusal) = malformed
         && !raw_passes()

@@ -11,7 +11,7 @@ use sluice_policy::{
     Prefix, PrefixTable, Profile, ProfileId, Rule, Scope, Side, Snapshot, Workload,
 };
 use sluice_proxy::dial::Dialer;
-use sluice_proxy::proxy::Proxy;
+use sluice_proxy::proxy::{Http2, Proxy};
 use sluice_proxy::record::{Record, Sink};
 use sluice_proxy::telemetry::sampler::Sampler;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -128,6 +128,13 @@ pub fn header(name: &str, test: HeaderTest) -> HttpMatch {
     HttpMatch { headers: vec![HeaderMatch { name: name.into(), test }], ..HttpMatch::default() }
 }
 
+/// How HTTP/2 is served: the tests of a binary whose name says so run on the rewriting path.
+pub fn http2_path() -> Http2 {
+    let name = std::env::current_exe().expect("a name");
+    let name = name.file_name().expect("a name").to_string_lossy().into_owned();
+    if name.starts_with("rewritten") { Http2::Rewritten } else { Http2::Relayed }
+}
+
 /// A proxy with one listener.
 pub struct World {
     pub proxy: Arc<Proxy>,
@@ -142,7 +149,7 @@ impl World {
 
     pub async fn sampled(rules: &Rules, server: SocketAddr, sampler: Sampler) -> Self {
         let (sink, records) = Sink::new();
-        let proxy = Proxy::new(Dialer::Loopback(server), sink, sampler);
+        let proxy = Proxy::with(Dialer::Loopback(server), sink, sampler, http2_path());
         proxy.state.swap(snapshot(1, rules));
         let listener = TcpListener::bind(SocketAddr::new(CART, 0)).await.expect("a free port");
         let at = listener.local_addr().expect("bound");

@@ -1,0 +1,288 @@
+//! What a header block says: the request as it is judged, or what matters of an answer (RFC 9113 §8).
+//!
+//! Strict: whatever two servers could read differently is no message. The same library reads methods, authorities and
+//! targets as on the rewriting path, and the same rules hold for hosts. Knows nothing of streams or of policy.
+
+use crate::answer::Refusal;
+use crate::http1::head::is_authority;
+use crate::http2::hpack::{Encoder, Line, Name, Pseudo};
+use crate::judge;
+use crate::limits::TARGET_BYTES;
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING, UPGRADE};
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Uri};
+use sluice_policy::HttpVersion;
+
+/// The block is no message: an error of its stream (§8.1.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Malformed;
+
+/// Pseudo-header fields by name.
+#[derive(Default)]
+struct Pseudos<'a> {
+    authority: Option<&'a HeaderValue>,
+    method: Option<&'a HeaderValue>,
+    path: Option<&'a HeaderValue>,
+    protocol: Option<&'a HeaderValue>,
+    scheme: Option<&'a HeaderValue>,
+    status: Option<&'a HeaderValue>,
+}
+
+/// The pseudo-header fields, each once and before all others, and the ordinary ones: none that is about the connection
+/// (§8.2.2).
+fn split(lines: &[Line]) -> Result<(Pseudos<'_>, Vec<judge::Field>), Malformed> {
+    let mut pseudos = Pseudos::default();
+    let mut fields = Vec::with_capacity(lines.len());
+    for line in lines {
+        match &line.name {
+            Name::Bad => return Err(Malformed),
+            Name::Pseudo(pseudo) => {
+                let place = match pseudo {
+                    Pseudo::Authority => &mut pseudos.authority,
+                    Pseudo::Method => &mut pseudos.method,
+                    Pseudo::Path => &mut pseudos.path,
+                    Pseudo::Protocol => &mut pseudos.protocol,
+                    Pseudo::Scheme => &mut pseudos.scheme,
+                    Pseudo::Status => &mut pseudos.status,
+                };
+                if !fields.is_empty() || place.replace(&line.value).is_some() {
+                    return Err(Malformed);
+                }
+            }
+            Name::Field(name) if is_of_the_connection(name, &line.value) => return Err(Malformed),
+            Name::Field(name) => fields.push((name.clone(), line.value.clone())),
+        }
+    }
+    Ok((pseudos, fields))
+}
+
+fn is_of_the_connection(name: &HeaderName, value: &HeaderValue) -> bool {
+    let named = [CONNECTION, TRANSFER_ENCODING, UPGRADE].contains(name);
+    named || name == "keep-alive" || name == "proxy-connection" || (name == TE && value != "trailers")
+}
+
+/// How long the body is said to be. Whoever says it twice has to say the same.
+fn length(fields: &[judge::Field]) -> Result<Option<u64>, Malformed> {
+    let mut said = None;
+    for (_, value) in fields.iter().filter(|(name, _)| name == CONTENT_LENGTH) {
+        let text = value.to_str().ok().filter(|text| text.bytes().all(|byte| byte.is_ascii_digit()));
+        let length: u64 = text.and_then(|text| text.parse().ok()).ok_or(Malformed)?;
+        if said.is_some_and(|said| said != length) {
+            return Err(Malformed);
+        }
+        said = Some(length);
+    }
+    Ok(said)
+}
+
+/// A request.
+#[derive(Debug)]
+pub(super) struct Asked {
+    pub(super) said: judge::Said,
+    /// It is HTTP, but servers would read it differently.
+    pub(super) odd: Option<Refusal>,
+    pub(super) method: Method,
+    pub(super) length: Option<u64>,
+    /// What has to be said otherwise.
+    pub(super) rewrite: Rewrite,
+}
+
+/// Fields that do not go on as they came.
+#[derive(Debug, Default)]
+pub(super) struct Rewrite {
+    /// `:path`.
+    pub(super) path: Option<String>,
+    /// `:authority`, which was not sent.
+    pub(super) authority: Option<HeaderValue>,
+    /// `traceparent`.
+    pub(super) traceparent: Option<String>,
+}
+
+impl Rewrite {
+    pub(super) fn is_none(&self) -> bool {
+        self.path.is_none() && self.authority.is_none() && self.traceparent.is_none()
+    }
+
+    /// The block with it, such that it needs no table.
+    pub(super) fn encode(&self, lines: &[Line], block: &[u8]) -> Vec<u8> {
+        let mut encoder = Encoder::default();
+        if let Some(authority) = &self.authority {
+            encoder.field(&Name::Pseudo(Pseudo::Authority), authority.as_bytes(), false);
+        }
+        for line in lines {
+            let other = match &line.name {
+                Name::Pseudo(Pseudo::Path) => self.path.as_deref(),
+                Name::Field(name) if name == "traceparent" => self.traceparent.as_deref(),
+                _ => None,
+            };
+            match other {
+                Some(value) => encoder.field(&line.name, value.as_bytes(), false),
+                None => encoder.line(line, block),
+            }
+        }
+        encoder.finish()
+    }
+}
+
+fn shared(value: &HeaderValue) -> Bytes {
+    // A copy: the library's types take bytes, and a value does not give its own away.
+    Bytes::copy_from_slice(value.as_bytes())
+}
+
+/// Reads a request.
+pub(super) fn request(lines: &[Line], end: bool) -> Result<Asked, Malformed> {
+    let (pseudos, mut fields) = split(lines)?;
+    let method =
+        pseudos.method.and_then(|method| Method::from_bytes(method.as_bytes()).ok()).ok_or(Malformed)?;
+    let connect = method == Method::CONNECT;
+    // RFC 8441's is not offered, so it is not to be sent.
+    if pseudos.protocol.is_some() || pseudos.status.is_some() {
+        return Err(Malformed);
+    }
+    let sent = pseudos.path;
+    if connect == (pseudos.scheme.is_some() || sent.is_some()) || (!connect && pseudos.scheme.is_none()) {
+        return Err(Malformed);
+    }
+    let uri = uri(&pseudos)?;
+    let length = length(&fields)?;
+    if end && length.is_some_and(|length| length > 0) {
+        return Err(Malformed);
+    }
+    let mut rewrite = Rewrite::default();
+    let target = uri.path_and_query().map_or("", PathAndQuery::as_str);
+    if sent.is_some_and(|sent| sent.as_bytes() != target.as_bytes()) {
+        // The library has left something out that is no part of a target: a fragment.
+        rewrite.path = Some(target.to_owned());
+    }
+    let hosts: Vec<HeaderValue> =
+        fields.iter().filter(|(name, _)| name == HOST).map(|(_, value)| value.clone()).collect();
+    let odd = match settle(&uri, &hosts) {
+        Ok(authority) => {
+            rewrite.authority = authority;
+            None
+        }
+        Err(refusal) => Some(refusal),
+    };
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).into_owned();
+    let authority = pseudos.authority.filter(|authority| !authority.is_empty());
+    // A condition on `host` holds in HTTP/2 as well.
+    if let (true, Some(authority)) = (hosts.is_empty(), authority) {
+        fields.push((HOST, authority.clone()));
+    }
+    let said = judge::Said {
+        version: HttpVersion::Http2,
+        method: method.as_str().to_owned(),
+        path: uri.path().to_owned(),
+        query: uri.query().map(str::to_owned),
+        host: authority.or(hosts.first()).map(text),
+        headers: fields,
+    };
+    Ok(Asked { said, odd, method, length, rewrite })
+}
+
+/// The target, as the library reads it.
+fn uri(pseudos: &Pseudos<'_>) -> Result<Uri, Malformed> {
+    let mut parts = http::uri::Parts::default();
+    if let Some(authority) = pseudos.authority {
+        parts.authority = Some(Authority::from_maybe_shared(shared(authority)).map_err(|_| Malformed)?);
+    }
+    if let Some(scheme) = pseudos.scheme {
+        let scheme = Scheme::try_from(scheme.as_bytes()).map_err(|_| Malformed)?;
+        parts.scheme = parts.authority.is_some().then_some(scheme);
+    }
+    if let Some(path) = pseudos.path {
+        if path.is_empty() {
+            return Err(Malformed);
+        }
+        parts.path_and_query = Some(PathAndQuery::from_maybe_shared(shared(path)).map_err(|_| Malformed)?);
+    }
+    Uri::from_parts(parts).map_err(|_| Malformed)
+}
+
+/// Makes sure that there is one host: `:authority` and `Host` must agree, and `Host` alone becomes `:authority`, which
+/// is returned (§8.3.1).
+fn settle(uri: &Uri, hosts: &[HeaderValue]) -> Result<Option<HeaderValue>, Refusal> {
+    if uri.path_and_query().map_or(0, |target| target.as_str().len()) > TARGET_BYTES {
+        return Err(Refusal::TargetTooLong);
+    }
+    let host = match hosts {
+        [] => None,
+        [host] => Some(host),
+        _ => return Err(Refusal::Malformed("several Host")),
+    };
+    if let Some(authority) = uri.authority() {
+        if !is_authority(authority.as_str().as_bytes()) {
+            return Err(Refusal::Malformed(":authority"));
+        }
+        let differs =
+            |host: &HeaderValue| !host.as_bytes().eq_ignore_ascii_case(authority.as_str().as_bytes());
+        return if host.is_some_and(differs) {
+            Err(Refusal::Malformed("Host is not :authority"))
+        } else {
+            Ok(None)
+        };
+    }
+    let host =
+        host.filter(|host| is_authority(host.as_bytes())).ok_or(Refusal::Malformed("no :authority"))?;
+    Authority::try_from(host.as_bytes()).map_err(|_| Refusal::Malformed("Host"))?;
+    Ok(Some(host.clone()))
+}
+
+/// An answer's head.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Answered {
+    pub(super) status: StatusCode,
+    pub(super) grpc_status: Option<u32>,
+    pub(super) length: Option<u64>,
+}
+
+/// Reads an answer's head. `bare`: it answers HEAD.
+pub(super) fn answer(lines: &[Line], end: bool, bare: bool) -> Result<Answered, Malformed> {
+    let (pseudos, fields) = split(lines)?;
+    let others = [pseudos.authority, pseudos.method, pseudos.path, pseudos.protocol, pseudos.scheme];
+    if others.iter().any(Option::is_some) {
+        return Err(Malformed);
+    }
+    let status =
+        pseudos.status.and_then(|status| StatusCode::from_bytes(status.as_bytes()).ok()).ok_or(Malformed)?;
+    // An interim answer has no body, and HTTP/2 no 101 (§8.6).
+    if status.is_informational() && (end || status == StatusCode::SWITCHING_PROTOCOLS) {
+        return Err(Malformed);
+    }
+    let bodiless = bare || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status);
+    let length = length(&fields)?.filter(|_| !bodiless && !status.is_informational());
+    if end && length.is_some_and(|length| length > 0) {
+        return Err(Malformed);
+    }
+    Ok(Answered { status, grpc_status: grpc_status(&fields), length })
+}
+
+/// Reads trailers.
+pub(super) fn trailers(lines: &[Line]) -> Result<Vec<judge::Field>, Malformed> {
+    match split(lines)? {
+        (
+            Pseudos { authority: None, method: None, path: None, protocol: None, scheme: None, status: None },
+            fields,
+        ) => Ok(fields),
+        _ => Err(Malformed),
+    }
+}
+
+/// What a gRPC call came to.
+pub(super) fn grpc_status(fields: &[judge::Field]) -> Option<u32> {
+    let (_, value) = fields.iter().find(|(name, _)| name == "grpc-status")?;
+    value.to_str().ok()?.parse().ok()
+}
+
+/// A block of ours: an answer's head, or trailers.
+pub(super) fn encode(status: Option<StatusCode>, fields: &http::HeaderMap) -> Vec<u8> {
+    let mut encoder = Encoder::default();
+    if let Some(status) = status {
+        encoder.field(&Name::Pseudo(Pseudo::Status), status.as_str().as_bytes(), false);
+    }
+    for (name, value) in fields {
+        encoder.field(&Name::Field(name.clone()), value.as_bytes(), value.is_sensitive());
+    }
+    encoder.finish()
+}

@@ -1,0 +1,535 @@
+//! The fast path of HTTP/2: heads are judged, and the client's own bytes go on.
+//!
+//! One connection to the server for the client's one, with the same numbers for the same streams. Header blocks are
+//! always read; they go on as they came for as long as the receiver's table is the sender's, which ends for good with
+//! the first block that changed the table and did not go on. Windows, SETTINGS, PING and GOAWAY are each connection's
+//! own. No I/O and no clock: [`io`] brings bytes and time. Knows policy by the proxy's judge alone.
+
+mod client;
+mod flood;
+pub(super) mod io;
+mod message;
+mod server;
+mod side;
+mod stream;
+
+use crate::http2::frame::{self, Bad, Frame, HEAD_BYTES, Head, MAX_WINDOW, code, flag, kind, setting};
+use crate::http2::hpack::{Block, Encoder};
+use crate::limits::{
+    H2_HANDSHAKE_TIMEOUT, H2_HEADER_LIST_BYTES, H2_RESET_STREAMS, H2_STREAM_WINDOW, H2_STREAMS, HEAD_TIMEOUT,
+    IDLE_TIMEOUT, LINGER,
+};
+use crate::proxy::Proxy;
+use crate::service::route::Client;
+use crate::state::Wake;
+use message::Rewrite;
+use side::Side;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+use stream::{At, Stream};
+use tokio::time::Instant;
+
+/// The two ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Client,
+    Server,
+}
+
+/// The connection to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    /// Nobody needs it yet.
+    None,
+    /// A request waits for it.
+    Dialling,
+    /// It is there, and the server has not said its settings.
+    Greeting(Instant),
+    /// It serves.
+    Open,
+    /// The server has left, or is leaving.
+    Gone,
+}
+
+/// A header block that came whole.
+struct Came<'a> {
+    head: Head,
+    /// The frame, if it was one.
+    raw: Option<&'a [u8]>,
+    bytes: &'a [u8],
+    block: &'a Block,
+}
+
+impl Came<'_> {
+    fn end(&self) -> bool {
+        self.head.has(flag::END_STREAM)
+    }
+
+    /// Sends it on, as it came where that can be.
+    fn pass(&self, to: &mut Side, rewrite: Option<&Rewrite>) {
+        let stream = self.head.stream;
+        if !to.mirror || rewrite.is_some() {
+            let block = self.resolved(rewrite);
+            self.keep_back(to);
+            to.send_block(stream, self.end(), &block);
+        } else if let Some(raw) = self.raw {
+            to.pass(raw);
+        } else {
+            frame::write_block(&mut to.out, stream, self.end(), self.bytes);
+        }
+    }
+
+    /// It does not go on as it came: if it changed the sender's table, the receiver's is another from now on.
+    fn keep_back(&self, to: &mut Side) {
+        if self.block.changed {
+            to.part();
+        }
+    }
+
+    /// Its fields, such that they need no table.
+    fn resolved(&self, rewrite: Option<&Rewrite>) -> Vec<u8> {
+        if let Some(rewrite) = rewrite {
+            return rewrite.encode(&self.block.lines, self.bytes);
+        }
+        let mut encoder = Encoder::default();
+        self.block.lines.iter().for_each(|line| encoder.line(line, self.bytes));
+        encoder.finish()
+    }
+}
+
+/// A request that waits for the connection to its server.
+#[derive(Debug)]
+struct Pending {
+    head: Head,
+    bytes: Vec<u8>,
+    block: Block,
+    rewrite: Rewrite,
+}
+
+/// The connection is to end.
+#[derive(Debug)]
+struct Leaving {
+    since: Instant,
+    /// The client has heard of it: what it opens from here on it opens in vain.
+    heard: bool,
+}
+
+/// What we ask for to learn when GOAWAY was heard.
+const LAST_CALL: [u8; 8] = *b"lastcall";
+
+/// One client's connection.
+#[derive(Debug)]
+struct Relay {
+    proxy: Arc<Proxy>,
+    who: Client,
+    client: Side,
+    server: Side,
+    link: Link,
+    /// By number.
+    streams: Vec<Stream>,
+    /// The client's newest stream, and the server's.
+    last: u32,
+    last_sent: u32,
+    /// Streams that we reset: what is still on its way is no error.
+    forgotten: VecDeque<u32>,
+    /// What we told the server that it may send on each stream.
+    offered: u32,
+    pending: Option<Pending>,
+    leaving: Option<Leaving>,
+    wake: Arc<Wake>,
+    started: Instant,
+    /// When the last stream ended.
+    idle: Instant,
+    now: Instant,
+    prefaced: bool,
+    /// The server takes no new streams.
+    refusing: bool,
+    /// The client is not there any more.
+    client_gone: bool,
+    /// Nothing is read or served any longer; what waits for the client is still written.
+    over: bool,
+}
+
+impl Relay {
+    fn new(proxy: Arc<Proxy>, who: Client, now: Instant) -> Self {
+        let mut client = Side::new(now);
+        client.greet(&[
+            (setting::MAX_CONCURRENT_STREAMS, H2_STREAMS),
+            (setting::INITIAL_WINDOW_SIZE, H2_STREAM_WINDOW),
+            (setting::MAX_HEADER_LIST_SIZE, H2_HEADER_LIST_BYTES),
+        ]);
+        Self {
+            proxy,
+            who,
+            client,
+            server: Side::new(now),
+            link: Link::None,
+            streams: Vec::new(),
+            last: 0,
+            last_sent: 0,
+            forgotten: VecDeque::new(),
+            offered: 0,
+            pending: None,
+            leaving: None,
+            wake: Arc::default(),
+            started: now,
+            idle: now,
+            now,
+            prefaced: false,
+            refusing: false,
+            client_gone: false,
+            over: false,
+        }
+    }
+
+    fn side(&mut self, end: End) -> &mut Side {
+        match end {
+            End::Client => &mut self.client,
+            End::Server => &mut self.server,
+        }
+    }
+
+    /// Whether more is to be read of this end: nothing while what it would add to has no room.
+    fn wants(&self, end: End) -> bool {
+        let room = !self.client.is_full() && !self.server.is_full();
+        !self.over && room && !(end == End::Client && self.waits())
+    }
+
+    /// A request waits for its server: those after it keep their order.
+    fn waits(&self) -> bool {
+        self.pending.is_some()
+    }
+
+    /// Takes bytes of one end.
+    fn feed(&mut self, end: End, bytes: &[u8], now: Instant) {
+        self.now = now;
+        let waited = self.waits();
+        let mut kept = std::mem::take(&mut self.side(end).rest);
+        let all = if kept.is_empty() {
+            bytes
+        } else {
+            kept.extend_from_slice(bytes);
+            &kept
+        };
+        let taken = match self.frames(end, all) {
+            Ok(taken) => taken,
+            Err(bad) => return self.broke(end, bad),
+        };
+        if kept.is_empty() {
+            self.side(end).rest.extend_from_slice(&bytes[taken..]);
+        } else {
+            kept.drain(..taken);
+            self.side(end).rest = kept;
+        }
+        self.flush();
+        if waited {
+            self.resume();
+        }
+    }
+
+    /// Takes what the client said while a request waited for its server.
+    fn resume(&mut self) {
+        if !self.waits() && !self.client.rest.is_empty() {
+            self.feed(End::Client, &[], self.now);
+        }
+    }
+
+    fn broke(&mut self, end: End, bad: Bad) {
+        let (Bad::Connection(code) | Bad::Stream(code)) = bad;
+        match end {
+            End::Client => self.client_broke(code),
+            End::Server => self.server_broke(code),
+        }
+    }
+
+    /// Takes whole frames; returns how many bytes that were.
+    fn frames(&mut self, end: End, bytes: &[u8]) -> Result<usize, Bad> {
+        let mut at = 0;
+        if end == End::Client && !self.prefaced {
+            let Some(preface) = bytes.get(..frame::PREFACE.len()) else { return Ok(0) };
+            if preface != frame::PREFACE {
+                return Err(Bad::Connection(code::PROTOCOL_ERROR));
+            }
+            self.prefaced = true;
+            at = preface.len();
+        }
+        while self.reads(end) {
+            let rest = &bytes[at..];
+            let Some(head) = Head::read(rest)? else { break };
+            let Some(raw) = rest.get(..HEAD_BYTES + head.length) else { break };
+            match self.frame(end, &head, raw) {
+                Err(Bad::Stream(code)) => self.stream_broke(end, head.stream, code)?,
+                other => other?,
+            }
+            at += raw.len();
+        }
+        Ok(at)
+    }
+
+    /// Whether another frame of this end is to be taken.
+    fn reads(&self, end: End) -> bool {
+        let there = match end {
+            End::Client => !self.waits(),
+            End::Server => matches!(self.link, Link::Greeting(_) | Link::Open),
+        };
+        there && !self.over
+    }
+
+    fn frame(&mut self, end: End, head: &Head, raw: &[u8]) -> Result<(), Bad> {
+        let (now, side) = (self.now, self.side(end));
+        let continued = side.assembly.as_ref().map(|assembly| assembly.head.stream);
+        if continued.is_some_and(|stream| head.kind != kind::CONTINUATION || head.stream != stream) {
+            return Err(Bad::Connection(code::PROTOCOL_ERROR));
+        }
+        if !side.heard && (head.kind != kind::SETTINGS || head.has(flag::ACK)) {
+            return Err(Bad::Connection(code::PROTOCOL_ERROR));
+        }
+        let payload = &raw[HEAD_BYTES..];
+        let calm = |taken: bool| if taken { Ok(()) } else { Err(Bad::Connection(code::ENHANCE_YOUR_CALM)) };
+        match Frame::read(head, payload)? {
+            Frame::Data(body) => {
+                if body.is_empty() && !head.has(flag::END_STREAM) {
+                    calm(side.floods.control.take(now))?;
+                }
+                match end {
+                    End::Client => self.client_data(head, raw, &payload[body]),
+                    End::Server => self.server_data(head, raw, &payload[body]),
+                }
+            }
+            Frame::Headers(block) if head.has(flag::END_HEADERS) => {
+                self.block(end, *head, Some(raw), &payload[block])
+            }
+            Frame::Headers(block) => {
+                side.assemble(head, &payload[block], now);
+                Ok(())
+            }
+            Frame::Continuation => match side.continued(payload, head.has(flag::END_HEADERS))? {
+                Some(whole) => self.block(end, whole.head, None, &whole.block),
+                None => Ok(()),
+            },
+            Frame::Settings(settings) => {
+                calm(side.floods.settings.take(now))?;
+                let by = side.settings(&settings);
+                self.opened(end, by)
+            }
+            Frame::Ping(data) if head.has(flag::ACK) => {
+                self.echoed(end, data);
+                Ok(())
+            }
+            Frame::Ping(data) => {
+                calm(side.floods.pings.take(now))?;
+                frame::write_ping(&mut side.out, true, data);
+                Ok(())
+            }
+            Frame::Window(more) => {
+                calm(side.floods.control.take(now))?;
+                if head.stream == 0 { side.widen(more) } else { self.widen(end, head.stream, more) }
+            }
+            Frame::Reset(code) => match end {
+                End::Client => self.client_reset(head.stream, code),
+                End::Server => self.server_reset(head.stream, code),
+            },
+            Frame::GoAway(last, _) => {
+                if end == End::Server {
+                    self.server_leaves(last);
+                }
+                Ok(())
+            }
+            Frame::Priority | Frame::Unknown => calm(side.floods.control.take(now)),
+            Frame::SettingsAck => Ok(()),
+        }
+    }
+
+    fn stream_broke(&mut self, end: End, id: u32, code: u32) -> Result<(), Bad> {
+        match end {
+            End::Client => self.client_stream_broke(id, code),
+            End::Server => self.server_stream_broke(id, code),
+        }
+    }
+
+    fn block(&mut self, end: End, head: Head, raw: Option<&[u8]>, bytes: &[u8]) -> Result<(), Bad> {
+        let block = self
+            .side(end)
+            .decoder
+            .decode(bytes, H2_HEADER_LIST_BYTES as usize)
+            .map_err(|_| Bad::Connection(code::COMPRESSION_ERROR))?;
+        match end {
+            End::Client => self.client_block(head, raw, bytes, block),
+            End::Server => self.server_block(&Came { head, raw, bytes, block: &block }),
+        }
+    }
+
+    /// An end has said its settings: the windows of its streams change, and the server's may open the link.
+    fn opened(&mut self, end: End, by: i64) -> Result<(), Bad> {
+        for stream in &mut self.streams {
+            let half = match end {
+                End::Client => &mut stream.down,
+                End::Server => &mut stream.up,
+            };
+            half.widen(by).map_err(|_| Bad::Connection(code::FLOW_CONTROL_ERROR))?;
+        }
+        if end == End::Server && matches!(self.link, Link::Greeting(_)) {
+            self.link = Link::Open;
+            self.send_pending();
+        }
+        Ok(())
+    }
+
+    fn widen(&mut self, end: End, id: u32, more: u32) -> Result<(), Bad> {
+        let Some(place) = self.find(id) else { return self.idle(end, id) };
+        let stream = &mut self.streams[place];
+        let half = if end == End::Client { &mut stream.down } else { &mut stream.up };
+        half.widen(i64::from(more))
+    }
+
+    /// A frame on a stream that is not there: one that never was is an error.
+    fn idle(&self, end: End, id: u32) -> Result<(), Bad> {
+        let last = if end == End::Client { self.last } else { self.last_sent };
+        if id > last || id.is_multiple_of(2) { Err(Bad::Connection(code::PROTOCOL_ERROR)) } else { Ok(()) }
+    }
+
+    fn find(&self, id: u32) -> Option<usize> {
+        self.streams.binary_search_by_key(&id, |stream| stream.id).ok()
+    }
+
+    /// Sends what the windows have opened for, and grants what has gone.
+    fn flush(&mut self) {
+        let open = self.link == Link::Open;
+        for stream in &mut self.streams {
+            let ours = stream.at == At::Ours;
+            if open && stream.at == At::Open {
+                stream.up.flush(stream.id, &mut self.client, &mut self.server, false);
+                stream.down.grant(stream.id, &mut self.server);
+            }
+            if !ours && stream.unwanted.is_none() {
+                stream.up.grant(stream.id, &mut self.client);
+            }
+            stream.down.flush(stream.id, &mut self.server, &mut self.client, ours);
+        }
+        self.settle();
+        self.admit();
+    }
+
+    /// Takes out the streams that have ended.
+    fn settle(&mut self) {
+        let mut place = 0;
+        while let Some(stream) = self.streams.get_mut(place) {
+            let thrown_away = stream.at == At::Ours || stream.unwanted.is_some();
+            let asked = if thrown_away { stream.up.received } else { stream.up.sent };
+            // What is still to come of a request that has its answer is not waited for without end.
+            let enough = thrown_away && (stream.unwanted.is_some() || stream.up.granted <= 0);
+            if !stream.down.sent {
+                place += 1;
+                continue;
+            }
+            self.proxy.finish_stream(stream);
+            if asked {
+                self.remove(place);
+            } else if enough {
+                let code = stream.unwanted.unwrap_or(code::NO_ERROR);
+                self.reset_client(place, code);
+            } else {
+                place += 1;
+            }
+        }
+    }
+
+    /// Resets the client's stream and forgets it.
+    fn reset_client(&mut self, place: usize, code: u32) {
+        let id = self.streams[place].id;
+        self.client.reset(id, code);
+        self.remember(id);
+        self.remove(place);
+    }
+
+    fn remember(&mut self, id: u32) {
+        if self.forgotten.len() == H2_RESET_STREAMS {
+            self.forgotten.pop_front();
+        }
+        self.forgotten.push_back(id);
+    }
+
+    fn remove(&mut self, place: usize) {
+        let mut stream = self.streams.remove(place);
+        stream.up.forget(&mut self.client);
+        if stream.at != At::Ours {
+            stream.down.forget(&mut self.server);
+        }
+        self.proxy.finish_stream(&mut stream);
+        self.idle = self.now;
+    }
+
+    /// Asks the client to go, and lets what is open end.
+    fn leave(&mut self) {
+        if self.leaving.is_none() {
+            frame::write_go_away(&mut self.client.out, MAX_WINDOW, code::NO_ERROR);
+            frame::write_ping(&mut self.client.out, false, LAST_CALL);
+            self.leaving = Some(Leaving { since: self.now, heard: false });
+        }
+    }
+
+    fn echoed(&mut self, end: End, data: [u8; 8]) {
+        if let Some(leaving) = &mut self.leaving
+            && end == End::Client
+            && data == LAST_CALL
+            && !leaving.heard
+        {
+            leaving.heard = true;
+            frame::write_go_away(&mut self.client.out, self.last, code::NO_ERROR);
+        }
+    }
+
+    /// Whether all has been said that was to be.
+    fn is_done(&self) -> bool {
+        let left = self.leaving.as_ref().is_some_and(|leaving| leaving.heard) && self.streams.is_empty();
+        (self.over || left) && self.client.waiting() == 0
+    }
+
+    /// When something is too late.
+    fn deadline(&self) -> Instant {
+        let assembly = |side: &Side| side.assembly.as_ref().map(|assembly| assembly.since + HEAD_TIMEOUT);
+        let greeting = match self.link {
+            Link::Greeting(since) => Some(since + H2_HANDSHAKE_TIMEOUT),
+            _ => None,
+        };
+        let silent = match &self.leaving {
+            Some(leaving) => Some(leaving.since.max(self.idle) + LINGER),
+            None => Some(self.idle + IDLE_TIMEOUT),
+        };
+        let all = [
+            (!self.client.heard).then(|| self.started + H2_HANDSHAKE_TIMEOUT),
+            greeting,
+            assembly(&self.client),
+            assembly(&self.server),
+            silent.filter(|_| self.streams.is_empty()),
+        ];
+        all.into_iter().flatten().min().unwrap_or(self.now + IDLE_TIMEOUT)
+    }
+
+    /// Time has passed.
+    fn tick(&mut self, now: Instant) {
+        self.now = now;
+        let late = |since: Instant, most: Duration| now >= since + most;
+        let slow = |side: &Side| side.assembly.as_ref().is_some_and(|a| late(a.since, HEAD_TIMEOUT));
+        if !self.client.heard && late(self.started, H2_HANDSHAKE_TIMEOUT) {
+            self.over = true;
+        }
+        if slow(&self.client) {
+            self.client_broke(code::ENHANCE_YOUR_CALM);
+        }
+        if slow(&self.server)
+            || matches!(self.link, Link::Greeting(since) if late(since, H2_HANDSHAKE_TIMEOUT))
+        {
+            self.server_late();
+        }
+        if self.streams.is_empty() {
+            match &self.leaving {
+                Some(leaving) if late(leaving.since.max(self.idle), LINGER) => self.over = true,
+                None if late(self.idle, IDLE_TIMEOUT) => self.leave(),
+                _ => {}
+            }
+        }
+        self.flush();
+    }
+}

@@ -1,0 +1,8 @@
+//! The tests of HTTP/2 once more, on the path that builds every message anew: both must behave alike.
+
+#![allow(clippy::duplicate_mod)]
+
+#[path = "attacks_http2.rs"]
+mod attacks_http2;
+#[path = "http2.rs"]
+mod http2;
