@@ -43,6 +43,8 @@ mod l7;
 mod legs;
 #[path = "datapath/life.rs"]
 mod life;
+#[path = "datapath/node.rs"]
+mod node;
 #[path = "datapath/peers.rs"]
 mod peers;
 #[path = "datapath/pinned.rs"]
@@ -94,6 +96,7 @@ fn main() -> ExitCode {
         across::tests(),
         handover::tests(),
         host::tests(),
+        node::tests(),
         crash::tests(),
         upgrade::tests(),
         fragments::tests(),

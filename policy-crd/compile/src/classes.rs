@@ -178,7 +178,13 @@ impl Classes {
     pub(crate) fn new(index: &Index, policies: &[LoweredPolicy]) -> Self {
         let read = Read::new(index, policies);
         let table = table(index, &read);
-        let distinct: BTreeSet<&Key> = table.values().collect();
+        let distinct = table.values();
+        // A node sends from addresses that no object names, too: its bridge's. It is the node all the same, in no CIDR.
+        let homes: BTreeSet<&Arc<str>> =
+            index.pods.iter().filter(|pod| pod.has_identity()).map(|pod| &pod.workload.node).collect();
+        let named = homes.into_iter().filter(|name| !name.is_empty());
+        let homes: Vec<Key> = named.map(|name| Key::new(Who::Node(name.clone()), Vec::new())).collect();
+        let distinct: BTreeSet<&Key> = distinct.chain(&homes).collect();
         let missing = Key::missing();
         // It sorts first and is always there: its number is 0.
         let known = distinct.into_iter().filter(|key| **key != missing);

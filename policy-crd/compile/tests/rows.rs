@@ -17,14 +17,14 @@ mod reference;
 
 use generate::{cilium, l7, network, requests, tiers, world};
 use judge::with_facts;
-use kernel::{Keys, kernel, keys};
+use kernel::{Keys, kernel, kernel_of_host, keys};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseError};
 use reference::verdict::Said;
 use serde_json::Value;
 use sluice_compile::{NodeScope, Options, Rollout, compile};
 use sluice_policy::{
-    ClassId, Decision, Direction, Endpoint, Facts, ProfileId, Protocol, RowAction, Snapshot, Verdict,
+    ClassId, Decision, Direction, Endpoint, Facts, ProfileId, Protocol, RowAction, Snapshot, Source, Verdict,
 };
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -76,6 +76,38 @@ fn scene() -> impl Strategy<Value = Vec<Value>> {
         objects.extend(taken.map(|(_, policy)| policy));
         objects
     })
+}
+
+/// What a process of the node opens to one endpoint, from an address of this class.
+fn check_host(
+    snapshot: &Snapshot,
+    keys: &Keys,
+    endpoint: &Endpoint,
+    peer: (ClassId, IpAddr),
+    said: &[Said],
+) -> Result<(), TestCaseError> {
+    for protocol in Protocol::ALL {
+        for port in PORTS.into_iter().filter(|port| protocol.has_ports() || *port == 0) {
+            let row = kernel_of_host(keys, (endpoint.profile, peer.0, protocol), port);
+            let expected = match (row.action, row.fail_open) {
+                (RowAction::Allow, _) | (RowAction::ToProxy, true) => Decision::Allow,
+                (RowAction::Deny, _) => Decision::Deny,
+                (RowAction::ToProxy, false) => continue,
+            };
+            let readable = said
+                .iter()
+                .filter(|said| protocol == Protocol::Tcp || !matches!(said, Said::Http(_) | Said::Tls(_)));
+            for said in readable {
+                let to = endpoint.addresses[0];
+                let source = Source::Host(peer.1);
+                let verdict =
+                    with_facts(said, |facts| snapshot.judge(source, to, protocol, port, facts).ingress);
+                let place = format!("host at {peer:?} to {to}, {protocol} {port}, {said:?}");
+                prop_assert_eq!(verdict.decision, expected, "{} {:?} {:?}", place, row, verdict);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// One endpoint, one peer, every protocol and port.
@@ -133,10 +165,13 @@ proptest! {
         for node in ["n1", "n2"] {
             let options = Options { node: NodeScope::Named(node.into()), rollout: Rollout::AsIfEnforced, generation: 1 };
             let snapshot = compile(&loaded.objects, &options).snapshot;
-            let (keys, peers) = (keys(snapshot.rows()), peers(&snapshot));
+            let (rows_of, peers) = (keys(snapshot.rows()), peers(&snapshot));
+            let host = keys(snapshot.host_rows());
             for endpoint in snapshot.endpoints.iter().filter(|endpoint| endpoint.profile != ProfileId::REFUSED) {
                 for peer in peers.iter().filter(|(_, address)| !endpoint.addresses.contains(address)) {
-                    rows += check(&snapshot, &keys, endpoint, (*peer.0, *peer.1), &said)?;
+                    rows += check(&snapshot, &rows_of, endpoint, (*peer.0, *peer.1), &said)?;
+                    // A node may send from an address that is nobody's, or the world's: its bridge's.
+                    check_host(&snapshot, &host, endpoint, (*peer.0, *peer.1), &said)?;
                 }
             }
         }

@@ -17,7 +17,7 @@ mod reference;
 use common::load;
 use generate::{cilium, l7, network, requests, services, tiers, world};
 use judge::judge as ask;
-use kernel::{Keys, kernel, keys};
+use kernel::{Keys, kernel, kernel_of_host, keys};
 use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestCaseError};
 use reference::cluster::{Cluster as Reference, Who};
@@ -168,6 +168,7 @@ fn agree(
 struct Node {
     snapshot: Snapshot,
     rows: Keys,
+    host_rows: Keys,
 }
 
 impl Node {
@@ -175,8 +176,8 @@ impl Node {
         let node = NodeScope::Named(name.into());
         let options = Options { node, rollout: Rollout::AsIfEnforced, generation: 1 };
         let snapshot = compile(&sluice_crd::load_value(objects).objects, &options).snapshot;
-        let rows = keys(snapshot.rows());
-        Self { snapshot, rows }
+        let (rows, host_rows) = (keys(snapshot.rows()), keys(snapshot.host_rows()));
+        Self { snapshot, rows, host_rows }
     }
 }
 
@@ -191,13 +192,16 @@ fn same_row(nodes: &[Node], reference: &Reference, asked: &Asked, toward: Toward
     let (Some(view), Some((node, endpoint))) = (&view, found) else {
         return if view.is_none() && found.is_none() { Ok(()) } else { Err(format!("who is {own}?")) };
     };
-    // A pod reaching itself is never judged, and of a node's own socket the kernel asks no row.
-    if endpoint.addresses.contains(&peer) || view.from_host {
+    // A pod reaching itself is never judged.
+    if endpoint.addresses.contains(&peer) {
         return Ok(());
     }
     let protocol = Protocol::parse(asked.protocol).unwrap();
-    let key = (endpoint.profile, direction, node.snapshot.class_of(peer), protocol);
-    let found = told_row(kernel(&node.rows, key, asked.port));
+    let class = node.snapshot.class_of(peer);
+    let found = told_row(match view.from_host {
+        true => kernel_of_host(&node.host_rows, (endpoint.profile, class, protocol), asked.port),
+        false => kernel(&node.rows, (endpoint.profile, direction, class, protocol), asked.port),
+    });
     let expected = row(view);
     if found == expected {
         return Ok(());

@@ -569,6 +569,30 @@ fn a_pod_is_reached_by_its_own_node_and_not_by_whoever_wears_its_address() {
     assert_eq!(decide(&[], another.into()), (Decision::Deny, Reason::DefaultDeny));
     assert_eq!(decide(&[admin("Deny")], Source::Host(own)), (Decision::Deny, Reason::DenyRule));
     assert_eq!(decide(&[admin("Pass")], Source::Host(own)), (Decision::Allow, Reason::NotIsolated));
+    // From its bridge, whose address nobody names, or that of another pod's range: the node, in no block.
+    let bridge: IpAddr = "10.0.0.254".parse().unwrap();
+    let said = |from: Value| {
+        let mut policy = admin("Deny");
+        policy["spec"]["ingress"][0]["from"] = from;
+        policy
+    };
+    let host = json!([{"entities": ["Host"]}]);
+    for (from, host_is) in [
+        (host.clone(), Decision::Deny),
+        (json!([{"entities": ["Cluster"]}]), Decision::Deny),
+        (json!([{"entities": ["RemoteNode", "World"]}]), Decision::Allow),
+        (json!([{"podSelector": {}, "namespaceSelector": {}}]), Decision::Allow),
+        (json!([{"ipBlock": {"cidr": "192.0.2.1/32"}}]), Decision::Allow),
+    ] {
+        let (decision, _) = decide(&[said(from.clone())], Source::Host(bridge));
+        assert_eq!(decision, host_is, "{from}");
+    }
+    assert_eq!(decide(&[said(host.clone())], Source::Host(own)), (Decision::Deny, Reason::DenyRule));
+    // Nor need anybody name the node for that.
+    let (nameless, _) = load(&[&objects[2..], &[said(host)]].concat());
+    let to = "10.0.0.1".parse().unwrap();
+    let side = nameless.snapshot().judge(Source::Host(own), to, Protocol::Tcp, 80, Facts::Connection).ingress;
+    assert_eq!((side.decision, side.reason), (Decision::Deny, Reason::DenyRule));
     // An Accept names the node, and nobody knows that this is the node.
     assert_eq!(decide(&[admin("Accept")], own.into()), (Decision::Deny, Reason::IdentityMissing));
     let (cluster, _) = load(&objects);

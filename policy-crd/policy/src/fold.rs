@@ -40,6 +40,12 @@ pub struct Row {
     pub by: Option<Decider>,
 }
 
+impl Row {
+    /// Nothing is refused, recorded or named.
+    const PASSES: Self =
+        Self { action: RowAction::Allow, fail_open: false, audit: false, reject: false, by: None };
+}
+
 /// Ports by their leading bits, as a longest-prefix map keys on them: `len` 0 is every port, 16 is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PortPrefix {
@@ -70,8 +76,8 @@ impl Snapshot {
     /// Every row of the node: for each profile, direction, class and protocol the fewest port prefixes that say
     /// what the walk says of each port. A key that is not among them does not exist: the kernel denies it.
     ///
-    /// The kernel asks no row for what a process of the node sends to its pods. What else wears the node's address
-    /// comes from nobody knows whom, and the row of that address says so.
+    /// What a process of the node sends to its pods has rows of its own, the [`host_rows`](Self::host_rows). What else
+    /// wears the node's address comes from nobody knows whom, and the row of that address says so.
     pub fn rows(&self) -> impl Iterator<Item = RowEntry> + '_ {
         self.fold_rows(true)
     }
@@ -79,6 +85,34 @@ impl Snapshot {
     /// The same verdicts in fewer rows: ports that differ by the rule that decides alone are one, and none is named.
     pub fn rows_unnamed(&self) -> impl Iterator<Item = RowEntry> + '_ {
         self.fold_rows(false)
+    }
+
+    /// The rows of what the processes of a node open to its own pods, for a snapshot of one node: by the class of the
+    /// address that a process sends from, [`ClassId::MISSING`] for every address of the node that no object names.
+    ///
+    /// The Admin tier alone has a say there. A profile of which it says nothing has none of these rows, and the kernel
+    /// lets the node through where there is none.
+    pub fn host_rows(&self) -> impl Iterator<Item = RowEntry> + '_ {
+        let numbers = 0..u32::try_from(self.classes.len()).unwrap_or(u32::MAX);
+        let own = numbers.map(ClassId).filter(|class| self.is_own_node(*class));
+        let peers: Vec<(ClassId, ClassId)> =
+            own.map(|class| (class, class)).chain([(ClassId::MISSING, self.host_class(|_| true))]).collect();
+        let profiles = self.profiles.iter().zip(0..).map(|(profile, id)| (ProfileId(id), profile));
+        profiles.filter(|(_, profile)| !profile.ingress.admin.is_empty()).flat_map(move |(id, profile)| {
+            let folded = Folded::new(profile.side(Direction::Ingress), true);
+            let rows: Vec<RowEntry> = peers
+                .iter()
+                .flat_map(|(class, peer)| {
+                    let rows = folded.fold(|protocol, port| Connection {
+                        from_host: true,
+                        ..Connection::new(*peer, protocol, port)
+                    });
+                    rows.iter().map(|row| entry(id, Direction::Ingress, *class, *row)).collect::<Vec<_>>()
+                })
+                .collect();
+            let says = rows.iter().any(|entry| entry.row != Row::PASSES);
+            if says { rows } else { Vec::new() }
+        })
     }
 
     fn fold_rows(&self, named: bool) -> impl Iterator<Item = RowEntry> + '_ {
@@ -91,17 +125,24 @@ impl Snapshot {
             (0..classes).map(ClassId).filter(|class| !self.is_vacant(*class)).flat_map(move |class| {
                 let own = direction == Direction::Ingress && self.is_own_node(class);
                 let rows = folded.rows(if own { ClassId::MISSING } else { class });
-                (0..rows.len()).map(move |at| {
-                    let (protocol, ports, row) = rows[at];
-                    RowEntry { profile, direction, class, protocol, ports, row }
-                })
+                (0..rows.len()).map(move |at| entry(profile, direction, class, rows[at]))
             })
         })
     }
 }
 
 /// The rows of one class: by protocol and ports.
-type ClassRows = Arc<[(Protocol, PortPrefix, Row)]>;
+type ClassRows = Arc<[ClassRow]>;
+type ClassRow = (Protocol, PortPrefix, Row);
+
+fn entry(
+    profile: ProfileId,
+    direction: Direction,
+    class: ClassId,
+    (protocol, ports, row): ClassRow,
+) -> RowEntry {
+    RowEntry { profile, direction, class, protocol, ports, row }
+}
 
 /// The rows of one side. Classes that no rule tells apart have the same, which are folded once.
 struct Folded<'a> {
@@ -121,24 +162,25 @@ impl<'a> Folded<'a> {
 
     fn rows(&mut self, class: ClassId) -> ClassRows {
         // Nobody shares the verdicts of the peer that nobody knows.
+        let fold = |this: &Self| this.fold(|protocol, port| Connection::new(class, protocol, port));
         if class == ClassId::MISSING {
-            return self.fold(class);
+            return fold(self);
         }
         let group = self.side.index.groups.of(class) as usize;
         if let Some(Some(rows)) = self.groups.get(group) {
             return rows.clone();
         }
-        let rows = self.fold(class);
+        let rows = fold(self);
         if let Some(known) = self.groups.get_mut(group) {
             *known = Some(rows.clone());
         }
         rows
     }
 
-    fn fold(&self, peer: ClassId) -> ClassRows {
+    fn fold(&self, asked: impl Fn(Protocol, u16) -> Connection) -> ClassRows {
         let rows = self.cuts.iter().flat_map(|(protocol, cuts)| {
             let rows = cuts.fold(|port| {
-                let row = self.side.row(&Connection::new(peer, *protocol, port));
+                let row = self.side.row(&asked(*protocol, port));
                 Row { by: row.by.filter(|_| self.named), ..row }
             });
             rows.into_iter().map(|(ports, row)| (*protocol, ports, row))

@@ -44,7 +44,8 @@ impl Snapshot {
     }
 
     /// How an endpoint meets a peer. Whoever wears the address of the endpoint's own node without being that node
-    /// came through it (a `NodePort`, a masquerade), and who it was nobody knows.
+    /// came through it (a `NodePort`, a masquerade), and who it was nobody knows. A process of the node is the node,
+    /// whichever of its addresses it sends from.
     #[must_use]
     pub fn connection(
         &self,
@@ -58,7 +59,12 @@ impl Snapshot {
         let ingress = direction == Direction::Ingress;
         let from_host = ingress && matches!(peer, Source::Host(_));
         let worn = ingress && !from_host && self.is_node(class, &endpoint.workload.node);
-        let peer = if worn { ClassId::MISSING } else { class };
+        let peer = match from_host {
+            true if self.is_node(class, &endpoint.workload.node) => class,
+            true => self.host_class(|node| *node == *endpoint.workload.node),
+            false if worn => ClassId::MISSING,
+            false => class,
+        };
         Connection { peer, protocol, port, from_host }
     }
 
@@ -68,6 +74,16 @@ impl Snapshot {
         let class = self.classes.get(id as usize);
         !name.is_empty()
             && class.is_some_and(|class| matches!(&class.identity, Identity::Node(node) if **node == *name))
+    }
+
+    /// The class of a node's processes that send from an address that no object names, as that of a bridge: of the
+    /// node and in no CIDR. Where nothing is known of the node, that of nobody, which every deny matches.
+    pub(crate) fn host_class(&self, is_it: impl Fn(&str) -> bool) -> ClassId {
+        let own = self.classes.iter().zip(0..).filter(|(class, _)| match &class.identity {
+            Identity::Node(name) => !name.is_empty() && is_it(name),
+            _ => false,
+        });
+        own.min_by_key(|(class, _)| class.cidrs.len()).map_or(ClassId::MISSING, |(_, id)| ClassId(id))
     }
 
     /// Whether a number stands for no class.

@@ -30,6 +30,11 @@ fn kernel(rows: &[RowEntry], peer: ClassId, protocol: Protocol, port: u16) -> Ro
         .expect("every key has a row of length 0")
 }
 
+/// The classes that rows of the node have.
+fn classes_of_host(named: bool) -> &'static [ClassId] {
+    if named { &[ClassId(0), ClassId(2), ClassId(3)] } else { &[ClassId(0)] }
+}
+
 /// A row names the rule of the verdict on the connection, and where none decides, a policy that isolates.
 fn names_what_the_verdict_names(
     side: &Side,
@@ -84,6 +89,41 @@ proptest! {
                 }
             }
         }
+    }
+
+    #[test]
+    fn rows_of_the_node_are_what_the_walk_says(
+        a in share(0), b in share(1), audited in any::<[bool; 2]>(),
+        ports in prop::collection::vec(any::<u16>(), 8), named in any::<bool>(),
+    ) {
+        let mut side = Side::default();
+        let mode = |i: usize| if audited[i] { Mode::Audit } else { Mode::Enforce };
+        a.add(&mut side, mode(0));
+        b.add(&mut side, mode(1));
+        let edges: Vec<u16> = side.rules()
+            .flat_map(|r| r.ranges().flat_map(|r| [r.first, r.last, r.first.wrapping_sub(1), r.last.wrapping_add(1)]))
+            .collect();
+        let mut snapshot = snapshot(side.clone());
+        // The class of an address of the node, and that of every other.
+        if named {
+            let node = |cidrs| Class { identity: Identity::Node("n".into()), cidrs };
+            snapshot.classes[2] = node(vec!["192.0.2.1/32".into()]);
+            snapshot.classes[3] = node(Vec::new());
+        }
+        let rows: Vec<RowEntry> = snapshot.host_rows().collect();
+        let classes = if named { vec![(2, 2), (3, 3), (0, 3)] } else { vec![(0, 0)] };
+        for (class, peer) in classes {
+            for protocol in Protocol::ALL {
+                for port in ports.iter().chain(&edges).copied() {
+                    let port = if protocol.has_ports() { port } else { 0 };
+                    let asked = Connection { from_host: true, ..Connection::new(ClassId(peer), protocol, port) };
+                    let passes = Row { action: RowAction::Allow, fail_open: false, audit: false, reject: false, by: None };
+                    let row = if rows.is_empty() { passes } else { kernel(&rows, ClassId(class), protocol, port) };
+                    prop_assert_eq!(row, side.row(&asked), "{} {:?} {}", class, protocol, port);
+                }
+            }
+        }
+        prop_assert!(rows.iter().all(|row| classes_of_host(named).contains(&row.class)));
     }
 
     #[test]

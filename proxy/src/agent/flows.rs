@@ -9,8 +9,8 @@
 
 use crate::record::{End, Record};
 use sluice_policy::{
-    Connection, Decision, Direction, Endpoint, Facts, Protocol, RowAction, SideVerdict, Snapshot, Verdict,
-    Workload,
+    Connection, Decision, Direction, Endpoint, Facts, Protocol, RowAction, SideVerdict, Snapshot, Source,
+    Verdict, Workload,
 };
 use sluice_redirect::{Counter, EventVerdict, Events, FlowEvent, Node, Peer};
 use std::collections::VecDeque;
@@ -225,6 +225,8 @@ fn judge(event: &FlowEvent, snapshot: &Snapshot, exact: bool) -> Option<Verdict>
             let connection = Connection::new(peer, protocol, event.number);
             snapshot.profile(endpoint.profile)?.side(event.direction).judge(&connection, Facts::Connection)
         }
+        // The engine finds the class of its address itself.
+        Peer::Host(_) => return Some(host(snapshot, (source, destination), protocol, event.number)),
         Peer::Service => service(snapshot, endpoint, (destination, protocol, event.number))?,
     };
     match event.direction {
@@ -232,6 +234,11 @@ fn judge(event: &FlowEvent, snapshot: &Snapshot, exact: bool) -> Option<Verdict>
         Direction::Egress => verdict.egress = side,
     }
     Some(verdict)
+}
+
+/// What the policies say of what the node itself sends.
+fn host(snapshot: &Snapshot, (from, to): (IpAddr, IpAddr), protocol: Protocol, number: u16) -> Verdict {
+    snapshot.judge(Source::Host(from), to, protocol, number, Facts::Connection)
 }
 
 /// What an endpoint's egress says of a port of a Service.

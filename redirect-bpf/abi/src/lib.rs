@@ -20,7 +20,7 @@ pub use event::{EVENT_BYTES, EVENT_BYTES_PASSED, Event, EventVerdict};
 pub use flow::{FlowEntry, FlowKey, FlowKind, FlowState, flow_flag, idle, life};
 pub use fragment::{FRAGMENT_SLOTS, FragmentEntry, FragmentKey, MAX_FRAGMENTS};
 pub use limits::{Bucket, Limits, Quota};
-pub use row::{Action, ICMP_NONE, RowKey, RowValue, icmp_number, row_flag};
+pub use row::{Action, HOST_CLASS, ICMP_NONE, RowKey, RowValue, icmp_number, row_flag};
 pub use service::{MAX_SERVICES, SERVICE_CLASS, ServiceKey};
 
 /// The version of everything in this crate.
@@ -159,5 +159,6 @@ pub mod endpoint_flag {
     pub const MAC: u8 = 1;
 }
 
+const _: () = assert!(MAX_CLASSES < HOST_CLASS && HOST_CLASS & SERVICE_CLASS == 0);
 const _: () = assert!(size_of::<Config>() == 24);
 const _: () = assert!(size_of::<EndpointValue>() == 16);

@@ -60,6 +60,11 @@ pub const fn icmp_number(v6: bool, kind: u8) -> [u8; 2] {
 /// The [`icmp_number`] of no packet: what a packet that answers none is the answer to. No flow has it.
 pub const ICMP_NONE: [u8; 2] = [0xff; 2];
 
+/// Set in the classes of what a process of the node sends: the Admin tier has rows for it, and nobody else. By the class
+/// of its address, and with no class (0) for every address of the node that no object names; where there is no row it
+/// passes.
+pub const HOST_CLASS: u32 = 1 << 30;
+
 /// What happens.
 #[repr(u8)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,9 @@ use crate::plain::Plain;
 use aya::maps::{Map, MapData, RingBuf};
 use rustix::fs::{FlockOperation, Mode, OFlags, flock};
 use rustix::time::{ClockId, clock_gettime};
-use sluice_bpf_abi::{Address, Counter, Event, EventVerdict, FlowKind, RowKey, SERVICE_CLASS, map};
+use sluice_bpf_abi::{
+    Address, Counter, Event, EventVerdict, FlowKind, HOST_CLASS, RowKey, SERVICE_CLASS, map,
+};
 use sluice_policy::{ClassId, Direction, Endpoint, Protocol};
 use std::net::{IpAddr, Ipv6Addr};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -23,6 +25,8 @@ use std::time::{Duration, SystemTime};
 pub enum Peer {
     /// A class of the snapshot; the one of nobody as well where no row was asked.
     Class(ClassId),
+    /// A process of the node itself, at an address of this class; of nobody's where no object names the address.
+    Host(ClassId),
     /// A port of a Service.
     Service,
 }
@@ -144,9 +148,10 @@ impl Events {
                 protocol if RowKey::has_ports(protocol) => dport,
                 _ => 0,
             },
-            peer: match event.class & SERVICE_CLASS {
-                0 => Peer::Class(ClassId(event.class)),
-                _ => Peer::Service,
+            peer: match event.class {
+                class if class & SERVICE_CLASS != 0 => Peer::Service,
+                class if class & HOST_CLASS != 0 => Peer::Host(ClassId(class & !HOST_CLASS)),
+                class => Peer::Class(ClassId(class)),
             },
             verdict,
             reason,

@@ -12,9 +12,9 @@ use crate::origins::{Numbering, Origins};
 use crate::plain::Plain;
 use aya::maps::lpm_trie::Key;
 use sluice_bpf_abi::{
-    Action, Address, EndpointValue, FlowKind, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS, MAX_ROWS,
-    MAX_SERVICES, NO_PROFILE, REMOTE_NODE, RowKey, RowValue, SERVICE_CLASS, SLOTS, ServiceKey, endpoint_flag,
-    hardware, map, row_flag,
+    Action, Address, EndpointValue, FlowKind, HOST_CLASS, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS,
+    MAX_ROWS, MAX_SERVICES, NO_PROFILE, REMOTE_NODE, RowKey, RowValue, SERVICE_CLASS, SLOTS, ServiceKey,
+    endpoint_flag, hardware, map, row_flag,
 };
 use sluice_policy::{
     ClassId, Direction, Identity, PortPrefix, Prefix, Protocol, RowAction, RowEntry, ServiceRow, ServiceRows,
@@ -245,12 +245,17 @@ fn class(prefix: Prefix, class: ClassId) -> ((u32, Address), u32) {
 fn named(snapshot: &Snapshot, services: &ServiceRows) -> (HashMap<(u32, RowKey), RowValue>, Origins) {
     let mut numbering = Numbering::new(snapshot);
     let of_services = || services.rows.iter().map(service_row);
-    let entries = snapshot.rows().chain(of_services()).map(|entry| row(&entry, numbering.number(&entry)));
+    let of_host = || snapshot.host_rows().map(|entry| host_row(&entry));
+    let entries = snapshot
+        .rows()
+        .chain(of_services())
+        .chain(of_host())
+        .map(|entry| row(&entry, numbering.number(&entry)));
     let rows: HashMap<_, _> = entries.take(MAX_ROWS as usize + 1).collect();
     if rows.len() <= MAX_ROWS as usize {
         return (rows, numbering.done());
     }
-    let entries = snapshot.rows_unnamed().chain(of_services()).map(|entry| row(&entry, 0));
+    let entries = snapshot.rows_unnamed().chain(of_services()).chain(of_host()).map(|entry| row(&entry, 0));
     (entries.collect(), Origins::default())
 }
 
@@ -275,6 +280,11 @@ fn service_row(entry: &ServiceRow) -> RowEntry {
         ports: PortPrefix { port: 0, len: 0 },
         row: entry.row,
     }
+}
+
+/// Asked for what the node itself sends, and for nothing else.
+fn host_row(entry: &RowEntry) -> RowEntry {
+    RowEntry { class: ClassId(HOST_CLASS | entry.class.0), ..*entry }
 }
 
 fn protocol_number(protocol: Protocol) -> u8 {

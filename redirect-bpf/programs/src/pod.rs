@@ -224,8 +224,8 @@ fn netfilter_bit(packet: &Packet) -> u16 {
     if packet.v6 { config_flag::BRIDGE_NF_V6 } else { config_flag::BRIDGE_NF_V4 }
 }
 
-/// From a socket of the node itself, which reaches its own pods. What it opens is remembered, so that the
-/// pod's answers pass hook A; what the pod opened stays as it was judged.
+/// From a socket of the node itself, which reaches its own pods unless the Admin tier says otherwise. What it opens is
+/// remembered, so that the pod's answers pass hook A; what the pod opened stays as it was judged.
 #[inline(always)]
 fn from_host(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
     // The proxy's own connection may have led to the node.
@@ -249,14 +249,7 @@ fn from_host(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
         if packet.protocol == TCP && !packet.is_open() && proxy_has(ctx, packet) {
             return Fate::ToProxy(Counter::UpstreamReply);
         }
-        let key = forward(endpoint.ifindex, FlowKind::Ingress, packet);
-        let opened = recall(&key).filter(|entry| entry.flags & flow_flag::HOST != 0 && !packet.is_open());
-        if let Some(entry) = opened {
-            touch(&key, entry, packet, true);
-        } else {
-            let entry = flow::entry(endpoint.generation.epoch, FlowState::Direct, flow_flag::HOST, 0, 0);
-            flow::remember_free(&key, &entry);
-        }
+        return endpoint.from_host(ctx, packet);
     }
     Fate::Pass(Counter::Host)
 }

@@ -5,7 +5,9 @@ use crate::maps::{Generation, config};
 use crate::packet::Packet;
 use crate::proxy::{self, reversed, tuple};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Action, Address, Counter, FlowKind, LOCAL_NODE, RowKey, RowValue, row_flag};
+use sluice_bpf_abi::{
+    Action, Address, Counter, FlowKind, HOST_CLASS, LOCAL_NODE, RowKey, RowValue, row_flag,
+};
 
 /// What a row says of a flow.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -39,21 +41,33 @@ pub(crate) struct Question<'a> {
     pub(crate) protocol: u8,
     /// The destination port, the ICMP number, or 0.
     pub(crate) number: [u8; 2],
+    /// A socket of the node opened it: what no row speaks of passes.
+    pub(crate) host: bool,
 }
 
 impl Question<'_> {
     /// Asks the rows of a generation.
     #[inline(always)]
     pub(crate) fn judge(&self, generation: Generation) -> Judged {
-        let class = self.class(generation);
-        let key = RowKey {
+        let mut class = self.class(generation);
+        let mut key = RowKey {
             profile: self.profile,
             class,
             direction: self.direction as u8,
             protocol: self.protocol,
             port: self.number,
         };
-        let Some(row) = generation.row(&key) else {
+        let mut row = generation.row(&key);
+        if self.host && row.is_none() {
+            // Of an address that no object names: a bridge's.
+            class = HOST_CLASS;
+            key.class = class;
+            row = generation.row(&key);
+            if row.is_none() {
+                return Judged { verdict: Judgement::Direct(Counter::Host), rule: 0, reject: false };
+            }
+        }
+        let Some(row) = row else {
             event::judged(class, 0);
             return Judged { verdict: Judgement::Refuse(Counter::NoRow), rule: 0, reject: false };
         };
@@ -82,9 +96,12 @@ impl Question<'_> {
     /// Service's address.
     ///
     /// Forwarded traffic that wears an address of this node is nobody's: only a socket of the node is the
-    /// node, and its packets are not judged by rows.
+    /// node, and its packets have rows of their own.
     #[inline(always)]
     fn class(&self, generation: Generation) -> u32 {
+        if self.host {
+            return HOST_CLASS | generation.class(self.peer);
+        }
         let inbound = self.direction as u8 == FlowKind::Ingress as u8;
         if inbound && generation.owner(self.peer) == Some(LOCAL_NODE) {
             return 0;

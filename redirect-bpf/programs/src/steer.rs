@@ -181,7 +181,7 @@ impl Endpoint {
             return false;
         }
         entry.epoch = self.generation.epoch;
-        let judged = self.question(key).judge(self.generation);
+        let judged = self.asked(key, entry).judge(self.generation);
         entry.rule = judged.rule;
         if matches!(judged.verdict, Judgement::Direct(_)) {
             entry.state = FlowState::Direct as u8;
@@ -197,10 +197,10 @@ impl Endpoint {
     /// Whether a direct flow still holds under the generation in force: one comparison, until there is another.
     #[inline(always)]
     pub(crate) fn holds(self, key: &FlowKey, entry: &mut FlowEntry) -> bool {
-        if entry.epoch == self.generation.epoch || entry.flags & (flow_flag::HOST | flow_flag::SELF) != 0 {
+        if entry.epoch == self.generation.epoch || entry.flags & flow_flag::SELF != 0 {
             return true;
         }
-        let judged = self.question(key).judge(self.generation);
+        let judged = self.asked(key, entry).judge(self.generation);
         match judged.verdict {
             // Under audit alone a flow is never cut.
             Judgement::Direct(_) | Judgement::Watch => {
@@ -221,6 +221,47 @@ impl Endpoint {
         }
     }
 
+    /// What a flow that is remembered is asked again: whether a socket of the node opened it, nobody else can say.
+    #[inline(always)]
+    fn asked<'a>(self, key: &'a FlowKey, entry: &FlowEntry) -> Question<'a> {
+        Question { host: entry.flags & flow_flag::HOST != 0, ..self.question(key) }
+    }
+
+    /// What a socket of the node sends that nobody has asked for. The Admin tier alone may refuse it.
+    #[inline(always)]
+    pub(crate) fn from_host(self, ctx: &TcContext, packet: &Packet) -> Fate {
+        let key = forward(self.ifindex, FlowKind::Ingress, packet);
+        if !packet.is_open()
+            && let Some(entry) = recall(&key).filter(|entry| entry.flags & flow_flag::HOST != 0)
+        {
+            return match self.known(packet, &key, entry, true) {
+                Fate::Pass(_) => Fate::Pass(Counter::Host),
+                fate => fate,
+            };
+        }
+        let judged = Question { host: true, ..self.question(&key) }.judge(self.generation);
+        let (reason, passed) = match judged.verdict {
+            Judgement::Direct(Counter::Audited) => (Counter::Audited, true),
+            Judgement::Direct(_) => (Counter::Host, true),
+            Judgement::Watch => (Counter::FailOpen, true),
+            // The proxy would take the node for whoever wears its address.
+            Judgement::Proxy => (Counter::NoProxy, false),
+            Judgement::Refuse(reason) => (reason, false),
+        };
+        if passed {
+            let entry =
+                flow::entry(self.generation.epoch, FlowState::Direct, flow_flag::HOST, 0, judged.rule);
+            flow::remember_free(&key, &entry);
+            return Fate::Pass(reason);
+        }
+        // An answer to what the pod has opened, and was let open, whose entry has gone.
+        if packet.is_connected() && !packet.is_open() {
+            let refused = Judged { verdict: Judgement::Refuse(reason), ..judged };
+            return self.midstream(ctx, packet, &key, refused, FlowKind::Egress);
+        }
+        self.refuse(packet, reason, judged.reject)
+    }
+
     #[inline(always)]
     fn question(self, key: &FlowKey) -> Question<'_> {
         let inbound = key.kind == FlowKind::Ingress as u8;
@@ -231,6 +272,7 @@ impl Endpoint {
             peer: if inbound { &key.src } else { &key.dst },
             protocol,
             number: if RowKey::has_ports(protocol) { key.dport } else { key.icmp },
+            host: false,
         }
     }
 

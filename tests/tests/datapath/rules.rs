@@ -5,7 +5,7 @@ use sluice_policy::port::icmp_port;
 use sluice_policy::{
     Class, ClassId, ClassSet, Conditions, DenyAction, Direction, Endpoint, Identity, IsolatedPorts,
     Isolation, Kind, Layer, Mode, OnDeny, Origin, Policy, PolicyId, PortRange, PortSet, Prefix, Profile,
-    ProfileId, Protocol, Rule, Scope, Snapshot, Workload,
+    ProfileId, Protocol, Rule, Scope, Snapshot, TierAction, TierRule, Workload,
 };
 use sluice_tests::{Pod, World};
 use std::net::{IpAddr, Ipv4Addr};
@@ -22,6 +22,7 @@ pub(crate) struct Line {
     deny: bool,
     mode: Mode,
     answer: DenyAction,
+    admin: Option<TierAction>,
 }
 
 /// `pod` accepts from `peer`; isolates it.
@@ -50,6 +51,7 @@ fn line(pod: &str, direction: Direction, peer: Option<&str>, ports: PortSet) -> 
         deny: false,
         mode: Mode::Enforce,
         answer: DenyAction::Drop,
+        admin: None,
     }
 }
 
@@ -63,6 +65,12 @@ impl Line {
     /// Refuses what it names, and isolates nobody.
     pub(crate) fn denied(mut self) -> Self {
         self.deny = true;
+        self
+    }
+
+    /// Of the Admin tier, which isolates nobody.
+    pub(crate) fn admin(mut self, action: TierAction) -> Self {
+        self.admin = Some(action);
         self
     }
 
@@ -109,6 +117,9 @@ pub(crate) fn icmp_types(v4: &[u8], v6: &[u8]) -> PortSet {
     )
 }
 
+/// The peer that is the endpoints' own node.
+pub(crate) const NODE: &str = "the node";
+
 /// The snapshot of a node: each pod and host outside is a class of its own, named as in the world; `world` is
 /// everybody else. Every pod of the node is an endpoint with a profile of its own.
 pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line]) -> Snapshot {
@@ -125,6 +136,15 @@ pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line
             snapshot.addresses.insert(Prefix::host(address), ClassId(id));
         }
     }
+    // The node is part of the world, unless somebody speaks of it.
+    let own = ClassId(u32::try_from(snapshot.classes.len()).expect("few"));
+    if lines.iter().any(|line| line.peer.as_deref() == Some(NODE)) {
+        snapshot.classes.push(Class { identity: Identity::Node(node.into()), cidrs: Vec::new() });
+        let node = world.node(node);
+        for address in [IpAddr::from(node.v4), node.v6.into()] {
+            snapshot.addresses.insert(Prefix::host(address), own);
+        }
+    }
     let (mut endpoints, mut profiles) = (Vec::new(), Vec::new());
     for (pod, id) in world.pods.iter().filter(|pod| pod.node == node).zip(0..) {
         endpoints.push(Arc::new(Endpoint {
@@ -132,7 +152,7 @@ pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line
             addresses: addresses(pod).to_vec(),
             profile: ProfileId(id),
         }));
-        profiles.push(profile(&pod.name, &peers, lines, &mut snapshot.policies));
+        profiles.push(profile(&pod.name, (&peers, own), lines, &mut snapshot.policies));
     }
     snapshot.profiles = profiles.into();
     snapshot.endpoints = endpoints.into();
@@ -140,7 +160,12 @@ pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line
 }
 
 /// `policies` has every line's, as a snapshot that goes over the wire must.
-fn profile(pod: &str, peers: &[&Pod], lines: &[Line], policies: &mut Vec<Arc<Policy>>) -> Profile {
+fn profile(
+    pod: &str,
+    (peers, node): (&[&Pod], ClassId),
+    lines: &[Line],
+    policies: &mut Vec<Arc<Policy>>,
+) -> Profile {
     let mut profile = Profile::default();
     for (line, id) in lines.iter().filter(|line| line.pod == pod).zip(0..) {
         let policy = Arc::new(Policy {
@@ -155,22 +180,27 @@ fn profile(pod: &str, peers: &[&Pod], lines: &[Line], policies: &mut Vec<Arc<Pol
             Direction::Egress => &mut profile.egress,
         };
         let layer: &mut Layer = &mut side.layers[1];
-        if !line.deny {
+        if !line.deny && line.admin.is_none() {
             layer.isolation.push(Isolation { policy: Arc::clone(&policy), ports: IsolatedPorts::All });
         }
         let Some(peer) = &line.peer else { continue };
         let class = match peer.as_str() {
             "world" => ClassId(1),
+            NODE => node,
             name => ClassId(peers.iter().zip(2..).find(|(pod, _)| pod.name == name).expect("a known peer").1),
         };
         let conditions = Conditions { http: vec![HttpMatch::default()], ..Conditions::default() };
-        let rules = if line.deny { &mut side.deny } else { &mut layer.allow };
-        rules.push(Rule {
+        let rule = Rule {
             policy,
             name: format!("rule-{id}").into(),
             scopes: vec![Scope { peers: ClassSet::of([class]), ports: line.ports.clone() }],
             conditions: line.l7.then(|| Arc::new(conditions)),
-        });
+        };
+        match line.admin {
+            Some(action) => side.admin.push(TierRule { action, rule }),
+            None if line.deny => side.deny.push(rule),
+            None => layer.allow.push(rule),
+        }
     }
     profile
 }

@@ -28,3 +28,17 @@ pub(crate) fn kernel(keys: &Keys, key: (ProfileId, Direction, ClassId, Protocol)
         |(_, row)| *row,
     )
 }
+
+/// What the kernel does with what a process of the node opens: by the class of its address, else by that of nobody in
+/// particular; where no row is, it lets it through.
+#[allow(dead_code, reason = "a test of its own")]
+pub(crate) fn kernel_of_host(
+    rows: &Keys,
+    (profile, class, protocol): (ProfileId, ClassId, Protocol),
+    port: u16,
+) -> Row {
+    let key = |class| (profile, Direction::Ingress, class, protocol);
+    let found = [class, ClassId::MISSING].into_iter().map(key).find(|key| rows.contains_key(key));
+    let passes = Row { action: RowAction::Allow, fail_open: false, audit: false, reject: false, by: None };
+    found.map_or(passes, |found| kernel(rows, found, port))
+}

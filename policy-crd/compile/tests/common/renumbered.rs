@@ -2,7 +2,9 @@
 //!
 //! Each number of one must stand for one number of the other, everywhere. Knows nothing of why they differ.
 
-use sluice_policy::{ClassId, ClassSet, Policy, PolicyId, Profile, ProfileId, Rule, Side, Snapshot};
+use sluice_policy::{
+    Class, ClassId, ClassSet, Identity, Policy, PolicyId, Profile, ProfileId, Rule, Side, Snapshot,
+};
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -67,6 +69,18 @@ fn classes(got: &Snapshot, expected: &Snapshot) -> Result<Pairs, String> {
         pairs.pair("class", *own, *class)?;
         let (a, b) = (&got.classes[*own as usize], &expected.classes[*class as usize]);
         equal("class", a, b)?;
+    }
+    // A node is one at addresses that nobody names, too.
+    let homes = |snapshot: &Snapshot, paired: &HashMap<u32, u32>| -> Vec<(Class, u32)> {
+        let all = snapshot.classes.iter().cloned().zip(0..);
+        all.filter(|(class, id)| matches!(class.identity, Identity::Node(_)) && !paired.contains_key(id))
+            .collect()
+    };
+    let there = homes(expected, &pairs.back);
+    for (class, id) in homes(got, &pairs.there) {
+        let other = there.iter().find(|(other, _)| *other == class);
+        let (_, other) = other.ok_or_else(|| format!("nobody is {class:?}"))?;
+        pairs.pair("class", id, *other)?;
     }
     Ok(pairs)
 }
