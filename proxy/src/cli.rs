@@ -1,9 +1,14 @@
 //! The command line, and what it means.
 
 use crate::agent::{self, Options};
+use crate::check::{self, Output};
 use clap::{Args, Parser, Subcommand};
 use sluice_redirect::{DEFAULT_MARK, EndpointLimits, Hooks, MAX_FLOWS, Node, NodeConfig};
 use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The proxy's listeners, unless told otherwise.
+const LISTEN_PORT: u16 = 15_001;
 
 /// The node's data plane.
 #[derive(Debug, Parser)]
@@ -21,6 +26,10 @@ pub struct Cli {
 enum Command {
     /// Enforce on this node until SIGTERM. Pinned L3/L4 verdicts stay; flows with L7 rules are refused meanwhile.
     Run(Run),
+    /// Whether this node can run the datapath, and why not: tries everything out, with real packets in namespaces of its
+    /// own, and changes nothing.
+    #[command(after_help = check::EXIT_CODES)]
+    Check(Check),
     /// Take everything of ours off this node: hooks, maps, the helper device. Nothing is enforced afterwards.
     Uninstall(Uninstall),
     /// The process that reads strangers' bytes; started by `run`.
@@ -40,7 +49,7 @@ struct NodeArgs {
     #[arg(long, default_value = "sluice")]
     device: String,
     /// The port of the proxy's listeners, in its own network namespace.
-    #[arg(long, default_value_t = 15_001)]
+    #[arg(long, default_value_t = LISTEN_PORT)]
     listen_port: u16,
     /// The packet mark of the proxy's own packets, by which other rules on the node can tell them.
     #[arg(long, default_value_t = DEFAULT_MARK)]
@@ -88,6 +97,35 @@ struct Run {
 }
 
 #[derive(Debug, Args)]
+struct Check {
+    /// The directory of pins that `run` will be given.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
+    bpffs: PathBuf,
+    /// The base name of the helper devices that `run` will be given.
+    #[arg(long, default_value = "sluice")]
+    device: String,
+    /// As `run --roll-back`: a newer version's pins are no obstacle.
+    #[arg(long)]
+    roll_back: bool,
+    /// As `run --clsact`: try filters of clsact qdiscs even where the kernel has tcx links.
+    #[arg(long)]
+    clsact: bool,
+    /// How findings are printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+impl Check {
+    fn config(&self) -> NodeConfig {
+        NodeConfig {
+            roll_back: self.roll_back,
+            hooks: if self.clsact { Hooks::Clsact } else { Hooks::Auto },
+            ..NodeConfig::new(&self.device, &self.bpffs, LISTEN_PORT)
+        }
+    }
+}
+
+#[derive(Debug, Args)]
 struct Worker {
     /// Accept nothing before the first snapshot, however long that takes: another worker does.
     #[arg(long)]
@@ -101,14 +139,24 @@ struct Uninstall {
 }
 
 impl Cli {
+    /// What is logged unless `RUST_LOG` says otherwise. What a check has to say are its findings.
+    #[must_use]
+    pub const fn log_level(&self) -> &'static str {
+        match self.command {
+            Command::Check(_) => "off",
+            _ => "info",
+        }
+    }
+
     /// Does what the command line says.
     ///
     /// # Errors
     /// What could not be done, and what to do about it.
-    pub fn run(self) -> anyhow::Result<()> {
+    pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
-            Command::Worker(Worker { patient }) => crate::worker::run(patient),
-            Command::Uninstall(Uninstall { node }) => Ok(Node::uninstall(&node.config())?),
+            Command::Check(check) => return check::run(&check.config(), check.output),
+            Command::Worker(Worker { patient }) => crate::worker::run(patient)?,
+            Command::Uninstall(Uninstall { node }) => Node::uninstall(&node.config())?,
             Command::Run(run) => agent::run(Options {
                 node: run.node.config(),
                 name: run.node.node,
@@ -116,7 +164,8 @@ impl Cli {
                 handover: run.handover.or_else(|| Some(run.state.as_ref()?.join("handover.sock"))),
                 state: run.state,
                 records: run.records,
-            }),
+            })?,
         }
+        Ok(ExitCode::SUCCESS)
     }
 }

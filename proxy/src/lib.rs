@@ -8,6 +8,7 @@
 pub mod agent;
 pub mod answer;
 pub mod channel;
+pub mod check;
 pub mod cli;
 pub mod detect;
 pub mod dial;

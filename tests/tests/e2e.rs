@@ -4,6 +4,8 @@
 
 #[path = "e2e/attacks.rs"]
 mod attacks;
+#[path = "e2e/check.rs"]
+mod check;
 #[path = "e2e/fixtures.rs"]
 mod fixtures;
 #[path = "e2e/flows.rs"]
@@ -34,6 +36,7 @@ const NEEDS: [Need; 4] =
 
 fn main() -> ExitCode {
     let mut tests = fixtures::tests();
+    tests.extend(check::tests());
     tests.extend(requests::tests());
     tests.extend(flows::tests());
     tests.extend(services::tests());

@@ -5,11 +5,13 @@
 mod analyze;
 mod answer;
 mod batch;
+mod check;
 mod demo;
 mod explain;
 mod input;
 mod manifest;
 mod migrate;
+mod neighbour;
 mod places;
 mod question;
 mod trace;
@@ -38,7 +40,10 @@ enum Verb {
     Analyze(analyze::Arguments),
     /// Builds a small world on this machine, enforces policies in it and shows what happens.
     #[command(disable_help_flag = true)]
-    Demo(demo::Arguments),
+    Demo(neighbour::Rest),
+    /// Whether this node can run the datapath, and why not. Run it on the node, as root.
+    #[command(disable_help_flag = true)]
+    Check(neighbour::Rest),
 }
 
 fn main() -> ExitCode {
@@ -46,7 +51,8 @@ fn main() -> ExitCode {
         Verb::Explain(arguments) => explain::run(&arguments),
         Verb::Migrate(arguments) => migrate::run(&arguments),
         Verb::Analyze(arguments) => analyze::run(&arguments),
-        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Demo(rest) => demo::run(&rest),
+        Verb::Check(rest) => check::run(&rest),
     };
     result.unwrap_or_else(|error| {
         eprintln!("sluice: {error:#}");

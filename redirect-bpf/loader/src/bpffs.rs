@@ -91,6 +91,11 @@ impl Pins {
         })
     }
 
+    /// The same of a directory that need not be on a bpffs.
+    pub(crate) fn versions_at(root: &Path) -> Result<Vec<(u32, PathBuf)>, SetupError> {
+        Self { root: root.to_owned() }.versions()
+    }
+
     /// What loaders of any version pinned, and where.
     pub(crate) fn versions(&self) -> Result<Vec<(u32, PathBuf)>, SetupError> {
         let version = |path: &Path| path.file_name()?.to_str()?.strip_prefix('v')?.parse().ok();
@@ -164,7 +169,7 @@ fn create(path: &Path) -> Result<(), SetupError> {
         .map_err(SetupError::cannot(format!("create {}", path.display()), REMEDY))
 }
 
-fn is_bpffs(path: &Path) -> Result<bool, SetupError> {
+pub(crate) fn is_bpffs(path: &Path) -> Result<bool, SetupError> {
     let status = rustix::fs::statfs(path)
         .map_err(io::Error::from)
         .map_err(SetupError::cannot(format!("look at {}", path.display()), REMEDY))?;

@@ -21,7 +21,7 @@ const HANDLES: [u32; 2] = [OURS | ABI_VERSION << 4, OURS | ABI_VERSION << 4 | 1]
 const PODS: [&str; 2] = ["sluice/from_pod", "sluice/to_pod"];
 const SIDES: [Side; 2] = [Side::Ingress, Side::Egress];
 
-fn is_ours(filter: &Filter) -> bool {
+pub(crate) fn is_ours(filter: &Filter) -> bool {
     filter.handle & 0xffff_0000 == OURS && filter.priority == PRIORITY && filter.kind == "bpf"
 }
 

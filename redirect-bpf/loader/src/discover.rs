@@ -125,7 +125,7 @@ fn ends(netns: BorrowedFd<'_>, wanted: &HashSet<IpAddr>) -> io::Result<Vec<(IpAd
 }
 
 /// Every namespace under the directory but the node's own, each once.
-fn namespaces(node: BorrowedFd<'_>) -> io::Result<Vec<File>> {
+pub(crate) fn namespaces(node: BorrowedFd<'_>) -> io::Result<Vec<File>> {
     let entries = match fs::read_dir(DIRECTORY) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),

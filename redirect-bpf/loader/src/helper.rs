@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::sync::Once;
 
 /// What the loader knows the helper by.
-const ALIAS: &str = "sluice helper";
+pub(crate) const ALIAS: &str = "sluice helper";
 const OUTER_MAC: Mac = [0x02, 0x53, 0x4c, 0x55, 0x00, 0x01];
 const INNER_MAC: Mac = [0x02, 0x53, 0x4c, 0x55, 0x00, 0x02];
 /// Next hops that nobody has: the helper's outer end takes whatever is sent to them.

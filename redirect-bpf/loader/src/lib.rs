@@ -13,6 +13,7 @@ pub mod absent;
 mod attach;
 mod bpffs;
 mod census;
+pub mod check;
 mod clsact;
 mod counters;
 #[cfg(not(feature = "crash-points"))]

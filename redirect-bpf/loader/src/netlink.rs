@@ -42,6 +42,8 @@ const IFLA_MASTER: u16 = 10;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_IFALIAS: u16 = 20;
 const IFLA_NET_NS_FD: u16 = 28;
+const IFLA_XDP: u16 = 43;
+const IFLA_XDP_PROG_ID: u16 = 4;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -55,6 +57,7 @@ const NETNSA_FD: u16 = 3;
 const NDA_DST: u16 = 1;
 const NDA_LLADDR: u16 = 2;
 const NUD_PERMANENT: u16 = 0x80;
+const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_GATEWAY: u16 = 5;
 const RTA_METRICS: u16 = 8;
@@ -64,7 +67,9 @@ const RTN_UNICAST: u8 = 1;
 const RTN_LOCAL: u8 = 2;
 const RTNH_F_ONLINK: u32 = 4;
 const RTPROT_STATIC: u8 = 4;
+const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
+const IFA_F_NODAD: u8 = 2;
 const FRA_IIFNAME: u16 = 3;
 const FRA_PRIORITY: u16 = 6;
 const FRA_TABLE: u16 = 15;
@@ -95,6 +100,17 @@ pub(crate) struct Link {
     pub(crate) tunnel: Option<u16>,
     /// Whether it is switched on.
     pub(crate) up: bool,
+    /// The longest packet.
+    pub(crate) mtu: u32,
+    /// The kernel's number of its XDP program.
+    pub(crate) xdp: Option<u32>,
+}
+
+impl Link {
+    /// Whether it is a veth whose other end is in another namespace.
+    pub(crate) fn is_pods(&self) -> bool {
+        self.kind == "veth" && self.peer_nsid.is_some() && self.alias != crate::helper::ALIAS
+    }
 }
 
 /// One end of a veth to be made.
@@ -109,6 +125,8 @@ pub(crate) struct End<'a> {
 pub(crate) enum Way {
     /// Everything is local, in this table.
     LocalDefault { table: u32, device: u32 },
+    /// One address is behind a device.
+    Host { address: IpAddr, device: u32 },
     /// Everything goes to this next hop, which need not be on a network of the device.
     Default { via: IpAddr, device: u32, mtu: u32 },
 }
@@ -123,6 +141,13 @@ impl Netlink {
     pub(crate) fn open() -> io::Result<Self> {
         // NETLINK_ROUTE is protocol 0, the default.
         let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
+        Ok(Self { socket })
+    }
+
+    /// The same for netfilter's messages.
+    pub(crate) fn open_netfilter() -> io::Result<Self> {
+        let netfilter = Some(rustix::net::netlink::NETFILTER);
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, netfilter)?;
         Ok(Self { socket })
     }
 
@@ -188,6 +213,17 @@ impl Netlink {
         self.order(message)
     }
 
+    /// Gives a device an address of the world's, which is not asked for first.
+    pub(crate) fn add_global_address(&self, device: u32, address: IpAddr) -> io::Result<()> {
+        let length = if address.is_ipv6() { 128 } else { 32 };
+        let mut header = [family(address), length, IFA_F_NODAD, 0, 0, 0, 0, 0];
+        header[4..8].copy_from_slice(&device.to_ne_bytes());
+        let mut message = Message::new(RTM_NEWADDR, ACK | CREATE_OR_REPLACE).bytes(&header);
+        message.address(IFA_LOCAL, address);
+        message.address(IFA_ADDRESS, address);
+        self.order(message)
+    }
+
     /// Brings a device up.
     pub(crate) fn up(&self, index: u32) -> io::Result<()> {
         self.order(Message::new(RTM_NEWLINK, ACK).bytes(&link_header(index, IFF_UP, IFF_UP)))
@@ -221,6 +257,16 @@ impl Netlink {
                 header[7] = RTN_LOCAL;
                 let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_NEW).bytes(&header);
                 message.attribute(RTA_TABLE, &table.to_ne_bytes());
+                message.attribute(RTA_OIF, &device.to_ne_bytes());
+                is_new(self.order(message))
+            }
+            Way::Host { address, device } => {
+                header[1] = if v6 { 128 } else { 32 };
+                header[4] = 254;
+                header[6] = SCOPE_LINK;
+                header[7] = RTN_UNICAST;
+                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_NEW).bytes(&header);
+                message.address(RTA_DST, address);
                 message.attribute(RTA_OIF, &device.to_ne_bytes());
                 is_new(self.order(message))
             }
@@ -350,7 +396,7 @@ impl Message {
         self.attribute(kind, &bytes);
     }
 
-    fn address(&mut self, kind: u16, address: IpAddr) {
+    pub(crate) fn address(&mut self, kind: u16, address: IpAddr) {
         match address {
             IpAddr::V4(v4) => self.attribute(kind, &v4.octets()),
             IpAddr::V6(v6) => self.attribute(kind, &v6.octets()),
@@ -416,6 +462,11 @@ fn parse_link(body: &[u8]) -> Option<Link> {
             IFLA_IFNAME => link.name = text(value),
             IFLA_IFALIAS => link.alias = text(value),
             IFLA_LINK => link.peer = Some(number(value)).filter(|peer| *peer != 0),
+            IFLA_MTU => link.mtu = number(value),
+            IFLA_XDP => {
+                let program = attributes(value, 0).find(|xdp| xdp.0 == IFLA_XDP_PROG_ID);
+                link.xdp = program.map(|(_, id)| number(id)).filter(|id| *id != 0);
+            }
             IFLA_MASTER => link.master = Some(number(value)),
             IFLA_ADDRESS => link.mac = value.try_into().ok(),
             IFLA_LINK_NETNSID => link.peer_nsid = Some(number(value) as i32),

@@ -18,9 +18,14 @@ pub(crate) fn within<T: Send>(
     work: impl FnOnce() -> io::Result<T> + Send,
 ) -> io::Result<T> {
     on_a_thread(|| {
-        move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?;
+        enter(netns)?;
         work()
     })
+}
+
+/// Moves this thread for good.
+pub(crate) fn enter(netns: BorrowedFd<'_>) -> io::Result<()> {
+    Ok(move_into_link_name_space(netns, Some(LinkNameSpaceType::Network))?)
 }
 
 /// A new namespace, which lives as long as the descriptor or a socket or a process in it.
@@ -39,7 +44,8 @@ pub(crate) fn same(a: impl AsFd, b: impl AsFd) -> io::Result<bool> {
     Ok((a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
 }
 
-fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+/// Runs on a thread of its own, so that what is changed of it is changed of nothing else.
+pub(crate) fn on_a_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
     std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, work)?.join() {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),

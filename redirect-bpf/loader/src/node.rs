@@ -36,7 +36,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 /// The object is part of the binary; `cargo xtask build-bpf` makes it.
-static OBJECT: &[u8] = aya::include_bytes_aligned!("sluice.bpf.o");
+pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!("sluice.bpf.o");
 /// The mark, unless told otherwise: no bit that kube-proxy, Cilium or the AWS CNI use.
 pub const DEFAULT_MARK: u32 = 0x3011;
 /// Device names have 15 bytes, and the helper's ends add one letter.
@@ -535,7 +535,7 @@ fn pinned(pins: &Pins) -> Result<Vec<(&'static str, u32)>, SetupError> {
 }
 
 /// An error with its causes: the kernel's own word is the last of them.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
