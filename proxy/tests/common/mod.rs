@@ -3,6 +3,7 @@
 #![allow(dead_code, missing_docs, unreachable_pub)]
 
 pub mod http2;
+pub mod script;
 pub mod service;
 
 use sluice_policy::{
@@ -148,8 +149,12 @@ impl World {
     }
 
     pub async fn sampled(rules: &Rules, server: SocketAddr, sampler: Sampler) -> Self {
+        Self::on(rules, server, sampler, http2_path()).await
+    }
+
+    pub async fn on(rules: &Rules, server: SocketAddr, sampler: Sampler, http2: Http2) -> Self {
         let (sink, records) = Sink::new();
-        let proxy = Proxy::with(Dialer::Loopback(server), sink, sampler, http2_path());
+        let proxy = Proxy::with(Dialer::Loopback(server), sink, sampler, http2);
         proxy.state.swap(snapshot(1, rules));
         let listener = TcpListener::bind(SocketAddr::new(CART, 0)).await.expect("a free port");
         let at = listener.local_addr().expect("bound");

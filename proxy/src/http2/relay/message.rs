@@ -157,7 +157,7 @@ pub(super) fn request(lines: &[Line], end: bool) -> Result<Asked, Malformed> {
     }
     let hosts: Vec<HeaderValue> =
         fields.iter().filter(|(name, _)| name == HOST).map(|(_, value)| value.clone()).collect();
-    let odd = match settle(&uri, &hosts) {
+    let odd = match settle(&uri, &hosts, connect) {
         Ok(authority) => {
             rewrite.authority = authority;
             None
@@ -202,7 +202,7 @@ fn uri(pseudos: &Pseudos<'_>) -> Result<Uri, Malformed> {
 
 /// Makes sure that there is one host: `:authority` and `Host` must agree, and `Host` alone becomes `:authority`, which
 /// is returned (§8.3.1).
-fn settle(uri: &Uri, hosts: &[HeaderValue]) -> Result<Option<HeaderValue>, Refusal> {
+fn settle(uri: &Uri, hosts: &[HeaderValue], connect: bool) -> Result<Option<HeaderValue>, Refusal> {
     if uri.path_and_query().map_or(0, |target| target.as_str().len()) > TARGET_BYTES {
         return Err(Refusal::TargetTooLong);
     }
@@ -226,6 +226,10 @@ fn settle(uri: &Uri, hosts: &[HeaderValue]) -> Result<Option<HeaderValue>, Refus
     let host =
         host.filter(|host| is_authority(host.as_bytes())).ok_or(Refusal::Malformed("no :authority"))?;
     Authority::try_from(host.as_bytes()).map_err(|_| Refusal::Malformed("Host"))?;
+    // CONNECT has its target in `:authority` alone (§8.5).
+    if connect {
+        return Err(Refusal::Malformed("the target"));
+    }
     Ok(Some(host.clone()))
 }
 
@@ -251,7 +255,9 @@ pub(super) fn answer(lines: &[Line], end: bool, bare: bool) -> Result<Answered, 
         return Err(Malformed);
     }
     let bodiless = bare || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status);
-    let length = length(&fields)?.filter(|_| !bodiless && !status.is_informational());
+    let said = length(&fields)?;
+    // Whatever is said there is the length of a body that does not come (RFC 9110 §8.6).
+    let length = if bodiless { Some(0) } else { said.filter(|_| !status.is_informational()) };
     if end && length.is_some_and(|length| length > 0) {
         return Err(Malformed);
     }
