@@ -3,7 +3,7 @@
 use crate::agent::{self, Options};
 use crate::check::{self, Output};
 use clap::{Args, Parser, Subcommand};
-use sluice_redirect::{DEFAULT_MARK, EndpointLimits, Hooks, MAX_FLOWS, Node, NodeConfig};
+use sluice_redirect::{DEFAULT_MARK, EndpointLimits, Hooks, MAX_FLOWS, NodeConfig};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -30,7 +30,8 @@ enum Command {
     /// own, and changes nothing.
     #[command(after_help = check::EXIT_CODES)]
     Check(Check),
-    /// Take everything of ours off this node: hooks, maps, the helper device. Nothing is enforced afterwards.
+    /// Take everything of ours off this node: hooks, maps, the helper device, and with --state what is kept there.
+    /// Give it the options of `run`, and stop that first. Nothing is enforced afterwards.
     Uninstall(Uninstall),
     /// The process that reads strangers' bytes; started by `run`.
     #[command(hide = true)]
@@ -77,13 +78,9 @@ impl NodeArgs {
     }
 }
 
+/// Files that `run` makes.
 #[derive(Debug, Args)]
-struct Run {
-    #[command(flatten)]
-    node: NodeArgs,
-    /// Where control listens, as `unix:/run/sluice/control.sock`.
-    #[arg(long, value_name = "ADDRESS")]
-    control: String,
+struct Files {
     /// Keeps the last snapshot, to start with while control is away.
     #[arg(long, value_name = "DIR")]
     state: Option<PathBuf>,
@@ -91,6 +88,23 @@ struct Run {
     /// default `handover.sock` in the --state directory.
     #[arg(long, value_name = "SOCKET")]
     handover: Option<PathBuf>,
+}
+
+impl Files {
+    fn handover(&self) -> Option<PathBuf> {
+        self.handover.clone().or_else(|| Some(self.state.as_ref()?.join("handover.sock")))
+    }
+}
+
+#[derive(Debug, Args)]
+struct Run {
+    #[command(flatten)]
+    node: NodeArgs,
+    #[command(flatten)]
+    files: Files,
+    /// Where control listens, as `unix:/run/sluice/control.sock`.
+    #[arg(long, value_name = "ADDRESS")]
+    control: String,
     /// Writes one line of JSON per request or connection; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
@@ -136,6 +150,8 @@ struct Worker {
 struct Uninstall {
     #[command(flatten)]
     node: NodeArgs,
+    #[command(flatten)]
+    files: Files,
 }
 
 impl Cli {
@@ -156,13 +172,15 @@ impl Cli {
         match self.command {
             Command::Check(check) => return check::run(&check.config(), check.output),
             Command::Worker(Worker { patient }) => crate::worker::run(patient)?,
-            Command::Uninstall(Uninstall { node }) => Node::uninstall(&node.config())?,
+            Command::Uninstall(Uninstall { node, files }) => {
+                agent::uninstall(&node.config(), files.state.as_deref(), files.handover().as_deref())?;
+            }
             Command::Run(run) => agent::run(Options {
                 node: run.node.config(),
                 name: run.node.node,
                 control: run.control,
-                handover: run.handover.or_else(|| Some(run.state.as_ref()?.join("handover.sock"))),
-                state: run.state,
+                handover: run.files.handover(),
+                state: run.files.state,
                 records: run.records,
             })?,
         }

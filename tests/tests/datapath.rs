@@ -63,10 +63,14 @@ mod stress;
 mod strict;
 #[path = "datapath/translation.rs"]
 mod translation;
+#[path = "datapath/uninstall.rs"]
+mod uninstall;
 #[path = "datapath/upgrade.rs"]
 mod upgrade;
 #[path = "datapath/v2.rs"]
 mod v2;
+#[path = "datapath/whole.rs"]
+mod whole;
 
 #[path = "datapath/table.rs"]
 mod table;
@@ -99,6 +103,7 @@ fn main() -> ExitCode {
         node::tests(),
         crash::tests(),
         upgrade::tests(),
+        uninstall::tests(),
         fragments::tests(),
         services::tests(),
         events::tests(),

@@ -25,6 +25,9 @@ mod storm;
 // What kube-proxy writes is the same for both.
 #[path = "datapath/translation.rs"]
 mod translation;
+// And so is what is left of a node.
+#[path = "datapath/whole.rs"]
+mod whole;
 
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::take_down_all;

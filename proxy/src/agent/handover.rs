@@ -7,6 +7,7 @@
 //!
 //! Both are root's, on one node. Knows nothing of rows or of workers.
 
+use super::store::gone;
 use crate::channel::{self, Receiver, Sender};
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -80,11 +81,8 @@ impl Door {
     /// # Errors
     /// What the kernel says.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
-        let draft = path.with_extension("new");
-        match fs::remove_file(&draft) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        let draft = draft(path);
+        gone(fs::remove_file(&draft))?;
         let listener = UnixListener::bind(&draft)?;
         fs::set_permissions(&draft, fs::Permissions::from_mode(0o600))?;
         fs::rename(&draft, path)?;
@@ -107,6 +105,19 @@ impl Door {
         // The file is ours as long as it leads to us.
         let _ = fs::remove_file(self.path);
     }
+}
+
+/// The door's name until it is open.
+fn draft(path: &Path) -> PathBuf {
+    path.with_extension("new")
+}
+
+/// Removes the door that an agent left which ended without closing it.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn remove(path: &Path) -> io::Result<()> {
+    gone(fs::remove_file(path)).and_then(|()| gone(fs::remove_file(draft(path))))
 }
 
 fn is_ours(line: &UnixStream) -> bool {

@@ -48,6 +48,21 @@ pub struct Options {
     pub handover: Option<PathBuf>,
 }
 
+/// Takes everything of ours off the node: what the loader holds in the kernel, and the files of `run`.
+///
+/// # Errors
+/// If an agent runs, or with what stays.
+pub fn uninstall(node: &NodeConfig, state: Option<&Path>, handover: Option<&Path>) -> anyhow::Result<()> {
+    Node::uninstall(node)?;
+    if let Some(path) = handover {
+        handover::remove(path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    if let Some(path) = state {
+        store::remove(path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
 /// Snapshots that wait to be applied; control sends the newest, and the next one only after it.
 const SNAPSHOTS: usize = 2;
 

@@ -6,6 +6,34 @@ use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+/// The snapshot's file, and its name until it is whole.
+const SNAPSHOT: &str = "snapshot";
+const DRAFT: &str = "snapshot.new";
+
+/// Removes what is kept in a directory, and the directory unless there is something else in it.
+///
+/// # Errors
+/// What the kernel says.
+pub(super) fn remove(directory: &Path) -> io::Result<()> {
+    [SNAPSHOT, DRAFT].iter().try_for_each(|name| gone(fs::remove_file(directory.join(name))))?;
+    match fs::remove_dir(directory) {
+        Err(error)
+            if matches!(error.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy) =>
+        {
+            Ok(())
+        }
+        done => gone(done),
+    }
+}
+
+/// What is gone already is as good.
+pub(super) fn gone(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
 /// A directory with one snapshot.
 #[derive(Clone, Debug)]
 pub(super) struct Store {
@@ -23,7 +51,7 @@ impl Store {
     }
 
     fn path(&self) -> PathBuf {
-        self.directory.join("snapshot")
+        self.directory.join(SNAPSHOT)
     }
 
     /// The snapshot, if there is a whole one.
@@ -50,7 +78,7 @@ impl Store {
     /// # Errors
     /// What the kernel says.
     pub(super) fn save(&self, bytes: &[u8]) -> io::Result<()> {
-        let draft = self.directory.join("snapshot.new");
+        let draft = self.directory.join(DRAFT);
         let mut file =
             fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&draft)?;
         file.write_all(bytes)?;
@@ -77,5 +105,14 @@ mod tests {
         assert_eq!(store.load().map(|snapshot| snapshot.generation), Some(7));
         store.save(&bytes[..bytes.len() - 1]).expect("saved");
         assert!(store.load().is_none());
+        // Somebody else's file stays, and its directory with it.
+        let other = store.directory.join("notes");
+        fs::write(&other, "mine").expect("written");
+        remove(&store.directory).expect("removed");
+        assert!(!store.path().exists() && other.exists());
+        fs::remove_file(other).expect("removed");
+        remove(&store.directory).expect("removed");
+        assert!(!store.directory.exists());
+        remove(&store.directory).expect("twice is no error");
     }
 }

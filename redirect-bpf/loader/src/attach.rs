@@ -13,6 +13,7 @@ use aya::programs::{ProgramError, SchedClassifier, TcAttachType};
 use rustix::io::Errno;
 use sluice_bpf_abi::{ABI_VERSION, program};
 use std::collections::HashSet;
+use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -75,6 +76,8 @@ pub(crate) fn attach_unpinned(
 ) -> Result<(), SetupError> {
     let classifier = classifier(ebpf, name)?;
     if hooks == Hooks::Clsact {
+        // The device is ours, and the qdisc goes with it.
+        clsact::add_qdisc(index).map_err(|error| attach_error(name, device, &error))?;
         return filter(classifier, name, index, device, side);
     }
     classifier
@@ -113,6 +116,7 @@ pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins, hooks: Hooks) -> Result<()
 pub(crate) fn devices(pins: &Pins) -> Result<HashSet<u32>, SetupError> {
     let links = Pins::list(&pins.links())?;
     let mut devices = filtered()?;
+    devices.extend(pins.noted_qdiscs()?);
     devices.extend(links.iter().filter_map(|path| parse(path)).map(|pin| pin.device));
     Ok(devices)
 }
@@ -140,7 +144,10 @@ pub(crate) fn attach(
         }
         changed = true;
         match hooks {
-            Hooks::Clsact => filter(classifier, hook, index, device, side)?,
+            Hooks::Clsact => {
+                qdisc(pins, hook, (index, device))?;
+                filter(classifier, hook, index, device, side)?;
+            }
             _ => link(classifier, pins, hook, (index, device), side)?,
         }
         let first = is_first(classifier, hooks, hook, (index, device), side)?;
@@ -242,6 +249,19 @@ fn reload(
     Ok(())
 }
 
+/// Gives a device its qdisc, unless it has one; and notes that it is ours, unless it is another's.
+fn qdisc(pins: &Pins, hook: &'static str, (index, device): (u32, &str)) -> Result<(), SetupError> {
+    let failed = |error: io::Error| attach_error(hook, device, &error);
+    if clsact::has_qdisc(index).map_err(failed)? {
+        return Ok(());
+    }
+    pins.note_qdisc(index)?;
+    crash::point("note a qdisc");
+    clsact::add_qdisc(index).map_err(failed)?;
+    crash::point("make a qdisc");
+    Ok(())
+}
+
 fn filter(
     classifier: &SchedClassifier,
     hook: &'static str,
@@ -259,12 +279,24 @@ fn filter(
 /// Takes both hooks off a device. The thread must be in the node's namespace.
 pub(crate) fn detach(pins: &Pins, index: u32) -> Result<(), SetupError> {
     detach_links(pins, index)?;
-    detach_filters(index)
+    detach_filters(pins, index)
+}
+
+/// Forgets what was noted of devices that are gone: their numbers may be others' by and by. The thread must be in the
+/// node's namespace.
+pub(crate) fn forget_gone(pins: &Pins) -> Result<(), SetupError> {
+    let noted = pins.noted_qdiscs()?;
+    if noted.is_empty() {
+        return Ok(());
+    }
+    let there = clsact::all_devices()
+        .map_err(SetupError::cannot("list the node's devices", "CAP_NET_ADMIN is needed"))?;
+    noted.difference(&there).try_for_each(|device| pins.forget_qdisc(*device))
 }
 
 /// Takes what is attached the other way off a device.
 pub(crate) fn detach_others(pins: &Pins, hooks: Hooks, index: u32) -> Result<(), SetupError> {
-    if hooks == Hooks::Clsact { detach_links(pins, index) } else { detach_filters(index) }
+    if hooks == Hooks::Clsact { detach_links(pins, index) } else { detach_filters(pins, index) }
 }
 
 fn detach_links(pins: &Pins, index: u32) -> Result<(), SetupError> {
@@ -277,15 +309,19 @@ fn detach_links(pins: &Pins, index: u32) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn detach_filters(index: u32) -> Result<(), SetupError> {
-    match clsact::detach(index) {
+fn detach_filters(pins: &Pins, index: u32) -> Result<(), SetupError> {
+    let noted = pins.noted_qdiscs()?.contains(&index);
+    let gone = match clsact::detach(index, noted) {
         // The device is gone, and its filters with it.
-        Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
+        Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(true),
         other => other.map_err(SetupError::cannot(
             format!("take the filters off device {index}"),
             "CAP_NET_ADMIN is needed",
         )),
-    }
+    };
+    crash::point("detach the filters");
+    // Where somebody else has a filter in our qdisc by now, it stays ours, and goes when theirs have.
+    if gone? { pins.forget_qdisc(index) } else { Ok(()) }
 }
 
 fn replace(classifier: &mut SchedClassifier, path: &Path) -> Result<(), Box<dyn std::error::Error>> {

@@ -102,20 +102,45 @@ impl Pins {
         Ok(Self::list(&self.root)?.into_iter().filter_map(|path| Some((version(&path)?, path))).collect())
     }
 
-    /// Removes every pin of every version, and the bpffs if we mounted it.
-    pub(crate) fn remove(root: &Path) -> Result<(), SetupError> {
-        if !root.exists() || !is_bpffs(root)? {
+    /// What is there already; nothing where there is no bpffs, and so no pin.
+    pub(crate) fn existing(root: &Path) -> Result<Option<Self>, SetupError> {
+        Ok((root.exists() && is_bpffs(root)?).then(|| Self { root: root.to_owned() }))
+    }
+
+    /// The directory that everything is in.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Removes every pin of every version.
+    pub(crate) fn remove(&self) -> Result<(), SetupError> {
+        self.versions()?.iter().try_for_each(|(_, directory)| remove_version(directory))
+    }
+
+    /// Removes the bpffs if we mounted it, and the directory unless there is something else in it, or on it.
+    pub(crate) fn remove_root(root: &Path) -> Result<(), SetupError> {
+        if !root.exists() {
             return Ok(());
         }
-        let pins = Self { root: root.to_owned() };
-        pins.versions()?.iter().try_for_each(|(_, directory)| remove_version(directory))?;
-        let ours = Self::list(root)?.iter().all(|path| PRELOADED.iter().any(|name| path.ends_with(name)));
-        if ours && is_our_mount(root) {
-            unmount(root, UnmountFlags::DETACH)
-                .map_err(io::Error::from)
-                .map_err(SetupError::cannot(format!("unmount {}", root.display()), REMEDY))?;
+        if is_bpffs(root)? {
+            let ours = Self::list(root)?.iter().all(|path| PRELOADED.iter().any(|name| path.ends_with(name)));
+            if ours && is_our_mount(root) {
+                unmount(root, UnmountFlags::DETACH)
+                    .map_err(io::Error::from)
+                    .map_err(SetupError::cannot(format!("unmount {}", root.display()), REMEDY))?;
+            }
         }
-        Ok(())
+        match fs::remove_dir(root) {
+            Err(source)
+                if !matches!(
+                    source.kind(),
+                    io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::ResourceBusy
+                ) =>
+            {
+                Err(SetupError::Pin { what: "remove", path: root.to_owned(), source })
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -157,11 +182,12 @@ pub(crate) fn rename(from: &Path, to: &Path) -> Result<(), SetupError> {
     fs::rename(from, to).map_err(|source| SetupError::Pin { what: "rename", path: from.to_owned(), source })
 }
 
-fn remove_directory(path: &Path) -> Result<(), SetupError> {
+pub(crate) fn remove_directory(path: &Path) -> Result<(), SetupError> {
     fs::remove_dir(path).map_err(|source| SetupError::Pin { what: "remove", path: path.to_owned(), source })
 }
 
-fn create(path: &Path) -> Result<(), SetupError> {
+/// Makes a directory that nobody else looks into, with those above it.
+pub(crate) fn create(path: &Path) -> Result<(), SetupError> {
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)

@@ -39,7 +39,6 @@ pub(crate) fn first(device: u32, side: Side) -> io::Result<Option<Filter>> {
 /// Puts a program before whatever else judges there; one of ours that is there goes after.
 pub(crate) fn attach(device: u32, side: Side, program: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     let netlink = Netlink::open()?;
-    netlink.add_clsact(device)?;
     let there = netlink.filters(device, side)?;
     let first = there.first().filter(|filter| is_ours(filter) && HANDLES.contains(&filter.handle));
     let taken = |handle: &u32| there.iter().any(|filter| is_ours(filter) && filter.handle == *handle);
@@ -73,19 +72,37 @@ pub(crate) fn devices() -> io::Result<HashSet<u32>> {
     Ok(found)
 }
 
-/// Takes every filter of ours off a device, and the qdisc if nobody else has a filter there.
-pub(crate) fn detach(device: u32) -> io::Result<()> {
+/// Whether a device has the qdisc that filters of both sides are in, whoever made it.
+pub(crate) fn has_qdisc(device: u32) -> io::Result<bool> {
+    Netlink::open()?.has_clsact(device)
+}
+
+/// Gives a device that qdisc.
+pub(crate) fn add_qdisc(device: u32) -> io::Result<()> {
+    Netlink::open()?.add_clsact(device)
+}
+
+/// Takes every filter of ours off a device, and the qdisc too if it is `ours` and nobody else has a filter there;
+/// whether it is gone.
+pub(crate) fn detach(device: u32, ours: bool) -> io::Result<bool> {
     let netlink = Netlink::open()?;
-    let (mut ours, mut others) = (0, 0);
+    let mut others = 0;
     for side in SIDES {
         for filter in netlink.filters(device, side)? {
             if is_ours(&filter) {
                 netlink.remove_filter(device, side, (filter.priority, filter.handle))?;
-                ours += 1;
             } else {
                 others += 1;
             }
         }
     }
-    if ours > 0 && others == 0 { netlink.remove_clsact(device) } else { Ok(()) }
+    if ours && others == 0 && netlink.has_clsact(device)? {
+        netlink.remove_clsact(device)?;
+    }
+    Ok(!netlink.has_clsact(device)?)
+}
+
+/// The devices there are.
+pub(crate) fn all_devices() -> io::Result<HashSet<u32>> {
+    Ok(Netlink::open()?.links()?.into_iter().map(|link| link.index).collect())
 }

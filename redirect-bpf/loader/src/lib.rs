@@ -14,6 +14,7 @@ mod attach;
 mod bpffs;
 mod census;
 pub mod check;
+mod claims;
 mod clsact;
 mod counters;
 #[cfg(not(feature = "crash-points"))]

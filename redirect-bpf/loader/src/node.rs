@@ -2,6 +2,7 @@
 
 use crate::attach::{self, Hooks};
 use crate::bpffs::Pins;
+use crate::claims::Claim;
 use crate::clsact;
 use crate::counters::Counters;
 use crate::crash;
@@ -135,6 +136,8 @@ pub struct Node {
     pub(crate) epoch: Option<u64>,
     /// The devices that have hooks by that.
     pub(crate) hooked: Vec<u32>,
+    /// Last, so that nobody takes everything away while any of it is in use.
+    _claim: Claim,
 }
 
 impl Node {
@@ -173,6 +176,8 @@ impl Node {
         let netns =
             netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
         let pins = Pins::open(&config.bpffs, config.roll_back)?;
+        let _claim = Claim::shared(pins.root())?;
+        crash::point("make the directories");
         let before = Before::look(&pins)?;
         let mut ebpf = load(&pins, config.flows)?;
         let maps = Maps::take(&mut ebpf)?;
@@ -181,7 +186,8 @@ impl Node {
         let helper = helper(&config.name, netns.as_fd())?;
         crash::point("set the helper up");
         let (book, epoch, hooked) = (Arc::default(), None, Vec::new());
-        let mut node = Self { config, netns, pins, before, ebpf, maps, helper, book, pinned, epoch, hooked };
+        let mut node =
+            Self { config, netns, pins, before, ebpf, maps, helper, book, pinned, epoch, hooked, _claim };
         node.attach_helper()?;
         crash::point("attach the helper's hooks");
         node.limit()?;
@@ -297,6 +303,7 @@ impl Node {
     fn let_go(&self, old: impl Fn(u32) -> bool + Send + Sync) -> Vec<String> {
         let pins = &self.pins;
         let work = || -> Result<Vec<SetupError>, SetupError> {
+            attach::forget_gone(pins)?;
             let devices = attach::devices(pins)?.into_iter().filter(|device| old(*device));
             Ok(devices.filter_map(|device| attach::detach(pins, device).err()).collect())
         };
@@ -343,21 +350,46 @@ impl Node {
         helper::remove(&self.config.name, self.netns.as_fd())
     }
 
-    /// Removes every pin, link and device. The node's network namespace is that of this thread.
+    /// Takes everything of ours off the node: hooks, pins of every version, what is noted beside them, the helper, and
+    /// the bpffs if we mounted it. What somebody else made stays as it is, and a qdisc of ours does where somebody else
+    /// has a filter in it. Nothing that ran before is needed; what an earlier attempt left is taken away as well. The
+    /// node's network namespace is that of this thread.
     ///
     /// # Errors
-    /// Says what stays.
+    /// If an agent still runs. Otherwise says what stays.
     pub fn uninstall(config: &NodeConfig) -> Result<(), SetupError> {
         check(config)?;
         let netns =
             netns::current().map_err(SetupError::cannot("open /proc/thread-self/ns/net", "mount /proc"))?;
-        let filters = || -> io::Result<()> { clsact::devices()?.into_iter().try_for_each(clsact::detach) };
+        let pins = Pins::existing(&config.bpffs)?;
+        let claim = pins.as_ref().map(|pins| Claim::whole(pins.root())).transpose()?;
+        let none = HashSet::new;
+        let noted = pins.as_ref().map_or_else(|| Ok(none()), Pins::noted_qdiscs)?;
+        let filters = || -> io::Result<()> {
+            let there = clsact::all_devices()?;
+            let devices: HashSet<u32> = clsact::devices()?.union(&noted).copied().collect();
+            devices.intersection(&there).try_for_each(|device| {
+                match clsact::detach(*device, noted.contains(device)) {
+                    // It has gone meanwhile.
+                    Err(error) if error.raw_os_error() == Some(Errno::NODEV.raw_os_error()) => Ok(()),
+                    done => done.map(drop),
+                }
+            })
+        };
         netns::within(netns.as_fd(), filters).map_err(SetupError::cannot(
             "take the filters off the node's devices",
             "CAP_NET_ADMIN is needed",
         ))?;
-        Pins::remove(&config.bpffs)?;
-        helper::remove(&config.name, netns.as_fd())
+        crash::point("take the filters away");
+        if let Some(pins) = pins {
+            pins.remove()?;
+            crash::point("remove the pins");
+            pins.forget_all()?;
+        }
+        helper::remove(&config.name, netns.as_fd())?;
+        crash::point("remove the helper");
+        drop(claim);
+        Pins::remove_root(&config.bpffs)
     }
 
     /// The device of an endpoint. One that cannot be found keeps the device that the generation in force

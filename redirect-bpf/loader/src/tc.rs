@@ -9,6 +9,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 
 const RTM_NEWQDISC: u16 = 36;
 const RTM_DELQDISC: u16 = 37;
+const RTM_GETQDISC: u16 = 38;
 const RTM_NEWTFILTER: u16 = 44;
 const RTM_DELTFILTER: u16 = 45;
 const RTM_GETTFILTER: u16 = 46;
@@ -65,6 +66,19 @@ impl Netlink {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             other => other,
         }
+    }
+
+    /// Whether a device has a clsact qdisc.
+    pub(crate) fn has_clsact(&self, device: u32) -> io::Result<bool> {
+        let mut found = false;
+        let message = Message::new(RTM_GETQDISC, DUMP).bytes(&header(device, 0, 0, 0));
+        // The kernel tells of every device, whichever is asked for.
+        self.ask(message, |body| {
+            let here = body.get(4..8).is_some_and(|index| number(index) == device);
+            let kind = attributes(body, HEADER).find(|(kind, _)| *kind == TCA_KIND);
+            found |= here && kind.is_some_and(|(_, kind)| text(kind) == "clsact");
+        })?;
+        Ok(found)
     }
 
     /// Takes the clsact qdisc of a device away, with every filter of it.

@@ -17,7 +17,7 @@ use sluice_tests::{Pod, PodSpec};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -275,30 +275,8 @@ impl Stage {
 
     /// Starts the victim; what it died after, or nothing if it came to its end.
     fn child(&self, step: usize) -> Result<Option<String>> {
-        let order = self.rig.world.dir().join("order");
-        let snapshot = self.rig.world.dir().join("snapshot");
-        std::fs::write(&snapshot, sluice_wire::to_bytes(&self.after))?;
-        let config = self.rig.config("n1");
-        let netns = self.rig.world.node("n1").netns.path();
-        let lines = [
-            netns.display().to_string(),
-            config.name,
-            config.bpffs.display().to_string(),
-            config.listen_port.to_string(),
-            snapshot.display().to_string(),
-            step.to_string(),
-            format!("{:?}", self.case.hooks),
-        ];
-        std::fs::write(&order, lines.join("\n"))?;
-        let mut command = Command::new("/proc/self/exe");
-        command.env(ORDER, &order).stdin(Stdio::null());
-        let output = command.output().context("start the victim")?;
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        match (output.status.success(), output.status.signal()) {
-            (true, _) => Ok(None),
-            (_, Some(9)) if said.contains("dies after") => Ok(Some(said)),
-            _ => bail!("the victim failed: {said}"),
-        }
+        let config = NodeConfig { hooks: self.case.hooks, ..self.rig.config("n1") };
+        Victim::with(&self.rig, &config, &self.after)?.die(step)
     }
 
     /// The place of a probe's server among them.
@@ -402,6 +380,57 @@ impl Stage {
     }
 }
 
+/// A process of its own that opens a node and puts a snapshot in force, or takes everything away, and dies on the way.
+pub(crate) struct Victim {
+    order: PathBuf,
+    lines: Vec<String>,
+}
+
+impl Victim {
+    /// On `n1` of a rig, to be opened with this, by these rules.
+    pub(crate) fn new(rig: &Rig, config: &NodeConfig, lines: &[Line]) -> Result<Self> {
+        Self::with(rig, config, &rules::snapshot(&rig.world, "n1", 2, lines))
+    }
+
+    fn with(rig: &Rig, config: &NodeConfig, snapshot: &Snapshot) -> Result<Self> {
+        let place = rig.world.dir().join("snapshot");
+        std::fs::write(&place, sluice_wire::to_bytes(snapshot))?;
+        let lines = vec![
+            rig.world.node("n1").netns.path().display().to_string(),
+            config.name.clone(),
+            config.bpffs.display().to_string(),
+            config.listen_port.to_string(),
+            place.display().to_string(),
+            format!("{:?}", config.hooks),
+        ];
+        Ok(Self { order: rig.world.dir().join("order"), lines })
+    }
+
+    /// Lets it die at a step of opening and applying; what it died after, or nothing if it came to its end.
+    pub(crate) fn die(&mut self, step: usize) -> Result<Option<String>> {
+        self.start("open", step)
+    }
+
+    /// The same of taking everything away.
+    pub(crate) fn uninstall(&mut self, step: usize) -> Result<Option<String>> {
+        self.start("uninstall", step)
+    }
+
+    fn start(&self, what: &str, step: usize) -> Result<Option<String>> {
+        let order = [&self.lines[..], &[step.to_string(), what.to_owned()]].concat();
+        std::fs::write(&self.order, order.join("\n"))?;
+        let mut command = Command::new("/proc/self/exe");
+        command.env(ORDER, &self.order).stdin(Stdio::null());
+        let output = command.output().context("start the victim")?;
+        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        match (output.status.success(), output.status.signal()) {
+            (true, _) => Ok(None),
+            (_, Some(9)) if said.contains("dies after") => Ok(Some(said)),
+            _ => bail!("the victim failed: {said}"),
+        }
+    }
+}
+
 /// What the victim does.
 pub(crate) fn child(order: &Path) -> ExitCode {
     match obey(order) {
@@ -415,7 +444,7 @@ pub(crate) fn child(order: &Path) -> ExitCode {
 
 fn obey(order: &Path) -> Result<()> {
     let text = std::fs::read_to_string(order)?;
-    let [netns, name, bpffs, port, snapshot, step, hooks] = text.lines().collect::<Vec<_>>()[..] else {
+    let [netns, name, bpffs, port, snapshot, hooks, step, what] = text.lines().collect::<Vec<_>>()[..] else {
         bail!("an order of other lines: {text}");
     };
     let snapshot = sluice_wire::from_bytes(&std::fs::read(snapshot)?)?;
@@ -424,6 +453,9 @@ fn obey(order: &Path) -> Result<()> {
     let hooks = if hooks == "Clsact" { Hooks::Clsact } else { Hooks::Tcx };
     let config = NodeConfig { hooks, ..NodeConfig::new(name, bpffs, port.parse()?) };
     sluice_redirect::crash::arm(step.parse()?);
+    if what == "uninstall" {
+        return Ok(Node::uninstall(&config)?);
+    }
     let applied = Node::open(config)?.apply(&snapshot)?;
     ensure!(applied.missing.is_empty() && applied.problems.is_empty(), "{applied:?}");
     Ok(())

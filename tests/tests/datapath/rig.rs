@@ -37,6 +37,13 @@ impl Rig {
 
     /// Two nodes as told, our loader on `n1`.
     pub(crate) fn among(nodes: WorldBuilder) -> Result<Self> {
+        let mut rig = Self::bare(nodes)?;
+        rig.open("n1")?;
+        Ok(rig)
+    }
+
+    /// Two nodes as told, nothing of ours on them.
+    pub(crate) fn bare(nodes: WorldBuilder) -> Result<Self> {
         let world = nodes
             .pod(PodSpec::new("n1", "a/client"))
             .pod(PodSpec::new("n1", "a/server"))
@@ -44,9 +51,7 @@ impl Rig {
             .pod(PodSpec::new("n2", "b/remote"))
             .outside(OUTSIDE, OUTSIDE_V4, OUTSIDE_V6)
             .build()?;
-        let mut rig = Self { nodes: BTreeMap::new(), world, generation: 0 };
-        rig.open("n1")?;
-        Ok(rig)
+        Ok(Self { nodes: BTreeMap::new(), world, generation: 0 })
     }
 
     /// What a node is opened with.

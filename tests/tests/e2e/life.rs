@@ -2,6 +2,7 @@
 
 use crate::NEEDS;
 use crate::requests::check_l4;
+use crate::whole::{Objects, Whole};
 use anyhow::{Context, Result, ensure};
 use libtest_mimic::Trial;
 use serde_json::Value;
@@ -11,7 +12,7 @@ use sluice_tests::harness;
 use sluice_tests::peer::{Ask, Version, grpc_client, http_client, raw_client};
 use sluice_tests::proto::shop::WatchCartRequest;
 use sluice_tests::scene::{CART, Scene};
-use sluice_tests::world::{Family, eventually};
+use sluice_tests::world::{Family, binary, eventually};
 use std::time::Duration;
 
 pub(crate) fn tests() -> Vec<Trial> {
@@ -22,6 +23,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         harness::test("control stopped: what is in force stays", NEEDS, control_stopped),
         harness::test("an address that changes hands", NEEDS, address_changes_hands),
         harness::test("a stream ends with its permission", NEEDS, stream_is_revoked),
+        harness::test("uninstall: nothing is left of a proxy that was killed", NEEDS, uninstalled),
     ]
 }
 
@@ -200,4 +202,43 @@ fn stream_is_revoked() -> Result<()> {
         ensure!(status.code() == tonic::Code::PermissionDenied, "{status:?}");
         Ok(())
     })
+}
+
+/// The command that an operator has. What was there before any of it is what is there after.
+fn uninstalled() -> Result<()> {
+    let world = Scene::build()?;
+    let (node, prefix) = (world.node("n2").clone(), world.prefix().to_owned());
+    let state = world.dir().join("state-n2");
+    let places = [node.bpffs.clone(), state.clone()];
+    let before = Whole::of(&node.netns, &places, &prefix)?;
+    let mut scene = Scene::start_in(world, &[], CART)?;
+    let target = scene.address("shop/cart", Family::V4, 8080);
+    let status =
+        |scene: &Scene, method: &str| scene.status("shop/frontend", target, Ask::new(method, "/items"), SOON);
+    ensure!(status(&scene, "GET")? == Some(200) && status(&scene, "DELETE")? == Some(403), "not in force");
+    check_l4(&scene)?;
+    let uninstall = || -> Result<std::process::Output> {
+        let mut command = node.netns.command(binary("sluice-proxy")?);
+        command.args(["uninstall", "--node", "n2", "--bpffs"]).arg(&node.bpffs).arg("--state").arg(&state);
+        Ok(command.output()?)
+    };
+    // Not from under an agent that runs, which would put it back.
+    let refused = uninstall()?;
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    ensure!(!refused.status.success() && said.contains("stop it first"), "{refused:?}");
+    ensure!(status(&scene, "GET")? == Some(200) && status(&scene, "DELETE")? == Some(403), "it was harmed");
+    let version = std::fs::read_dir(&node.bpffs)?.flatten().map(|entry| entry.path().join("maps"));
+    let maps = version.filter(|maps| maps.exists()).last().context("nothing is pinned")?;
+    let objects = Objects::of(&node.netns, &maps)?;
+    scene.cluster.take_proxy("n2")?.kill()?;
+    let done = uninstall()?;
+    ensure!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    let mut changes = Vec::new();
+    eventually("everything is as it was", SOON, || {
+        changes = Whole::of(&node.netns, &places, &prefix)?.since(&before);
+        Ok(changes.is_empty() && objects.alive() == Objects::default())
+    })
+    .with_context(|| format!("{changes:#?} {:?}", objects.alive()))?;
+    ensure!(status(&scene, "DELETE")? == Some(200), "something is still enforced");
+    Ok(())
 }
