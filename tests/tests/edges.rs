@@ -16,6 +16,7 @@ const EDGES: &[(&str, &[&str])] = &[
     ("sluice-wire", &["sluice-policy"]),
     ("sluice-compile", &["sluice-policy", "sluice-crd"]),
     ("sluice-bpf", &["sluice-bpf-abi"]),
+    ("sluice-bpf-trials", &[]),
     ("sluice-redirect", &["sluice-policy", "sluice-bpf-abi"]),
     ("sluice-cni", &["sluice-wire"]),
     ("sluice-proxy", &["sluice-policy", "sluice-wire", "sluice-redirect"]),
@@ -79,10 +80,10 @@ fn text(value: &Value) -> &str {
 
 /// Our crates with what each names of ours, in the workspace and in the programs beside it.
 fn named() -> BTreeMap<String, BTreeSet<String>> {
-    let workspace = metadata(&["--no-deps"]);
-    let programs = metadata(&["--no-deps", "--manifest-path", "redirect-bpf/programs/Cargo.toml"]);
+    let of = |manifest| metadata(&["--no-deps", "--manifest-path", manifest]);
+    let all = ["Cargo.toml", "redirect-bpf/programs/Cargo.toml", "redirect-bpf/trials/Cargo.toml"].map(of);
     let mut named = BTreeMap::new();
-    for package in list(&workspace["packages"]).chain(list(&programs["packages"])) {
+    for package in all.iter().flat_map(|metadata| list(&metadata["packages"])) {
         // What has a path is ours: nothing of others is in the checkout.
         let ours = list(&package["dependencies"]).filter(|dependency| dependency["path"].is_string());
         let ours = ours.map(|dependency| text(&dependency["name"]).to_owned()).collect();

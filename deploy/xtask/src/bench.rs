@@ -2,6 +2,7 @@
 //!
 //! Builds them with optimisations, in cargo's own profile for that. Knows nothing of what is measured.
 
+use crate::bpf;
 use crate::place::Place;
 use crate::setup::{self, Machine};
 use crate::step;
@@ -16,11 +17,21 @@ const DOCUMENT: &str = "docs/performance.md";
 pub(crate) enum What {
     /// The eBPF datapath, beside nothing and beside nftables
     Datapath,
+    /// The two places for the proxy's sockets: a network namespace of its own, and the node's
+    Arrangements,
+    /// The proxy's two legs joined in the kernel, beside ways of copying
+    Sockmap,
+}
+
+impl What {
+    /// As it is typed.
+    fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
 }
 
 /// Measures, prints, and writes where it is asked to.
 pub(crate) fn run(place: &Place, what: What, write: bool) -> anyhow::Result<()> {
-    let What::Datapath = what;
     if !setup::is_root() {
         bail!("the benchmark creates network namespaces and loads eBPF programs: run it as root");
     }
@@ -29,7 +40,11 @@ pub(crate) fn run(place: &Place, what: What, write: bool) -> anyhow::Result<()> 
     }
     let bench = ["bench", "--locked", "--package", "sluice-redirect", "--bench", "datapath"];
     step::command("building with optimisations", place.cargo(&bench).arg("--no-run"))?;
-    let output = place.cargo(&bench).stderr(std::process::Stdio::inherit()).output()?;
+    let mut run = place.cargo(&bench);
+    if what != What::Datapath {
+        run.env("SLUICE_TRIALS", bpf::trials(place)?).args(["--", &what.name()]);
+    }
+    let output = run.stderr(std::process::Stdio::inherit()).output()?;
     let tables = String::from_utf8(output.stdout).context("the tables are text")?;
     print!("{tables}");
     if !output.status.success() {
@@ -38,17 +53,16 @@ pub(crate) fn run(place: &Place, what: What, write: bool) -> anyhow::Result<()> 
     if write {
         let path = place.root.join(DOCUMENT);
         let text = std::fs::read_to_string(&path).with_context(|| format!("read {DOCUMENT}"))?;
-        std::fs::write(&path, replaced(&text, tables.trim())?)
+        std::fs::write(&path, replaced(&text, tables.trim(), &what.name())?)
             .with_context(|| format!("write {DOCUMENT}"))?;
     }
     Ok(())
 }
 
 /// The document with other tables between its marks.
-fn replaced(text: &str, tables: &str) -> anyhow::Result<String> {
-    const MARKS: [&str; 2] = ["<!-- cargo xtask bench datapath --write -->", "<!-- end -->"];
-    let [begin, end] = MARKS;
-    let (before, rest) = text.split_once(begin).with_context(|| format!("{DOCUMENT} has no {begin}"))?;
+fn replaced(text: &str, tables: &str, what: &str) -> anyhow::Result<String> {
+    let (begin, end) = (format!("<!-- cargo xtask bench {what} --write -->"), "<!-- end -->");
+    let (before, rest) = text.split_once(&begin).with_context(|| format!("{DOCUMENT} has no {begin}"))?;
     let (_, after) = rest.split_once(end).with_context(|| format!("{DOCUMENT} has no {end} after it"))?;
     Ok(format!("{before}{begin}\n{tables}\n{end}{after}"))
 }
@@ -59,9 +73,11 @@ mod tests {
 
     #[test]
     fn what_stands_between_the_marks_is_replaced() {
-        let text = "a\n<!-- cargo xtask bench datapath --write -->\nold\n<!-- end -->\nb\n";
-        let new = replaced(text, "new").expect("the marks are there");
-        assert_eq!(new, "a\n<!-- cargo xtask bench datapath --write -->\nnew\n<!-- end -->\nb\n");
-        assert!(replaced("a", "new").is_err());
+        let other = "<!-- cargo xtask bench sockmap --write -->\nother\n<!-- end -->\n";
+        let text =
+            |old| format!("{other}<!-- cargo xtask bench datapath --write -->\n{old}\n<!-- end -->\nb\n");
+        let new = replaced(&text("old"), "new", "datapath").expect("the marks are there");
+        assert_eq!(new, text("new"));
+        assert!(replaced("a", "new", "datapath").is_err());
     }
 }

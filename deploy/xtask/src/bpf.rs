@@ -21,6 +21,8 @@ const LINKER_VERSION: &str = "0.13.0";
 /// Where the object is, and what cargo calls it.
 const OBJECT: &str = "redirect-bpf/loader/src/sluice.bpf.o";
 const PROGRAMS: &str = "redirect-bpf/programs";
+/// What only benchmarks load: never checked in, never shipped.
+const TRIALS: &str = "redirect-bpf/trials";
 const TARGET: &str = "bpfel-unknown-none";
 /// How the compiler begins the name of a function.
 const MANGLED: &[u8] = b"_RNv";
@@ -36,7 +38,7 @@ pub(crate) fn run(place: &Place, check: bool) -> anyhow::Result<Option<String>> 
         return Ok(Some(other.clone()));
     }
     let linker = linker(place)?;
-    let built = build(place, &linker)?;
+    let built = build(place, &linker, PROGRAMS, "sluice")?;
     let object = place.root.join(OBJECT);
     if !check {
         std::fs::write(&object, &built).with_context(|| format!("write {}", object.display()))?;
@@ -56,6 +58,17 @@ pub(crate) fn run(place: &Place, check: bool) -> anyhow::Result<Option<String>> 
         built.len(),
         kept.display()
     )
+}
+
+/// Builds the programs of the benchmarks' trials, out of the checkout: where they are.
+pub(crate) fn trials(place: &Place) -> anyhow::Result<PathBuf> {
+    if let Some(lacking) = packages(place)? {
+        bail!("the benchmark's own eBPF programs cannot be built: {lacking}");
+    }
+    let built = build(place, &linker(place)?, TRIALS, "trials")?;
+    let path = place.target.join("trials.bpf.o");
+    std::fs::write(&path, built).with_context(|| format!("write {}", path.display()))?;
+    Ok(path)
 }
 
 /// Installs the compiler where it is missing; why not, where it may not.
@@ -116,22 +129,22 @@ fn linker(place: &Place) -> anyhow::Result<PathBuf> {
     Ok(linker)
 }
 
-/// The object's bytes.
-fn build(place: &Place, linker: &Path) -> anyhow::Result<Vec<u8>> {
+/// The bytes of a crate's object.
+fn build(place: &Place, linker: &Path, programs: &str, binary: &str) -> anyhow::Result<Vec<u8>> {
     // Beside what else this checkout builds: two checkouts that share a target directory take each other's artefacts.
     let own = place.target != place.cache.join("target");
     let target = if own { &place.target } else { &place.cache }.join("bpf");
     // Before the flags, which name the registry's directories.
     let mut fetch = place.cargo(&["fetch", "--locked"]);
-    step::command("the eBPF programs' crates", fetch.current_dir(place.root.join(PROGRAMS)))?;
+    step::command("the eBPF programs' crates", fetch.current_dir(place.root.join(programs)))?;
     let mut cargo =
         place.cargo(&["build", "--release", "--locked", "--target", TARGET, "-Z", "build-std=core"]);
-    cargo.current_dir(place.root.join(PROGRAMS)).env("CARGO_TARGET_DIR", &target);
+    cargo.current_dir(place.root.join(programs)).env("CARGO_TARGET_DIR", &target);
     cargo.env("RUSTC", RUSTC).env("RUSTC_BOOTSTRAP", "1").env_remove("RUSTFLAGS").env_remove("RUSTC_WRAPPER");
     cargo.env("CARGO_ENCODED_RUSTFLAGS", flags(place, linker)?.join("\x1f"));
     step::command("the eBPF programs", &mut cargo)?;
-    let stripped = target.join("sluice.bpf.o");
-    std::fs::copy(target.join(TARGET).join("release/sluice"), &stripped).context("the built object")?;
+    let stripped = target.join(binary).with_extension("bpf.o");
+    std::fs::copy(target.join(TARGET).join("release").join(binary), &stripped).context("the built object")?;
     // BTF stays: the maps are in it. DWARF is of no use to the kernel and half a megabyte.
     let mut strip = place.command(Path::new(LLVM).join("bin/llvm-strip"));
     step::command("llvm-strip", strip.arg("-g").arg(&stripped))?;

@@ -2,12 +2,19 @@
 //!
 //! Rounds alternate between worlds that are all up, so that what else the machine does hits all alike; what is said is
 //! the median of the rounds. `cargo xtask bench datapath` runs it; as root, and on nothing but its own namespaces.
+//! With `arrangements` or `sockmap` it compares what ships with what was tried instead (`redirect-bpf/trials`).
 
+mod arrangements;
+mod join;
+mod relay;
+mod sockmap;
+mod splice;
 mod table;
 mod traffic;
 mod world;
 
 use anyhow::{Context, Result};
+use aya::Ebpf;
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 use std::collections::BTreeMap;
@@ -31,6 +38,23 @@ const RULES_OF_10_000_ROWS: usize = 904;
 fn main() -> Result<()> {
     // What else runs here would be measured as well.
     let _ = rustix::process::nice(-19);
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    match asked.first().map(String::as_str) {
+        Some("arrangements") => arrangements::run(),
+        Some("sockmap") => sockmap::run(),
+        // What cargo says of itself begins with a dash.
+        _ => datapath(),
+    }
+}
+
+/// The programs of the trials; `cargo xtask bench` builds them.
+fn trials() -> Result<Ebpf> {
+    let path = std::env::var_os("SLUICE_TRIALS")
+        .context("SLUICE_TRIALS names no object: `cargo xtask bench` builds it and says where it is")?;
+    Ebpf::load_file(path).context("load the trials' programs")
+}
+
+fn datapath() -> Result<()> {
     let mut worlds = vec![World::build(0, Judge::Nobody, 0)?];
     for judge in [Judge::NftRules, Judge::NftSet, Judge::Sluice] {
         for rules in RULES {

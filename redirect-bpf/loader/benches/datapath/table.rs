@@ -50,7 +50,7 @@ pub(crate) fn machine() -> String {
 }
 
 /// The smallest, the middle one and the greatest.
-fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
+pub(crate) fn spread(values: impl Iterator<Item = f64>) -> [f64; 3] {
     let mut values: Vec<f64> = values.collect();
     values.sort_by(f64::total_cmp);
     match values.as_slice() {

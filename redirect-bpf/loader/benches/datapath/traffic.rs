@@ -53,7 +53,7 @@ impl Workload {
 
     /// The CPU of each end. Who waits for the other shares a CPU with it: to wake another CPU of a virtual machine
     /// takes longer than everything that is measured.
-    const fn cpus(self) -> (usize, usize) {
+    pub(crate) const fn cpus(self) -> (usize, usize) {
         match self {
             Self::TcpRr | Self::TcpCrr => (0, 0),
             Self::TcpStream | Self::Udp => (0, 1),
@@ -62,7 +62,7 @@ impl Workload {
 }
 
 /// What a run came to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Sample {
     /// How many of what the workload counts.
     pub(crate) operations: f64,
@@ -70,6 +70,8 @@ pub(crate) struct Sample {
     pub(crate) elapsed: Duration,
     /// CPU time of both ends together.
     pub(crate) cpu: Duration,
+    /// How long each took, where one waits for the other.
+    pub(crate) delays: Vec<Duration>,
 }
 
 impl Sample {
@@ -84,10 +86,10 @@ impl Sample {
     }
 }
 
-/// What one end did.
-type Told = Result<(f64, Duration, Duration)>;
+/// What one end did: how much, in which time, with which CPU time.
+pub(crate) type Told = Result<(f64, Duration, Duration)>;
 
-/// Runs a workload from one namespace to an address in another.
+/// Runs a workload from one namespace to an address, behind which is the server in the other.
 pub(crate) fn run(
     workload: Workload,
     from: &File,
@@ -101,25 +103,28 @@ pub(crate) fn run(
         let (ready, listens) = mpsc::channel();
         let server = scope.spawn(move || -> Told {
             settle(to, server_cpu)?;
-            serve(workload, target, &ready)
+            serve(workload, SocketAddr::from((Ipv4Addr::UNSPECIFIED, PORT)), &ready)
         });
         // If it does not listen, its own error says why.
         let _ = listens.recv();
-        let client = scope.spawn(move || -> Told {
+        let client = scope.spawn(move || -> Result<_> {
             settle(from, client_cpu)?;
-            measured(|| call(workload, target, time))
+            let mut delays = Vec::new();
+            let told = measured(|| call(workload, target, time, &mut delays))?;
+            Ok((told, delays))
         });
-        let (sent, elapsed, client_cpu) =
+        let ((sent, elapsed, client_cpu), delays) =
             client.join().map_err(|_| anyhow::anyhow!("the client panicked"))??;
         let (received, _, server_cpu) =
             server.join().map_err(|_| anyhow::anyhow!("the server panicked"))??;
         let arrives = matches!(workload, Workload::Udp | Workload::TcpStream);
         let operations = if arrives { received } else { sent };
-        Ok(Sample { operations, elapsed, cpu: client_cpu + server_cpu })
+        Ok(Sample { operations, elapsed, cpu: client_cpu + server_cpu, delays })
     })
 }
 
-fn settle(netns: &File, cpu: usize) -> Result<()> {
+/// Takes this thread into a namespace and onto a CPU.
+pub(crate) fn settle(netns: &File, cpu: usize) -> Result<()> {
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))
         .context("enter a namespace")?;
     let mut one = CpuSet::new();
@@ -128,7 +133,7 @@ fn settle(netns: &File, cpu: usize) -> Result<()> {
     Ok(())
 }
 
-fn measured(work: impl FnOnce() -> Result<f64>) -> Told {
+pub(crate) fn measured(work: impl FnOnce() -> Result<f64>) -> Told {
     let cpu = || {
         let time = clock_gettime(ClockId::ThreadCPUTime);
         Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
@@ -208,14 +213,20 @@ fn hear(socket: &UdpSocket) -> Result<f64> {
     }
 }
 
-fn call(workload: Workload, target: SocketAddr, time: Duration) -> Result<f64> {
-    let end = Instant::now() + time;
+fn call(workload: Workload, target: SocketAddr, time: Duration, delays: &mut Vec<Duration>) -> Result<f64> {
+    let mut now = Instant::now();
+    let end = now + time;
     let mut done = 0_u64;
+    let mut lap = || {
+        let then = std::mem::replace(&mut now, Instant::now());
+        delays.push(now - then);
+        now
+    };
     match workload {
         Workload::TcpRr => {
             let mut stream = connect(target)?;
             let mut byte = [7];
-            while Instant::now() < end {
+            while lap() < end {
                 stream.write_all(&byte)?;
                 stream.read_exact(&mut byte)?;
                 done += 1;
@@ -243,7 +254,7 @@ fn call(workload: Workload, target: SocketAddr, time: Duration) -> Result<f64> {
         Workload::TcpCrr => {
             let mut last = false;
             while !last {
-                last = Instant::now() >= end;
+                last = lap() >= end;
                 let mut stream = connect(target)?;
                 let mut byte = if last { *b"q" } else { [7] };
                 stream.write_all(&byte)?;

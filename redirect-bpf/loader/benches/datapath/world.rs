@@ -98,16 +98,8 @@ impl World {
         Ok(world)
     }
 
-    /// As it is run, but that no limit is reached: a limit is asked all the same.
     fn config(&self) -> NodeConfig {
-        let limits = EndpointLimits {
-            ingress_flows: u32::MAX,
-            egress_flows: u32::MAX,
-            ingress_opens: u32::MAX,
-            egress_opens: u32::MAX,
-            ..EndpointLimits::default()
-        };
-        NodeConfig { limits, ..NodeConfig::new("slb", &self.bpffs, 15_001) }
+        unlimited(NodeConfig::new("slb", &self.bpffs, 15_001))
     }
 
     /// Applies the rules again; `shift` makes them others, as many.
@@ -128,15 +120,31 @@ impl World {
 
     /// On a thread in the node's namespace.
     fn inside<T: Send>(&self, run: impl FnOnce() -> T + Send) -> Result<T> {
-        let netns = File::open(format!("/run/netns/{}-node", self.prefix))?;
-        std::thread::scope(|scope| {
-            let worker = scope.spawn(move || -> Result<T> {
-                move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
-                Ok(run())
-            });
-            worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        })
+        within(&File::open(format!("/run/netns/{}-node", self.prefix))?, run)
     }
+}
+
+/// As it is run, but that no limit is reached: a limit is asked all the same.
+pub(crate) fn unlimited(config: NodeConfig) -> NodeConfig {
+    let limits = EndpointLimits {
+        ingress_flows: u32::MAX,
+        egress_flows: u32::MAX,
+        ingress_opens: u32::MAX,
+        egress_opens: u32::MAX,
+        ..EndpointLimits::default()
+    };
+    NodeConfig { limits, ..config }
+}
+
+/// Runs on a thread in a namespace.
+pub(crate) fn within<T: Send>(netns: &File, run: impl FnOnce() -> T + Send) -> Result<T> {
+    std::thread::scope(|scope| {
+        let worker = scope.spawn(move || -> Result<T> {
+            move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(run())
+        });
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
 }
 
 impl Drop for World {
@@ -150,14 +158,16 @@ impl Drop for World {
     }
 }
 
-fn tear_down(prefix: &str) {
-    for role in ["client", "server", "node"] {
+/// Deletes the namespaces that there are.
+pub(crate) fn tear_down(prefix: &str) {
+    for role in ["client", "server", "proxy", "outside", "node"] {
         let name = format!("{prefix}-{role}");
         let _ = Command::new("ip").args(["netns", "del", &name]).stderr(Stdio::null()).status();
     }
 }
 
-fn links(prefix: &str) -> Result<()> {
+/// The client, the server and the node between them, with nothing that judges.
+pub(crate) fn links(prefix: &str) -> Result<()> {
     let node = format!("{prefix}-node");
     let build = || -> Result<()> {
         for role in ["node", "client", "server"] {
@@ -199,7 +209,7 @@ fn mac(address: Ipv4Addr) -> String {
 }
 
 /// Runs a command with this on its standard input.
-fn feed(argv: &[&str], input: &str) -> Result<()> {
+pub(crate) fn feed(argv: &[&str], input: &str) -> Result<()> {
     let mut command = Command::new(argv[0]);
     command.args(&argv[1..]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("cannot start {argv:?}"))?;
@@ -276,31 +286,35 @@ fn snapshot(rules: usize, shift: u32, generation: u64) -> Snapshot {
     let client = profile(Direction::Egress, ClassId(3), filler.clone());
     let server = profile(Direction::Ingress, ClassId(2), filler);
     snapshot.profiles = vec![client, server].into();
-    let endpoint = |pod: &str, address: Ipv4Addr, profile| {
-        let workload = Workload {
-            namespace: "bench".into(),
-            pod: pod.into(),
-            uid: "".into(),
-            service_account: "default".into(),
-            node: "node".into(),
-        };
-        Arc::new(Endpoint {
-            workload: Arc::new(workload),
-            addresses: vec![address.into()],
-            profile: ProfileId(profile),
-        })
-    };
     snapshot.endpoints = vec![endpoint("client", CLIENT, 0), endpoint("server", SERVER, 1)].into();
     snapshot
 }
 
-fn profile(direction: Direction, peer: ClassId, filler: std::ops::Range<u32>) -> Profile {
-    let policy = Arc::new(Policy {
+/// A pod of the node.
+pub(crate) fn endpoint(pod: &str, address: Ipv4Addr, profile: u32) -> Arc<Endpoint> {
+    let workload = Workload {
+        namespace: "bench".into(),
+        pod: pod.into(),
+        uid: "".into(),
+        service_account: "default".into(),
+        node: "node".into(),
+    };
+    let (workload, profile) = (Arc::new(workload), ProfileId(profile));
+    Arc::new(Endpoint { workload, addresses: vec![address.into()], profile })
+}
+
+/// The policy that every rule here is of.
+pub(crate) fn policy() -> Arc<Policy> {
+    Arc::new(Policy {
         id: PolicyId(0),
         origin: Origin { kind: Kind::NetworkPolicy, namespace: "bench".into(), name: "bench".into() },
         mode: Mode::Enforce,
         on_deny: OnDeny::default(),
-    });
+    })
+}
+
+fn profile(direction: Direction, peer: ClassId, filler: std::ops::Range<u32>) -> Profile {
+    let policy = policy();
     let isolation = Isolation { policy: Arc::clone(&policy), ports: IsolatedPorts::All };
     let mut profile = Profile::default();
     profile.ingress.layers[0].isolation.push(isolation.clone());
