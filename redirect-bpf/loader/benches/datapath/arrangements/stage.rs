@@ -283,11 +283,12 @@ impl Stage {
     fn ship(&mut self) -> Result<()> {
         let config = self.config();
         let ends = self.ends;
-        let (node, (listener, _), netns) = within(&self.netns("node")?, || {
+        let (node, listener, netns) = within(&self.netns("node")?, || {
             let mut node = Node::open(config)?;
             let applied = node.apply(&snapshot(ends))?;
             ensure!(applied.missing.is_empty(), "missing: {:?}", applied.missing);
-            let (listener, netns) = (node.listener()?, node.proxy_netns().try_clone_to_owned()?);
+            let listener = node.listeners()?.into_iter().next().context("no listener")?;
+            let netns = node.proxy_netns().try_clone_to_owned()?;
             Ok((node, listener, netns))
         })??;
         (self.shipped, self.proxy) = (Some(node), Some((listener, netns.into())));
