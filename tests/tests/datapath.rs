@@ -11,6 +11,8 @@ mod answers;
 mod attack;
 #[path = "datapath/cases.rs"]
 mod cases;
+#[path = "datapath/claims.rs"]
+mod claims;
 #[path = "datapath/crash.rs"]
 mod crash;
 #[path = "datapath/drift.rs"]
@@ -101,6 +103,7 @@ fn main() -> ExitCode {
         handover::tests(),
         host::tests(),
         node::tests(),
+        claims::tests(),
         crash::tests(),
         upgrade::tests(),
         uninstall::tests(),

@@ -32,25 +32,40 @@ pub(crate) struct Found {
 }
 
 impl Found {
-    /// The device whose pod has the first of these addresses. The others must agree, as far as they are
-    /// found; the reason otherwise.
-    pub(crate) fn device(&self, addresses: &[IpAddr]) -> Result<u32, String> {
-        let mut all = HashSet::new();
-        for address in addresses {
-            all.extend(self.by_address.get(address).into_iter().flatten().copied());
-        }
-        let mut all = all.into_iter();
-        match (all.next(), all.next()) {
-            (Some(one), None) => Ok(one),
-            (None, _) => {
-                let list: Vec<_> = addresses.iter().map(ToString::to_string).collect();
-                Err(format!("no network namespace under {DIRECTORY} has a veth with {}", list.join(" or ")))
-            }
-            (Some(one), Some(other)) => {
-                let name = |index| self.names.get(&index).map_or("?", String::as_str);
-                Err(format!("its addresses are behind both {} and {}", name(one), name(other)))
-            }
-        }
+    /// The devices whose pods say that they have one of these addresses.
+    pub(crate) fn candidates(&self, addresses: &[IpAddr]) -> BTreeSet<u32> {
+        addresses.iter().filter_map(|address| self.by_address.get(address)).flatten().copied().collect()
+    }
+
+    /// The devices whose pods have any of the addresses.
+    pub(crate) fn devices(&self) -> HashSet<u32> {
+        self.by_address.values().flatten().copied().collect()
+    }
+
+    /// That nobody has these addresses who may.
+    pub(crate) fn none(&self, addresses: &[IpAddr]) -> String {
+        let list: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        let others: Vec<_> =
+            self.candidates(addresses).into_iter().map(|device| self.label(device)).collect();
+        let but = match others.is_empty() {
+            true => String::new(),
+            false => format!(" but {}, which is another pod's", others.join(" and ")),
+        };
+        format!("no network namespace under {DIRECTORY} has a veth with {}{but}", list.join(" or "))
+    }
+
+    /// That nobody knows behind which of these devices an endpoint is.
+    pub(crate) fn several(&self, devices: &[u32]) -> String {
+        let names: Vec<_> = devices.iter().map(|device| self.label(*device)).collect();
+        format!(
+            "nobody knows whether it is behind {}: several pods claim the same address; until they do not, nothing \
+             passes there",
+            names.join(" or ")
+        )
+    }
+
+    fn label(&self, device: u32) -> &str {
+        self.name(device).unwrap_or("?")
     }
 
     /// The device by which the node reaches what is behind a veth.
@@ -69,6 +84,27 @@ impl Found {
     pub(crate) fn name(&self, device: u32) -> Option<&str> {
         self.names.get(&device).map(String::as_str)
     }
+}
+
+#[cfg(test)]
+impl Found {
+    /// What these pods say, and these devices.
+    pub(crate) fn of(
+        claims: impl Iterator<Item = (IpAddr, u32)>,
+        devices: impl Iterator<Item = u32>,
+    ) -> Self {
+        let mut found = Self::default();
+        claims.for_each(|(address, device)| {
+            found.by_address.entry(address).or_default().insert(device);
+        });
+        found.names = devices.map(|device| (device, format!("veth{device}"))).collect();
+        found
+    }
+}
+
+/// The device that the node sends what is for an address to.
+pub(crate) fn routed(node: BorrowedFd<'_>, address: IpAddr) -> Option<u32> {
+    netns::within(node, || Netlink::open()?.device_to(address)).ok().flatten()
 }
 
 /// Looks for these addresses.

@@ -65,6 +65,14 @@ impl Plan {
         self.locals.extend(addresses.iter().map(|address| (bytes(*address), device)));
     }
 
+    /// A device that nobody knows whose it is, unless it is an endpoint's: nothing passes its hooks. Whether it was not.
+    pub(crate) fn close(&mut self, device: u32, way: u32) -> bool {
+        let nobodys = !self.endpoints.contains_key(&device);
+        let closed = EndpointValue { profile: NO_PROFILE, way, ..EndpointValue::default() };
+        self.endpoints.entry(device).or_insert(closed);
+        nobodys
+    }
+
     /// How many rows there are.
     pub(crate) fn rows(&self) -> usize {
         self.rows.len()

@@ -36,6 +36,7 @@ mod netlink;
 mod netns;
 mod node;
 mod origins;
+mod placing;
 mod plain;
 mod sys;
 mod tc;

@@ -22,6 +22,7 @@ const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
 const RTM_NEWROUTE: u16 = 24;
+const RTM_GETROUTE: u16 = 26;
 const RTM_NEWNEIGH: u16 = 28;
 const RTM_NEWRULE: u16 = 32;
 const RTM_NEWNSID: u16 = 88;
@@ -281,6 +282,20 @@ impl Netlink {
                 is_new(self.order(message))
             }
         }
+    }
+
+    /// The device that what is sent to an address goes out by. `None` where there is no way.
+    pub(crate) fn device_to(&self, address: IpAddr) -> io::Result<Option<u32>> {
+        let mut header = [0; 12];
+        header[0] = family(address);
+        header[1] = if address.is_ipv6() { 128 } else { 32 };
+        let mut message = Message::new(RTM_GETROUTE, 0).bytes(&header);
+        message.address(RTA_DST, address);
+        let mut device = None;
+        self.ask(message, |body| {
+            device = attributes(body, 12).find(|a| a.0 == RTA_OIF).map(|a| number(a.1));
+        })?;
+        Ok(device)
     }
 
     /// What comes in by a device is looked up in a table; whether that was not so.

@@ -18,6 +18,7 @@ use crate::limits::EndpointLimits;
 use crate::maps::Maps;
 use crate::netns;
 use crate::origins::{Book, Page};
+use crate::placing::{self, Known, Place};
 use crate::plain::Plain;
 use crate::upgrade::Before;
 use aya::maps::MapInfo;
@@ -136,8 +137,23 @@ pub struct Node {
     pub(crate) epoch: Option<u64>,
     /// The devices that have hooks by that.
     pub(crate) hooked: Vec<u32>,
+    /// Who has taken whose address, as far as it has been told: an endpoint, and the other's device.
+    claims: HashSet<(String, u32)>,
     /// Last, so that nobody takes everything away while any of it is in use.
     _claim: Claim,
+}
+
+/// What is known of an address that no pod can change.
+struct Word<'a>(&'a Node);
+
+impl Known for Word<'_> {
+    fn in_force(&self, address: IpAddr) -> Option<u32> {
+        generation::owner(&self.0.maps, address).or_else(|| self.0.before.owner(address))
+    }
+
+    fn routed(&self, address: IpAddr) -> Option<u32> {
+        discover::routed(self.0.netns.as_fd(), address)
+    }
 }
 
 impl Node {
@@ -185,9 +201,22 @@ impl Node {
         crash::point("load the programs");
         let helper = helper(&config.name, netns.as_fd())?;
         crash::point("set the helper up");
-        let (book, epoch, hooked) = (Arc::default(), None, Vec::new());
-        let mut node =
-            Self { config, netns, pins, before, ebpf, maps, helper, book, pinned, epoch, hooked, _claim };
+        let (book, epoch, hooked, claims) = (Arc::default(), None, Vec::new(), HashSet::new());
+        let mut node = Self {
+            config,
+            netns,
+            pins,
+            before,
+            ebpf,
+            maps,
+            helper,
+            book,
+            pinned,
+            epoch,
+            hooked,
+            claims,
+            _claim,
+        };
         node.attach_helper()?;
         crash::point("attach the helper's hooks");
         node.limit()?;
@@ -241,21 +270,28 @@ impl Node {
             problems: Vec::new(),
         };
         let (mut devices, mut endpoints) = (Vec::new(), HashMap::new());
-        for endpoint in snapshot.endpoints.iter() {
-            match self.device(&found, endpoint) {
-                Ok(device) if plan.endpoints.contains_key(&device) => {
+        let places = self.places(&found, snapshot);
+        for (endpoint, place) in snapshot.endpoints.iter().zip(places.iter().cloned()) {
+            match place {
+                Place::At(device) if plan.endpoints.contains_key(&device) => {
                     let why = "another endpoint of this snapshot has the same device".to_owned();
                     applied.missing.push(Missing { endpoint: name(endpoint), why });
                 }
-                Ok(device) => {
+                Place::At(device) => {
                     let value = self.value(&found, device, endpoint);
                     plan.endpoint(device, value, &endpoint.addresses);
                     endpoints.insert(device, endpoint.clone());
-                    devices.push((device, name(endpoint)));
+                    devices.push((device, Some(name(endpoint))));
                 }
-                Err(why) => applied.missing.push(Missing { endpoint: name(endpoint), why }),
+                Place::Contested(_, why) | Place::Missing(why) => {
+                    applied.missing.push(Missing { endpoint: name(endpoint), why });
+                }
             }
         }
+        let closed = self.closed(&found, &places, snapshot).into_iter();
+        devices.extend(
+            closed.filter(|device| plan.close(*device, found.way(*device))).map(|device| (device, None)),
+        );
         // What the node's administrator changed since is taken note of here.
         self.configure(self.helper.outer.index)?;
         crash::point("write the configuration again");
@@ -275,9 +311,12 @@ impl Node {
             match self.attach(device, &label) {
                 Ok(_) => {
                     judged.insert(device);
-                    applied.attached.push(Attached { endpoint, device: label });
+                    applied.attached.extend(endpoint.map(|endpoint| Attached { endpoint, device: label }));
                 }
-                Err(error) => applied.missing.push(Missing { endpoint, why: error.to_string() }),
+                Err(error) => {
+                    let missing = |endpoint| Missing { endpoint, why: error.to_string() };
+                    applied.missing.extend(endpoint.map(missing));
+                }
             }
         }
         self.hooked = judged.iter().copied().collect();
@@ -392,20 +431,42 @@ impl Node {
         Pins::remove_root(&config.bpffs)
     }
 
-    /// The device of an endpoint. One that cannot be found keeps the device that the generation in force
-    /// knows it by, as long as that is there: not to find a pod must not let it go.
-    fn device(&self, found: &Found, endpoint: &Arc<Endpoint>) -> Result<u32, String> {
-        found.device(&endpoint.addresses).or_else(|why| {
-            let owner = |address: &IpAddr| {
-                generation::owner(&self.maps, *address).or_else(|| self.before.owner(*address))
-            };
-            let mut owners = endpoint.addresses.iter().map(owner);
-            let first = owners.next().flatten().filter(|device| found.name(*device).is_some());
-            match first {
-                Some(device) if owners.all(|owner| owner == Some(device)) => Ok(device),
-                _ => Err(why),
+    /// The place of each endpoint. One that cannot be found keeps the device that the generation in force knows it by,
+    /// as long as that is there: not to find a pod must not let it go.
+    fn places(&mut self, found: &Found, snapshot: &Snapshot) -> Vec<Place> {
+        let addresses: Vec<&[IpAddr]> = snapshot.endpoints.iter().map(|e| &e.addresses[..]).collect();
+        let places = placing::place(&addresses, found, &Word(self));
+        let mut claims = HashSet::new();
+        for (endpoint, place) in snapshot.endpoints.iter().zip(&places) {
+            let others = found.candidates(&endpoint.addresses).into_iter();
+            if let Place::At(own) = place {
+                claims.extend(others.filter(|device| device != own).map(|device| (name(endpoint), device)));
             }
-        })
+        }
+        for (endpoint, device) in claims.difference(&self.claims) {
+            let device = found.name(*device).unwrap_or("?");
+            tracing::warn!(
+                endpoint,
+                device,
+                "the pod behind this device has taken an address of the endpoint, and gets nothing by it: what it \
+                 sends from there is dropped (spoofed)"
+            );
+        }
+        self.claims = claims;
+        places
+    }
+
+    /// Devices that are nobody's for sure and must not be without hooks: those of which it is not known whose they are,
+    /// and those that had hooks for an address that is now elsewhere.
+    fn closed(&self, found: &Found, places: &[Place], snapshot: &Snapshot) -> HashSet<u32> {
+        let contested = places.iter().flat_map(|place| match place {
+            Place::Contested(devices, _) => &devices[..],
+            Place::At(_) | Place::Missing(_) => &[],
+        });
+        let addresses = snapshot.endpoints.iter().flat_map(|endpoint| &endpoint.addresses);
+        let before = addresses.filter_map(|address| Word(self).in_force(*address));
+        let there = |device: &u32| found.name(*device).is_some();
+        contested.copied().chain(before.filter(there)).collect()
     }
 
     /// What the programs know of an endpoint.
