@@ -432,7 +432,7 @@ fn make_up_addresses(objects: &mut Objects) {
         (MADE_UP..u32::MAX).map(|bits| Ipv4Addr::from(bits).to_string()).filter(|ip| !taken.contains(ip));
     for pod in &mut objects.pods {
         let host_network = pod.object.spec.as_ref().and_then(|spec| spec.host_network).unwrap_or(false);
-        let status = pod.object.status.get_or_insert_with(PodStatus::default);
+        let status = Arc::make_mut(&mut pod.object).status.get_or_insert_with(PodStatus::default);
         let without = status.pod_ip.as_deref().is_none_or(str::is_empty)
             && status.pod_ips.as_ref().is_none_or(Vec::is_empty);
         if without && !host_network {

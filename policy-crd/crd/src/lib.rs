@@ -23,6 +23,7 @@ mod read_rule;
 mod read_tiers;
 mod same;
 mod schema;
+mod slim;
 mod status;
 mod tiered;
 mod yaml;
@@ -51,6 +52,7 @@ pub use object::{Objects, Source, Sourced};
 pub use policy::{Part, PolicyKind, PolicyObject, RuleObject, RuleSection, Rules};
 pub use problem::{Category, Place, Plain, Problem, Problems, Severity};
 pub use same::Placed;
+pub use slim::slim;
 pub use status::{EffectiveMode, NodeCounts, PolicyStatus};
 pub use tiered::{ClusterL7Object, ClusterNetworkObject, ClusterRuleObject, TieredObject, TieredRule};
 

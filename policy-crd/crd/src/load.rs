@@ -370,7 +370,7 @@ impl Loader {
         let object = reader.typed(value);
         self.loaded.problems.extend(reader.into_problems());
         if let Some(object) = object {
-            place(&mut self.loaded.objects).push(Sourced { object, source: source.slim() });
+            place(&mut self.loaded.objects).push(Sourced { object: Arc::new(object), source: source.slim() });
         }
     }
 

@@ -5,6 +5,7 @@
 use crate::cilium::{CiliumCidrGroupObject, CiliumPolicyObject};
 use crate::policy::PolicyObject;
 use crate::problem::{Category, Place, Problem, Severity};
+use crate::same::Placed;
 use crate::tiered::{ClusterL7Object, ClusterNetworkObject};
 use crate::yaml::Spans;
 use k8s_openapi::api::core::v1::{Namespace, Node, Pod, Service};
@@ -36,13 +37,89 @@ pub struct Objects {
     pub cidr_groups: Vec<CiliumCidrGroupObject>,
 }
 
-/// An object and its place.
-#[derive(Clone, Debug)]
+impl Objects {
+    /// Takes over what another one has, behind what is here.
+    pub fn extend(&mut self, other: &Self) {
+        // The pattern names every field: a new one has to be thought of here.
+        let Self {
+            namespaces,
+            nodes,
+            pods,
+            services,
+            endpoint_slices,
+            policies,
+            cluster_network_policies,
+            cluster_l7_policies,
+            cilium,
+            cidr_groups,
+        } = other;
+        self.namespaces.extend_from_slice(namespaces);
+        self.nodes.extend_from_slice(nodes);
+        self.pods.extend_from_slice(pods);
+        self.services.extend_from_slice(services);
+        self.endpoint_slices.extend_from_slice(endpoint_slices);
+        self.policies.extend_from_slice(policies);
+        self.cluster_network_policies.extend_from_slice(cluster_network_policies);
+        self.cluster_l7_policies.extend_from_slice(cluster_l7_policies);
+        self.cilium.extend_from_slice(cilium);
+        self.cidr_groups.extend_from_slice(cidr_groups);
+    }
+}
+
+/// Whether two lists say the same, item by item.
+fn same<T: Placed>(one: &[T], other: &[T]) -> bool {
+    one.len() == other.len() && one.iter().zip(other).all(|(a, b)| a.says_the_same(b))
+}
+
+impl Objects {
+    /// Whether another one has the same objects in the same order, wherever they stood.
+    #[must_use]
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let Self {
+            namespaces,
+            nodes,
+            pods,
+            services,
+            endpoint_slices,
+            policies,
+            cluster_network_policies,
+            cluster_l7_policies,
+            cilium,
+            cidr_groups,
+        } = self;
+        namespaces == &other.namespaces
+            && nodes == &other.nodes
+            && pods == &other.pods
+            && services == &other.services
+            && endpoint_slices == &other.endpoint_slices
+            && same(policies, &other.policies)
+            && same(cluster_network_policies, &other.cluster_network_policies)
+            && same(cluster_l7_policies, &other.cluster_l7_policies)
+            && same(cilium, &other.cilium)
+            && same(cidr_groups, &other.cidr_groups)
+    }
+}
+
+/// An object and its place. Both are shared: whoever keeps a cluster's objects hands them out at every change.
+#[derive(Debug)]
 pub struct Sourced<T> {
     /// The object.
-    pub object: T,
+    pub object: Arc<T>,
     /// Its place.
     pub source: Source,
+}
+
+impl<T: PartialEq> PartialEq for Sourced<T> {
+    /// Whether the objects are the same, wherever they stood.
+    fn eq(&self, other: &Self) -> bool {
+        self.object == other.object
+    }
+}
+
+impl<T> Clone for Sourced<T> {
+    fn clone(&self) -> Self {
+        Self { object: self.object.clone(), source: self.source.clone() }
+    }
 }
 
 /// Where an object stood, and what it is called.

@@ -3,7 +3,7 @@
 //! For whoever keeps what was made of an object: lowering reads everything of it but its place, which only problems
 //! name. Knows nothing of what is kept.
 
-use crate::cilium::CiliumPolicyObject;
+use crate::cilium::{CiliumCidrGroupObject, CiliumPolicyObject};
 use crate::object::Source;
 use crate::policy::PolicyObject;
 use crate::tiered::TieredObject;
@@ -74,6 +74,22 @@ impl Placed for CiliumPolicyObject {
         let Self { kind, namespace, name, source: _, sound, clean, specs } = self;
         (kind, namespace, name, sound, clean, specs)
             == (&other.kind, &other.namespace, &other.name, &other.sound, &other.clean, &other.specs)
+    }
+}
+
+impl Placed for CiliumCidrGroupObject {
+    fn key(&self) -> (Arc<str>, Arc<str>) {
+        ("".into(), self.name.clone())
+    }
+
+    fn source(&self) -> &Source {
+        &self.source
+    }
+
+    fn says_the_same(&self, other: &Self) -> bool {
+        let Self { name, labels, source: _, sound, external_cidrs } = self;
+        (name, labels, sound, external_cidrs)
+            == (&other.name, &other.labels, &other.sound, &other.external_cidrs)
     }
 }
 

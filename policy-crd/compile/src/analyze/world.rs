@@ -68,11 +68,11 @@ pub(super) fn inhabited(objects: &Objects, policies: &[PolicyView<'_>], index: &
     for (labels, name) in &maker.namespaces {
         let metadata =
             ObjectMeta { name: Some(name.clone()), labels: Some(labels.clone()), ..ObjectMeta::default() };
-        let object = Namespace { metadata, ..Namespace::default() };
+        let object = Arc::new(Namespace { metadata, ..Namespace::default() });
         out.namespaces.push(Sourced { object, source: source.clone() });
     }
     for (number, made) in maker.pods.iter().enumerate() {
-        let object = made.pod(number, &maker.ports);
+        let object = Arc::new(made.pod(number, &maker.ports));
         out.pods.push(Sourced { object, source: source.clone() });
     }
     Some(out)
