@@ -1,8 +1,10 @@
-//! The control plane, standalone: a directory of manifests is the cluster, nodes subscribe to their snapshots.
+//! The control plane: a cluster, or a directory of manifests that stands for one, and nodes that subscribe to their
+//! snapshots.
 //!
-//! Follows the directory, compiles per node, publishes what changed, and says what became of it. Its only server is
-//! the tonic feed. It never sees the proxy's code, eBPF or a pod's socket; no verdict is made here.
+//! Follows the objects, compiles per node, publishes what changed, and says what became of it. Its only server is the
+//! tonic feed. It never sees the proxy's code, eBPF or a pod's socket; no verdict is made here.
 
+pub mod cluster;
 pub mod config;
 pub mod feed;
 pub mod follow;

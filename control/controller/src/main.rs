@@ -17,9 +17,10 @@ fn main() -> anyhow::Result<ExitCode> {
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let arguments = Arguments::parse();
     let settings = Settings::from(&arguments);
-    let Some(listen) = arguments.listen.filter(|_| !arguments.check) else {
-        return Ok(check(&settings));
-    };
+    if let (true, Some(dir)) = (arguments.check, &arguments.dir) {
+        return Ok(check(dir, settings.rollout));
+    }
+    let listen = arguments.listen.context("--listen is needed")?;
     let level = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
         .with_env_filter(level.unwrap_or_else(|_| "info".into()))

@@ -1,25 +1,82 @@
-//! The directory as objects, what is wrong with them, and what their policies have come to.
+//! The cluster's objects, what is wrong with them, and what their policies have come to.
 //!
-//! The one place here that loads; what it loads the compiler keeps, which makes the snapshot of each node. Same files,
-//! same plan. Called by the controller's loop and by the
-//! one-off check.
+//! The one place here that loads, from a directory or from what the API server told; what it loads the compiler keeps,
+//! which makes the snapshot of each node. Same objects, same plan. Called by the controller's loop and by the one-off
+//! check.
 
+use crate::cluster::{Access, Shared};
 use crate::config::{Arguments, Cap, Dataplane};
 use serde_json::{Value, json};
 use sluice_compile::{Compiler, Enforcement, PolicyState, Rollout, Update};
-use sluice_crd::{Problem, Severity, load_dir};
+use sluice_crd::{Loaded, Problem, Severity, load_dir};
 use sluice_policy::{Mode, Workload};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
 /// What is compiled, and how.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The directory.
-    pub dir: PathBuf,
+    /// Where the objects are.
+    pub source: Source,
     /// How the namespaces' labels count.
     pub rollout: Rollout,
+}
+
+/// Where the objects are.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// In a directory of manifests.
+    Directory(PathBuf),
+    /// In a cluster.
+    Cluster(Access),
+}
+
+/// What objects are read from, again and again.
+#[derive(Clone)]
+pub enum Objects {
+    /// A directory of manifests.
+    Directory(PathBuf),
+    /// What the API server told.
+    Cluster(Shared),
+}
+
+impl Objects {
+    /// Everything that there is.
+    ///
+    /// # Errors
+    /// Nothing is known of it: the directory itself cannot be read, or the API server has not listed everything yet.
+    fn load(&self) -> Result<Loaded, Box<Problem>> {
+        match self {
+            Self::Directory(dir) => {
+                let loaded = load_dir(dir);
+                let name = dir.display().to_string();
+                let of_all = |problem: &&Problem| *problem.file == *name && problem.line == 0;
+                match loaded.problems.iter().find(of_all) {
+                    Some(problem) => {
+                        let remedy = "what was read last stays in force; bring the directory back";
+                        Err(Box::new(Problem { remedy: remedy.to_owned(), ..problem.clone() }))
+                    }
+                    None => Ok(loaded),
+                }
+            }
+            Self::Cluster(shared) => shared.loaded().ok_or_else(|| {
+                let reason = "not every kind is listed yet: nodes keep what they have";
+                let source = sluice_crd::Source::of_object("");
+                let remedy = "the status says of each kind what keeps it";
+                Box::new(Problem { object: None, ..source.problem(Severity::Info, "", reason, remedy) })
+            }),
+        }
+    }
+
+    /// What is known of its kinds, for the status; a directory is read as a whole.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        match self {
+            Self::Directory(_) => Value::Null,
+            Self::Cluster(shared) => shared.status(),
+        }
+    }
 }
 
 impl From<&Arguments> for Settings {
@@ -32,11 +89,11 @@ impl From<&Arguments> for Settings {
                 Cap::Enforce => Enforcement::Enforce,
             },
         };
-        Self { dir: arguments.dir.clone(), rollout }
+        Self { source: arguments.source(), rollout }
     }
 }
 
-/// One reading of the directory.
+/// One reading of the objects.
 #[derive(Clone, Debug, Default)]
 pub struct Plan {
     counts: Counts,
@@ -55,21 +112,14 @@ struct Counts {
 }
 
 impl Plan {
-    /// Reads the directory into the compiler.
+    /// Reads the objects into the compiler.
     ///
     /// # Errors
-    /// The directory itself cannot be read: nothing is known of what it says, so what was read last stays. A file in
-    /// it that cannot be read is a problem of the plan instead.
-    pub fn read(settings: &Settings, compiler: &mut Compiler) -> Result<Self, Box<Problem>> {
-        let loaded = load_dir(&settings.dir);
-        let dir = settings.dir.display().to_string();
-        if let Some(problem) =
-            loaded.problems.iter().find(|problem| *problem.file == *dir && problem.line == 0)
-        {
-            let remedy = "what was read last stays in force; bring the directory back";
-            return Err(Box::new(Problem { remedy: remedy.to_owned(), ..problem.clone() }));
-        }
-        let Update { mut problems, policies } = compiler.update(&loaded.objects, settings.rollout);
+    /// Nothing is known of them, so what was read last stays. A file or an object that cannot be read is a problem of
+    /// the plan instead.
+    pub fn read(objects: &Objects, rollout: Rollout, compiler: &mut Compiler) -> Result<Self, Box<Problem>> {
+        let loaded = objects.load()?;
+        let Update { mut problems, policies } = compiler.update(&loaded.objects, rollout);
         problems.extend(loaded.problems);
         problems.sort();
         problems.dedup();
@@ -109,8 +159,8 @@ fn policy(state: &PolicyState) -> Value {
 
 /// `--once --check`: every problem on standard output; fails if one is an error.
 #[must_use]
-pub fn check(settings: &Settings) -> ExitCode {
-    let plan = match Plan::read(settings, &mut Compiler::new()) {
+pub fn check(dir: &Path, rollout: Rollout) -> ExitCode {
+    let plan = match Plan::read(&Objects::Directory(dir.to_owned()), rollout, &mut Compiler::new()) {
         Ok(plan) => plan,
         Err(problem) => {
             eprintln!("{}: {}: give a directory of manifests", problem.file, problem.reason);

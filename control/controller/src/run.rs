@@ -1,16 +1,17 @@
-//! The controller's loop: one owner of all state between the directory, the compiler and the nodes.
+//! The controller's loop: one owner of all state between the objects, the compiler and the nodes.
 //!
 //! Straight through: a change is read, compiled for every node and offered; acks come back. Compiling runs on the
 //! blocking pool. Called by `main`.
 
+use crate::cluster::{Client, Shared, watch};
 use crate::feed::{Event, FeedService};
 use crate::follow::{Timing, follow};
 use crate::nodes::Nodes;
-use crate::plan::{Plan, Settings};
+use crate::plan::{Objects, Plan, Settings, Source};
 use crate::socket::Socket;
 use crate::status::{StatusFile, status};
 use anyhow::Context as _;
-use sluice_compile::{Compiler, NodeScope};
+use sluice_compile::{Compiler, NodeScope, Rollout};
 use sluice_crd::{Problem, Severity};
 use sluice_wire::pb;
 use std::collections::BTreeSet;
@@ -39,28 +40,27 @@ pub struct Config {
     pub status_file: Option<PathBuf>,
     /// The first generation: greater than any that an earlier control gave.
     pub generation: u64,
-    /// How the directory is followed.
+    /// How changes are followed.
     pub timing: Timing,
 }
 
 /// Runs until shutdown.
 ///
 /// # Errors
-/// The directory is not there, the socket is another's, or the server broke.
+/// The directory is not there, the API server's credentials cannot be read, the socket is another's, or the server
+/// broke.
 pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<()> {
-    let dir = &config.settings.dir;
-    std::fs::read_dir(dir)
-        .with_context(|| format!("{}: cannot be read: --dir is a directory of manifests", dir.display()))?;
+    let follower = Follower::new(&config.settings.source).await?;
     let (socket, listener) = Socket::bind(&config.listen).await?;
     let (events, incoming) = mpsc::channel(EVENTS);
-    let changes = follow(dir, config.timing, shutdown.clone());
+    let (objects, changes) = follower.start(config.timing, &shutdown);
     let service = sluice_wire::feed_server(FeedService::new(events, shutdown.clone()));
     let server = tonic::transport::Server::builder()
         .add_service(service)
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
-    tracing::info!("following {}, nodes subscribe at {}", dir.display(), config.listen.display());
+    tracing::info!("nodes subscribe at {}", config.listen.display());
     let mut server = tokio::spawn(server);
-    let controller = Controller::new(config).run(changes, incoming, &shutdown);
+    let controller = Controller::new(config, objects).run(changes, incoming, &shutdown);
     // Either half without the other would look alive and do nothing: the first to end ends both.
     let (ended, served) = tokio::select! {
         ended = controller => {
@@ -80,13 +80,52 @@ fn by_itself(shutdown: &CancellationToken) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What will be followed, once everything else is ready.
+enum Follower {
+    Directory(PathBuf),
+    Cluster(Client),
+}
+
+impl Follower {
+    async fn new(source: &Source) -> anyhow::Result<Self> {
+        Ok(match source {
+            Source::Directory(dir) => {
+                std::fs::read_dir(dir).with_context(|| {
+                    format!("{}: cannot be read: --dir is a directory of manifests", dir.display())
+                })?;
+                Self::Directory(dir.clone())
+            }
+            Source::Cluster(access) => Self::Cluster(access.client().await?),
+        })
+    }
+
+    /// Where objects are read, and what says that they may have changed.
+    fn start(self, timing: Timing, shutdown: &CancellationToken) -> (Objects, mpsc::Receiver<()>) {
+        match self {
+            Self::Directory(dir) => {
+                tracing::info!("following {}", dir.display());
+                let changes = follow(&dir, timing, shutdown.clone());
+                (Objects::Directory(dir), changes)
+            }
+            Self::Cluster(client) => {
+                tracing::info!("following the API server");
+                let shared = Shared::default();
+                let changes = shared.changes(timing, shutdown.clone());
+                watch::run(&client, &shared, shutdown);
+                (Objects::Cluster(shared), changes)
+            }
+        }
+    }
+}
+
 struct Controller {
-    settings: Arc<Settings>,
+    rollout: Rollout,
+    objects: Objects,
     nodes: Nodes,
     plan: Plan,
     /// What the plan was compiled to, and what compiling the next one can take over.
     compiler: Arc<Mutex<Compiler>>,
-    /// The directory could not be read the last time: what is in force is older.
+    /// The objects could not be read the last time: what is in force is older.
     unreadable: Option<Problem>,
     /// Problems that were printed and still stand.
     said: BTreeSet<Problem>,
@@ -95,9 +134,10 @@ struct Controller {
 }
 
 impl Controller {
-    fn new(config: Config) -> Self {
+    fn new(config: Config, objects: Objects) -> Self {
         Self {
-            settings: Arc::new(config.settings),
+            rollout: config.settings.rollout,
+            objects,
             nodes: Nodes::new(config.generation),
             plan: Plan::default(),
             compiler: Arc::default(),
@@ -126,7 +166,7 @@ impl Controller {
                     Some(()) => self.reload().await,
                     // Its task ends with shutdown alone, or by a fault of ours.
                     None if shutdown.is_cancelled() => return Ok(()),
-                    None => anyhow::bail!("nobody follows the directory any more: start control again"),
+                    None => anyhow::bail!("nobody follows the objects any more: start control again"),
                 },
                 event = events.recv() => match event {
                     Some(Event::Reported { node, records, dropped }) => {
@@ -148,12 +188,14 @@ impl Controller {
 
     fn write_status(&mut self) {
         let problems: Vec<Problem> = self.unreadable.iter().chain(&self.plan.problems).cloned().collect();
-        self.status.write(status(&self.nodes, self.reads, &problems, &self.plan.policies));
+        let source = self.objects.status();
+        self.status.write(status(&self.nodes, self.reads, &source, &problems, &self.plan.policies));
     }
 
     async fn reload(&mut self) {
-        let (settings, compiler) = (Arc::clone(&self.settings), Arc::clone(&self.compiler));
-        match blocking(move || Plan::read(&settings, &mut locked(&compiler))).await {
+        let (objects, rollout) = (self.objects.clone(), self.rollout);
+        let compiler = Arc::clone(&self.compiler);
+        match blocking(move || Plan::read(&objects, rollout, &mut locked(&compiler))).await {
             Some(Ok(plan)) => {
                 self.plan = plan;
                 self.unreadable = None;

@@ -11,13 +11,14 @@ use std::path::{Path, PathBuf};
 
 /// The status of a whole control plane.
 #[must_use]
-pub fn status(nodes: &Nodes, reads: u64, problems: &[Problem], policies: &[Value]) -> Value {
+pub fn status(nodes: &Nodes, reads: u64, source: &Value, problems: &[Problem], policies: &[Value]) -> Value {
     let by_name: serde_json::Map<String, Value> =
         nodes.iter().map(|(name, node)| (name.to_owned(), node_status(node))).collect();
     json!({
         "generation": nodes.generation(),
         "inForce": nodes.is_in_force(),
         "reads": reads,
+        "source": source,
         "nodes": by_name,
         "policies": policies,
         "problems": problems.iter().map(problem_status).collect::<Vec<_>>(),

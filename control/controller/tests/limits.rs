@@ -5,7 +5,7 @@ mod common;
 use common::WORLD;
 use serde_json::{Value, json};
 use sluice_compile::{Compiler, Enforcement, NodeScope, Rollout};
-use sluice_control::plan::{Plan, Settings};
+use sluice_control::plan::{Objects, Plan};
 use std::fs;
 
 /// Reads the world with one more policy, and gives its snapshot to a node's decoder. Returns the problems' fields.
@@ -28,9 +28,9 @@ fn taken_of(api: &str, kind: &str, spec: &Value, labels: &Value) -> Vec<String> 
     fs::write(home.path().join("policy.json"), policy.to_string()).expect("written");
     fs::write(home.path().join("pod.json"), pod.to_string()).expect("written");
     let rollout = Rollout::AsLabelled { default_dataplane: false, max_enforcement: Enforcement::Enforce };
-    let settings = Settings { dir: home.path().to_owned(), rollout };
+    let objects = Objects::Directory(home.path().to_owned());
     let mut compiler = Compiler::new();
-    let plan = Plan::read(&settings, &mut compiler).expect("a readable directory");
+    let plan = Plan::read(&objects, rollout, &mut compiler).expect("a readable directory");
     let snapshot = compiler.snapshot(&NodeScope::Named("node-a".into()), 0).expect("something was read");
     let message = sluice_wire::encode(&snapshot);
     sluice_wire::fits(&message).expect("a size that a node takes");

@@ -8,7 +8,7 @@
 use serde_json::Value;
 use sluice_compile::{Enforcement, Rollout};
 use sluice_control::follow::Timing;
-use sluice_control::plan::Settings;
+use sluice_control::plan::{Settings, Source};
 use sluice_control::run::{Config, run};
 use sluice_policy::Snapshot;
 use sluice_wire::{ack, feed_client, hello, pb};
@@ -87,7 +87,7 @@ impl Control {
         let shutdown = CancellationToken::new();
         let rollout = Rollout::AsLabelled { default_dataplane: false, max_enforcement: Enforcement::Enforce };
         let config = Config {
-            settings: Settings { dir: home.path().join("objects"), rollout },
+            settings: Settings { source: Source::Directory(home.path().join("objects")), rollout },
             listen: home.path().join("control.sock"),
             status_file: Some(home.path().join("status.json")),
             generation,
