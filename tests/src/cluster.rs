@@ -1,4 +1,5 @@
-//! The product's own processes in a world: one `sluice-control` over a directory, one `sluice-proxy` per node.
+//! The product's own processes in a world: one `sluice-control` over a directory, or over an API server, and one
+//! `sluice-proxy` per node.
 //!
 //! Knows the command lines and the status file, and nothing of what is inside. Called by the end-to-end tests
 //! and the demo.
@@ -31,6 +32,8 @@ pub struct Cluster {
     control: Option<Process>,
     environment: Vec<(String, String)>,
     markers: u64,
+    /// The cluster that control is over, in the directory's place.
+    kubeconfig: Option<PathBuf>,
     /// The world.
     pub world: World,
 }
@@ -41,12 +44,25 @@ impl Cluster {
     /// # Errors
     /// When a binary is missing or does not come up.
     pub fn start(world: World, environment: &[(&str, &str)]) -> Result<Self> {
+        Self::start_from(world, environment, None)
+    }
+
+    /// The same over an API server, by a kubeconfig: what is applied there is the cluster.
+    ///
+    /// # Errors
+    /// When a binary is missing or does not come up.
+    pub fn over(world: World, environment: &[(&str, &str)], kubeconfig: &Path) -> Result<Self> {
+        Self::start_from(world, environment, Some(kubeconfig.to_owned()))
+    }
+
+    fn start_from(world: World, environment: &[(&str, &str)], kubeconfig: Option<PathBuf>) -> Result<Self> {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut cluster = Self {
             proxies: BTreeMap::new(),
             control: None,
             environment: environment.iter().map(own).collect(),
             markers: 0,
+            kubeconfig,
             world,
         };
         std::fs::create_dir_all(cluster.manifests())?;
@@ -81,7 +97,10 @@ impl Cluster {
     /// When it does not listen in time.
     pub fn start_control(&mut self) -> Result<()> {
         let mut command = Command::new(binary("sluice-control")?);
-        command.arg("--dir").arg(self.manifests());
+        match &self.kubeconfig {
+            Some(kubeconfig) => command.arg("--kubeconfig").arg(kubeconfig),
+            None => command.arg("--dir").arg(self.manifests()),
+        };
         command.arg("--listen").arg(format!("unix:{}", self.socket().display()));
         command.arg("--status-file").arg(self.status_file());
         let mut control = Process::start("control", self.world.dir(), &mut command)?;

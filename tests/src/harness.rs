@@ -31,6 +31,8 @@ pub enum Need {
     Path(std::path::PathBuf),
     /// A binary of the workspace.
     Binary(&'static str),
+    /// kube-apiserver, etcd and kubectl.
+    ApiServer,
 }
 
 /// Why the need cannot be met here, or nothing.
@@ -40,9 +42,16 @@ pub fn missing(needs: &[Need]) -> Option<String> {
         Need::World => missing_world(),
         Need::Bpf => missing_world().or_else(|| missing_bpf((5, 15), "for the eBPF programs")),
         Need::Tcx => missing_world().or_else(|| missing_bpf((6, 6), "for tcx links")),
+        Need::ApiServer => missing_root().or_else(crate::apiserver::missing),
         Need::Path(path) => (!path.exists()).then(|| format!("{} does not exist", path.display())),
         Need::Binary(name) => crate::world::binary(name).err().map(|error| error.to_string()),
     })
+}
+
+/// Files of tests lie below /run, where the next run finds what a killed one has left.
+fn missing_root() -> Option<String> {
+    let root = rustix::process::geteuid().is_root();
+    (!root).then(|| "needs root, for its files in /run".to_owned())
 }
 
 fn missing_world() -> Option<String> {

@@ -3,6 +3,7 @@
 //!
 //! Nothing here is linked into the product. Called by the binaries beside it and by `tests/*.rs`.
 
+pub mod apiserver;
 pub mod cluster;
 pub mod demo;
 pub mod engine;

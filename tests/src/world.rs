@@ -4,7 +4,7 @@
 //! nothing of the machine's own network is touched, and all of it goes away with the value, on a panic and on
 //! a signal. Called by the end-to-end tests, the datapath's tests and the demo.
 
-mod cleanup;
+pub(crate) mod cleanup;
 mod netns;
 mod plumbing;
 mod process;

@@ -57,6 +57,9 @@ const ABSENCES: &[(&str, &[&str])] = &[
 /// The only user-space crate that talks to the kernel's eBPF; the tests look over its shoulder.
 const AYA_USERS: &[&str] = &["sluice-redirect", TESTS];
 
+/// The only crate that talks to an API server; the tests run one.
+const KUBE_USERS: &[&str] = &["sluice-control", TESTS];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().expect("the checkout")
 }
@@ -156,6 +159,19 @@ fn one_crate_loads_ebpf() {
             list(&package["dependencies"]).any(|dependency| text(&dependency["name"]).starts_with("aya"));
         assert!(!aya || AYA_USERS.contains(&name), "{name} must not know aya");
     }
+}
+
+#[test]
+fn one_crate_talks_to_the_api_server() {
+    let mut users = 0;
+    for package in list(&metadata(&["--no-deps"])["packages"]) {
+        let name = text(&package["name"]);
+        let kube = list(&package["dependencies"])
+            .any(|dependency| ["kube", "kube-client", "kube-runtime"].contains(&text(&dependency["name"])));
+        assert!(!kube || KUBE_USERS.contains(&name), "{name} must not know kube");
+        users += usize::from(kube);
+    }
+    assert_eq!(users, KUBE_USERS.len(), "the walk sees who does");
 }
 
 /// Every file of ours with this ending.

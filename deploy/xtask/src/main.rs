@@ -2,6 +2,7 @@
 //!
 //! Each command does all of its own set-up, says what it does and how long that took. Knows nothing of policy.
 
+mod apiserver;
 mod areas;
 mod bench;
 mod bpf;
@@ -67,7 +68,7 @@ enum Verb {
     },
     /// Format, lints, bans, licences, sources and the edges between crates
     Lint,
-    /// Install the Debian packages that the demo and the tests use
+    /// Get what the demo and the tests use: Debian's packages, and a kube-apiserver, which is built once
     Setup,
 }
 
@@ -98,7 +99,10 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Crds { check } => crds::run(&place, check).map(|()| true),
         Verb::Lint => lint(&place),
         Verb::Setup => match setup::machine(&place)? {
-            Machine::Ready => Ok(true),
+            Machine::Ready => match apiserver::ready(&place)? {
+                None => Ok(true),
+                Some(lacking) => bail!("{lacking}"),
+            },
             Machine::Lacking(what) => bail!("{what}"),
         },
     }

@@ -1,7 +1,7 @@
 //! What the machine must have: Debian's packages for the demo and the tests.
 //!
 //! Installs only what is missing, says what it does, and says what to do where it may not. Called first by `demo`,
-//! `test` and `setup`.
+//! `test` and `setup`. The API server that some tests use is `apiserver.rs`'s.
 
 use crate::place::Place;
 use crate::step;

@@ -9,7 +9,7 @@ use crate::count::{Count, Counter, Said, understand};
 use crate::parts::{Part, TestBinary, Workspace};
 use crate::place::Place;
 use crate::setup::{self, Machine};
-use crate::{bpf, lint, step};
+use crate::{apiserver, bpf, lint, step};
 use anyhow::bail;
 use std::io::Write as _;
 use std::process::Command;
@@ -34,6 +34,11 @@ pub(crate) fn test(place: &Place, part: Option<Part>, long: bool) -> anyhow::Res
     };
     if let Machine::Lacking(what) = setup::machine(place)? {
         step::say(&format!("some tests cannot run here: {what}"));
+    }
+    if matches!(part, None | Some(Part::Control))
+        && let Some(lacking) = apiserver::ready(place)?
+    {
+        step::say(&format!("some tests cannot run here: {lacking}"));
     }
     let workspace = workspace(place)?;
     if part.is_none() {
