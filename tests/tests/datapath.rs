@@ -59,6 +59,8 @@ mod rig;
 mod rules;
 #[path = "datapath/services.rs"]
 mod services;
+#[path = "datapath/short.rs"]
+mod short;
 #[path = "datapath/stress.rs"]
 mod stress;
 #[path = "datapath/strict.rs"]
@@ -69,8 +71,8 @@ mod translation;
 mod uninstall;
 #[path = "datapath/upgrade.rs"]
 mod upgrade;
-#[path = "datapath/v2.rs"]
-mod v2;
+#[path = "datapath/v3.rs"]
+mod v3;
 #[path = "datapath/whole.rs"]
 mod whole;
 
@@ -111,6 +113,7 @@ fn main() -> ExitCode {
         services::tests(),
         events::tests(),
         table::tests(),
+        short::tests(),
         stress::tests(),
         drift::tests(),
         fuzz::tests(),

@@ -24,7 +24,7 @@ pub use row::{Action, HOST_CLASS, ICMP_NONE, RowKey, RowValue, icmp_number, row_
 pub use service::{MAX_SERVICES, SERVICE_CLASS, ServiceKey};
 
 /// The version of everything in this crate.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// The names of the programs in the object.
 pub mod program {
@@ -80,8 +80,8 @@ pub mod map {
 
 /// Generations held at once: the one in force and the one being written.
 pub const SLOTS: u32 = 2;
-/// Flows remembered per node. An entry takes about 140 bytes of kernel memory with its place in the table, so this is
-/// some 36 MB.
+/// Flows remembered per node. An entry takes about 160 bytes of kernel memory with its place in the table, so this is
+/// some 42 MB.
 pub const MAX_FLOWS: u32 = 262_144;
 /// Rows of one generation: about 100 bytes each in a trie, so at most some 25 MB.
 pub const MAX_ROWS: u32 = 262_144;

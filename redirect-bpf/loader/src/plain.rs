@@ -2,8 +2,8 @@
 
 use aya::Pod;
 use sluice_bpf_abi::{
-    Address, Config, EndpointValue, Event, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Limits, Quota,
-    RowKey, RowValue, ServiceKey,
+    Config, EndpointValue, Event, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Limits, Quota, RowKey,
+    RowValue, ServiceKey,
 };
 
 /// A key or value of a map.
@@ -11,32 +11,20 @@ use sluice_bpf_abi::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Plain<T>(pub(crate) T);
 
-/// The key of a flow in ABI version 2.
+/// A flow in ABI version 3. Its key is the same as ours.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct V2FlowKey {
-    pub(crate) ifindex: u32,
-    pub(crate) kind: u8,
-    pub(crate) protocol: u8,
-    pub(crate) icmp: [u8; 2],
-    pub(crate) src: Address,
-    pub(crate) dst: Address,
-    pub(crate) sport: [u8; 2],
-    pub(crate) dport: [u8; 2],
-}
-
-/// A flow in ABI version 2.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct V2FlowEntry {
+pub(crate) struct V3FlowEntry {
     pub(crate) epoch: u64,
     pub(crate) seen: u64,
     pub(crate) state: u8,
     pub(crate) flags: u8,
-    pub(crate) pad: [u8; 6],
+    pub(crate) life: u8,
+    pub(crate) pad: u8,
+    pub(crate) rule: u32,
 }
 
-const _: () = assert!(size_of::<V2FlowKey>() == 44 && size_of::<V2FlowEntry>() == 24);
+const _: () = assert!(size_of::<V3FlowEntry>() == 24);
 
 macro_rules! plain {
     ($($name:ty),+) => {$(
@@ -58,6 +46,5 @@ plain!(
     RowKey,
     RowValue,
     ServiceKey,
-    V2FlowEntry,
-    V2FlowKey
+    V3FlowEntry
 );

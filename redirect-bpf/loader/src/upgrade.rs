@@ -7,15 +7,15 @@
 use crate::bpffs::{self, Pins};
 use crate::error::SetupError;
 use crate::maps::Maps;
-use crate::plain::{Plain, V2FlowEntry, V2FlowKey};
+use crate::plain::{Plain, V3FlowEntry};
 use aya::maps::{ArrayOfMaps, HashMap, Map, MapData};
-use sluice_bpf_abi::{ABI_VERSION, Address, FlowEntry, FlowKey, FlowState, LOCAL_NODE, life, map};
+use sluice_bpf_abi::{ABI_VERSION, Address, FlowEntry, FlowKey, FlowState, REMOTE_NODE, map};
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 /// The version whose maps are read here.
-const KNOWN: u32 = 2;
+const KNOWN: u32 = 3;
 /// A new entry alone: what our own hooks have written since says more.
 const BPF_NOEXIST: u64 = 1;
 /// The epoch of what is taken over: before any of ours, so that every flow is judged again by our rows.
@@ -76,17 +76,17 @@ impl Before {
         let epoch: aya::maps::Array<MapData, u64> = open(&maps.join(map::EPOCH))?.try_into().ok()?;
         let slot = (epoch.get(&0, 0).ok()? % 2) as u32;
         let address = sluice_policy::prefix::bits(address).to_be_bytes();
-        locals.get(&slot, 0).ok()?.get(&address, 0).ok().filter(|owner| *owner != LOCAL_NODE)
+        locals.get(&slot, 0).ok()?.get(&address, 0).ok().filter(|owner| *owner < REMOTE_NODE)
     }
 
     /// Takes its flows over, those that ours do not have; how many. Without them an answer to what was asked before
     /// would be a new flow, and one that was cut would be a new one too.
     pub(crate) fn import(&self, maps: &mut Maps) -> usize {
-        type Flows = HashMap<MapData, Plain<V2FlowKey>, Plain<V2FlowEntry>>;
+        type Flows = HashMap<MapData, Plain<FlowKey>, Plain<V3FlowEntry>>;
         let Some(maps_of_old) = self.known().map(|path| path.join("maps")) else { return 0 };
         let flows: Option<Flows> = open(&maps_of_old.join(map::FLOWS)).and_then(|map| map.try_into().ok());
         let old = flows.iter().flat_map(|flows| flows.iter()).filter_map(Result::ok);
-        let new = old.filter_map(|(key, entry)| Some((from_v2_key(key.0), from_v2(entry.0)?)));
+        let new = old.filter_map(|(key, entry)| Some((key.0, from_v3(entry.0)?)));
         new.filter(|(key, entry)| maps.flows.insert(Plain(*key), Plain(*entry), BPF_NOEXIST).is_ok()).count()
     }
 
@@ -135,28 +135,15 @@ fn open(path: &Path) -> Option<Map> {
     Map::from_map_data(MapData::from_pin(path).ok()?).ok()
 }
 
-fn from_v2_key(old: V2FlowKey) -> FlowKey {
-    FlowKey {
-        ifindex: old.ifindex,
-        kind: old.kind,
-        protocol: old.protocol,
-        icmp: old.icmp,
-        src: old.src,
-        dst: old.dst,
-        sport: old.sport,
-        dport: old.dport,
-    }
-}
-
-/// States and flags have kept their numbers. What version 2 did not know is whether a flow was answered: most were.
-fn from_v2(old: V2FlowEntry) -> Option<FlowEntry> {
+/// States, flags and lives have kept their numbers. A rule's number is a place in a list that is no more.
+fn from_v3(old: V3FlowEntry) -> Option<FlowEntry> {
     let known = [FlowState::Direct, FlowState::Proxied, FlowState::Upstream, FlowState::Cut];
     known.iter().any(|state| *state as u8 == old.state).then_some(FlowEntry {
         epoch: LONG_AGO,
         seen: old.seen,
         state: old.state,
         flags: old.flags,
-        life: life::ANSWERED,
+        life: old.life,
         ..FlowEntry::default()
     })
 }

@@ -6,7 +6,9 @@ use crate::event;
 use crate::maps::{FLOWS, limits, quota, take};
 use crate::packet::Packet;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
-use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState, Limits, Quota, flow_flag, life};
+use sluice_bpf_abi::{
+    Counter, FlowEntry, FlowKey, FlowKind, FlowState, Limits, Quota, flow_flag, idle, life,
+};
 
 /// For how long the number of an endpoint's flows is believed after user space has counted them. It counts every few
 /// seconds; without it what times out is never subtracted, and an agent that is gone must refuse nobody.
@@ -54,7 +56,7 @@ pub(crate) fn now() -> u64 {
 /// What is to be remembered of a flow that begins now.
 #[inline(always)]
 pub(crate) fn entry(epoch: u64, state: FlowState, flags: u8, life: u8, rule: u32) -> FlowEntry {
-    FlowEntry { epoch, seen: now(), state: state as u8, flags, life, pad: 0, rule }
+    FlowEntry { epoch, seen: now(), state: state as u8, flags, life, rule, ..FlowEntry::default() }
 }
 
 /// The living entry of a flow.
@@ -98,6 +100,15 @@ pub(crate) fn remember(key: &FlowKey, entry: &FlowEntry) -> Result<(), Counter> 
 #[inline(always)]
 pub(crate) fn remember_free(key: &FlowKey, entry: &FlowEntry) -> bool {
     insert(key, entry, 0).is_ok()
+}
+
+/// Sends the packets of a flow, if there is one, the long way, until that has let one pass again.
+#[inline(always)]
+pub(crate) fn lengthen(key: &FlowKey) {
+    if let Some(entry) = FLOWS.get_ptr_mut(key) {
+        // SAFETY: as in `recall`.
+        unsafe { (*entry).fast = [0; 2] }
+    }
 }
 
 /// Forgets a flow.
@@ -172,7 +183,7 @@ pub(crate) fn note(entry: &mut FlowEntry, packet: &Packet, outward: bool) -> boo
     if is != was {
         entry.life = is;
     }
-    if entry.seen != now {
+    if now.saturating_sub(entry.seen) >= idle::GRAIN {
         entry.seen = now;
     }
     // The packet after the last that closes acknowledges it.

@@ -17,6 +17,7 @@
 mod answer;
 mod error;
 mod event;
+mod fast;
 mod flow;
 mod fragment;
 mod link;
@@ -62,13 +63,7 @@ impl Fate {
     /// What [`Fate::code`] made.
     #[inline(always)]
     pub(crate) fn from_code(code: u32) -> Self {
-        let number = code & REASON;
-        let reason = if number < COUNTERS {
-            // SAFETY: a counter is a `u32`, and they are numbered without a gap from 0 to below this.
-            unsafe { core::mem::transmute::<u32, Counter>(number) }
-        } else {
-            return Self::Drop(Counter::Malformed);
-        };
+        let Some(reason) = reason(code & REASON) else { return Self::Drop(Counter::Malformed) };
         match code & !REASON {
             PASS => Self::Pass(reason),
             TO_PROXY => Self::ToProxy(reason),
@@ -76,6 +71,16 @@ impl Fate {
             _ => Self::Drop(reason),
         }
     }
+}
+
+/// The counter of this number.
+#[inline(always)]
+pub(crate) fn reason(number: u32) -> Option<Counter> {
+    if number >= COUNTERS {
+        return None;
+    }
+    // SAFETY: a counter is a `u32`, and they are numbered without a gap from 0 to below this.
+    Some(unsafe { core::mem::transmute::<u32, Counter>(number) })
 }
 
 const PASS: u32 = 1 << 16;
@@ -89,6 +94,9 @@ const _: () = assert!(COUNTERS <= REASON);
 #[classifier]
 #[inline(always)]
 pub fn from_pod(ctx: TcContext) -> i32 {
+    if let Some(fate) = fast::known(&ctx, FlowKind::Egress) {
+        return finish(fate);
+    }
     if answer::is_own(&ctx, FlowKind::Egress) {
         return TC_ACT_UNSPEC;
     }
@@ -98,6 +106,9 @@ pub fn from_pod(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn to_pod(ctx: TcContext) -> i32 {
+    if let Some(fate) = fast::known(&ctx, FlowKind::Ingress) {
+        return finish(fate);
+    }
     if answer::is_own(&ctx, FlowKind::Ingress) {
         return TC_ACT_UNSPEC;
     }

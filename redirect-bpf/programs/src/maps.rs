@@ -124,7 +124,12 @@ impl Generation {
     /// The one in force now.
     #[inline(always)]
     pub(crate) fn current() -> Self {
-        let epoch = EPOCH.get(0).copied().unwrap_or(0);
+        Self::of(EPOCH.get(0).copied().unwrap_or(0))
+    }
+
+    /// The one that an epoch stands for.
+    #[inline(always)]
+    pub(crate) fn of(epoch: u64) -> Self {
         Self { epoch, slot: (epoch & 1) as u32 }
     }
 

@@ -13,6 +13,7 @@ mod transport;
 
 use address::is_group;
 pub(crate) use address::{is_link_local, is_unspecified};
+pub(crate) use odd::DONT_FRAGMENT;
 
 use crate::event::Note;
 use aya_ebpf::bindings::__sk_buff;
@@ -24,8 +25,8 @@ use core::cell::Cell;
 use sluice_bpf_abi::{Address, Counter, life};
 
 const ETH_HEADER: u32 = 14;
-const ETH_IP: u16 = 0x0800_u16.to_be();
-const ETH_IPV6: u16 = 0x86dd_u16.to_be();
+pub(crate) const ETH_IP: u16 = 0x0800_u16.to_be();
+pub(crate) const ETH_IPV6: u16 = 0x86dd_u16.to_be();
 const ETH_ARP: u16 = 0x0806_u16.to_be();
 /// Tags in the frame itself: 802.1Q, 802.1ad, and what came before the latter.
 const ETH_VLAN: [u16; 3] = [0x8100_u16.to_be(), 0x88a8_u16.to_be(), 0x9100_u16.to_be()];
@@ -39,12 +40,12 @@ const ICMPV6: u8 = 58;
 /// `::ffff:0.0.0.0`: an IPv4 address is read into its last four bytes.
 const MAPPED_ZERO: Address = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 0, 0, 0, 0];
 
-const FLAG_FIN: u8 = 0x01;
+pub(crate) const FLAG_FIN: u8 = 0x01;
 const FLAG_SYN: u8 = 0x02;
 const FLAG_RST: u8 = 0x04;
-const FLAG_ACK: u8 = 0x10;
+pub(crate) const FLAG_ACK: u8 = 0x10;
 /// TCP's flags but PSH, ECE and CWR, which may go with any.
-const TCP_KINDS: u8 = 0x37;
+pub(crate) const TCP_KINDS: u8 = 0x37;
 /// Those combinations that a TCP sends: SYN, SYN URG, SYN ACK, RST, RST ACK, FIN ACK, FIN ACK URG, ACK, ACK URG. The same
 /// that the kernel's conntrack calls valid; every other is a scan.
 const TCP_SENT: u64 =
@@ -369,11 +370,16 @@ impl Packet {
         [0, 1, 2, 3, 4, 5].map(|at| self.head[at])
     }
 
+    /// The frame's sender.
+    #[inline(always)]
+    pub(crate) fn from(&self) -> [u8; 6] {
+        [6, 7, 8, 9, 10, 11].map(|at| self.head[at])
+    }
+
     /// Whether the frame comes from this hardware address, and says no other.
     #[inline(always)]
     pub(crate) fn is_from(&self, mac: &[u8; 6]) -> bool {
-        let from = [6, 7, 8, 9, 10, 11].map(|at| self.head[at]);
-        from == *mac && (!self.claims || self.hardware == *mac)
+        self.from() == *mac && (!self.claims || self.hardware == *mac)
     }
 
     /// Whether its sender may be told that it was refused: never about an answer of that kind, what is for many, or what

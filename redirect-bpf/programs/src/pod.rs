@@ -23,7 +23,8 @@ fn endpoint(ctx: &TcContext) -> Option<(Endpoint, EndpointValue)> {
     let ifindex = unsafe { (*ctx.skb.skb).ifindex };
     let generation = Generation::current();
     let value = generation.behind(ifindex)?;
-    Some((Endpoint { ifindex, profile: value.profile, generation, flags: 0 }, value))
+    let profile = value.profile;
+    Some((Endpoint { ifindex, profile, generation, flags: 0, is_lasting: false, via: 0 }, value))
 }
 
 /// Hook A: what a pod sends.
@@ -37,7 +38,11 @@ pub(crate) fn from_pod(ctx: &TcContext) -> Fate {
 #[inline(always)]
 pub(crate) fn to_pod(ctx: &TcContext) -> Fate {
     Packet::read(ctx);
-    fragment::settle(ctx, FlowKind::Ingress, Fate::from_code(judge_to_pod(ctx.skb.skb)))
+    let code = match judge_to_pod(ctx.skb.skb) {
+        FROM_HOST => judge_from_host(ctx.skb.skb),
+        code => code,
+    };
+    fragment::settle(ctx, FlowKind::Ingress, Fate::from_code(code))
 }
 
 // Functions of their own: the kernel gives a program 512 bytes of stack, and those that are inside each other share them.
@@ -65,7 +70,24 @@ extern "C" fn judge_to_pod(skb: *mut __sk_buff) -> u32 {
     match Packet::current() {
         Ok(packet) => {
             packet.epoch.set(endpoint.generation.epoch);
-            arriving(&ctx, endpoint, value.way, packet).code()
+            arriving(&ctx, endpoint, value.way, packet).map_or(FROM_HOST, Fate::code)
+        }
+        Err(reason) => Fate::Drop(reason).code(),
+    }
+}
+
+/// What [`judge_to_pod`] returns of what a socket of the node sends: no fate's code.
+const FROM_HOST: u32 = u32::MAX;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_from_host(skb: *mut __sk_buff) -> u32 {
+    let ctx = TcContext::new(skb);
+    let Some((endpoint, _)) = endpoint(&ctx) else { return Fate::Drop(Counter::NoEndpoint).code() };
+    match Packet::current() {
+        Ok(packet) => {
+            packet.epoch.set(endpoint.generation.epoch);
+            from_host(&ctx, endpoint, packet).code()
         }
         Err(reason) => Fate::Drop(reason).code(),
     }
@@ -87,7 +109,7 @@ fn leaving(ctx: &TcContext, endpoint: Endpoint, value: &EndpointValue, packet: &
 }
 
 #[inline(always)]
-fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fate {
+fn from_own_address(ctx: &TcContext, mut endpoint: Endpoint, packet: &Packet) -> Fate {
     if endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex) && !to_service(endpoint, packet) {
         return to_itself(endpoint, packet);
     }
@@ -99,6 +121,8 @@ fn from_own_address(ctx: &TcContext, endpoint: Endpoint, packet: &Packet) -> Fat
     {
         return fate;
     }
+    // A tunnel may be set up at any time, without another generation.
+    endpoint.is_lasting = packet.protocol != UDP || !endpoint.generation.is_node(&packet.dst);
     endpoint.steer(ctx, packet, FlowKind::Egress, FlowKind::Ingress)
 }
 
@@ -145,14 +169,15 @@ fn to_service(endpoint: Endpoint, packet: &Packet) -> bool {
     service
 }
 
+/// `None`: a socket of the node sends it.
 #[inline(always)]
-fn arriving(ctx: &TcContext, mut endpoint: Endpoint, way: u32, packet: &Packet) -> Fate {
+fn arriving(ctx: &TcContext, mut endpoint: Endpoint, way: u32, packet: &Packet) -> Option<Fate> {
     if !matches!(packet.form, Form::Flow | Form::Error | Form::Later) {
-        return link::heard(ctx, endpoint, packet);
+        return Some(link::heard(ctx, endpoint, packet));
     }
     let mine = endpoint.generation.owner(&packet.dst) == Some(endpoint.ifindex);
     if !mine && !packet.is_group() {
-        return Fate::Drop(Counter::NotMine);
+        return Some(Fate::Drop(Counter::NotMine));
     }
     // SAFETY: reads of the context that the verifier allows. `sk` is only compared with null.
     let (socket, arrived) = unsafe {
@@ -168,13 +193,15 @@ fn arriving(ctx: &TcContext, mut endpoint: Endpoint, way: u32, packet: &Packet) 
     let carried = config.helper_ifindex != 0 && arrived == config.helper_ifindex;
     let later = packet.form == Form::Later;
     if carried && !later && is_leg(endpoint, packet) {
-        return Fate::Pass(Counter::FromProxy);
+        return Some(Fate::Pass(Counter::FromProxy));
     }
     if host && !later {
-        return from_host(ctx, endpoint, packet);
+        return None;
     }
     match endpoint.generation.endpoint(&packet.src) {
-        Some(sender) if sender == endpoint.ifindex && !later => return from_itself(endpoint, packet),
+        Some(sender) if sender == endpoint.ifindex && !later => {
+            return Some(from_itself(endpoint, packet));
+        }
         // A local pod's packet comes from its veth, or over the bridge that this is a port of. From anywhere
         // else its address is forged, and hook A never saw it.
         Some(sender)
@@ -183,24 +210,27 @@ fn arriving(ctx: &TcContext, mut endpoint: Endpoint, way: u32, packet: &Packet) 
                 && arrived != sender
                 && !endpoint.generation.reached_by(sender, arrived) =>
         {
-            return Fate::Drop(Counter::Spoofed);
+            return Some(Fate::Drop(Counter::Spoofed));
         }
         _ => {}
     }
     if later {
-        return Fate::Pass(Counter::FragmentPassed);
+        return Some(Fate::Pass(Counter::FragmentPassed));
     }
     if packet.form == Form::Error
         && let Some(fate) = error::received(endpoint, packet)
     {
-        return fate;
+        return Some(fate);
     }
     // It crossed the bridge that this is a port of, and netfilter was not asked.
     let crossed = way != endpoint.ifindex && endpoint.generation.reached_by(arrived, way);
     if crossed && config.flags & netfilter_bit(packet) == 0 {
         endpoint.flags = flow_flag::UNSEEN;
     }
-    endpoint.steer(ctx, packet, FlowKind::Ingress, FlowKind::Egress)
+    // What comes from the proxy is judged by what its sockets know, and what a socket sends by whose it is.
+    endpoint.is_lasting = !carried && arrived != 0;
+    endpoint.via = arrived;
+    Some(endpoint.steer(ctx, packet, FlowKind::Ingress, FlowKind::Egress))
 }
 
 /// Whether the proxy knew, when it sent this, that it is for this endpoint: it opened the connection to it, or

@@ -137,7 +137,14 @@ fn upstream(endpoint: Option<u32>, epoch: u64, packet: &Packet, last: bool) -> b
         return true;
     }
     // The last word of a connection that was let go begins none.
-    packet.is_reset() || flow::remember_free(&key, &flow::entry(epoch, FlowState::Upstream, 0, 0, 0))
+    if packet.is_reset() {
+        return true;
+    }
+    let done = flow::remember_free(&key, &flow::entry(epoch, FlowState::Upstream, 0, 0, 0));
+    // A flow on the same ports, in whose name the proxy may well dial, has answers that are looked for in its own
+    // entry only after this one's.
+    flow::lengthen(&FlowKey { kind: if last { FlowKind::Egress } else { FlowKind::Ingress } as u8, ..key });
+    done
 }
 
 /// Calls `then` with the socket that a packet in the middle of a connection is for, if there is one.

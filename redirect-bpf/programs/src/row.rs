@@ -32,6 +32,38 @@ pub(crate) struct Judged {
     pub(crate) reject: bool,
 }
 
+impl Judged {
+    /// As a function that is not inlined returns it: the rule in the upper half.
+    #[inline(always)]
+    fn code(self) -> u64 {
+        let (verdict, reason) = match self.verdict {
+            Judgement::Direct(reason) => (DIRECT, reason as u64),
+            Judgement::Proxy => (PROXY, 0),
+            Judgement::Watch => (WATCH, 0),
+            Judgement::Refuse(reason) => (REFUSE, reason as u64),
+        };
+        u64::from(self.rule) << 32 | u64::from(self.reject) << 24 | verdict << 16 | reason
+    }
+
+    /// What [`Judged::code`] made.
+    #[inline(always)]
+    fn from_code(code: u64) -> Self {
+        let reason = crate::reason((code & 0xff) as u32).unwrap_or(Counter::NoRow);
+        let verdict = match code >> 16 & 0xff {
+            DIRECT => Judgement::Direct(reason),
+            PROXY => Judgement::Proxy,
+            WATCH => Judgement::Watch,
+            _ => Judgement::Refuse(reason),
+        };
+        Self { verdict, rule: (code >> 32) as u32, reject: code >> 24 & 1 != 0 }
+    }
+}
+
+const REFUSE: u64 = 0;
+const DIRECT: u64 = 1;
+const PROXY: u64 = 2;
+const WATCH: u64 = 3;
+
 /// Whose flow is judged, in its originator's orientation.
 pub(crate) struct Question<'a> {
     pub(crate) profile: u32,
@@ -49,20 +81,63 @@ impl Question<'_> {
     /// Asks the rows of a generation.
     #[inline(always)]
     pub(crate) fn judge(&self, generation: Generation) -> Judged {
-        let mut class = self.class(generation);
-        let mut key = RowKey {
-            profile: self.profile,
-            class,
-            direction: self.direction as u8,
-            protocol: self.protocol,
-            port: self.number,
+        let half = |at: usize| {
+            let bytes = &self.peer[at..at + 8];
+            u64::from_ne_bytes([
+                bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5], bytes[6], bytes[7],
+            ])
         };
-        let mut row = generation.row(&key);
+        let asked = u64::from(self.profile) << 32
+            | u64::from(u16::from_ne_bytes(self.number)) << 16
+            | u64::from(self.protocol) << 8
+            | u64::from(self.host) << 1
+            | u64::from(self.direction as u8 == FlowKind::Egress as u8);
+        Judged::from_code(judge_flow(half(0), half(8), asked, generation.epoch))
+    }
+}
+
+/// Asks the rows: about a peer, whose address comes in two halves, what [`Question`] has beside.
+// A function of its own: it is asked from many places, and the kernel need look at it only once. It has no pointers, so
+// that the kernel takes its arguments for anything.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn judge_flow(peer: u64, rest: u64, asked: u64, epoch: u64) -> u64 {
+    // SAFETY: sixteen bytes either way.
+    let peer = unsafe { core::mem::transmute::<[u64; 2], Address>([peer, rest]) };
+    let row = Row {
+        generation: Generation::of(epoch),
+        peer: &peer,
+        inbound: asked & 1 == 0,
+        host: asked & 2 != 0,
+        protocol: (asked >> 8) as u8,
+        number: ((asked >> 16) as u16).to_ne_bytes(),
+    };
+    row.judge((asked >> 32) as u32).code()
+}
+
+/// What a [`Question`] asks, taken apart and put together again.
+struct Row<'a> {
+    generation: Generation,
+    peer: &'a Address,
+    inbound: bool,
+    host: bool,
+    protocol: u8,
+    number: [u8; 2],
+}
+
+impl Row<'_> {
+    #[inline(always)]
+    fn judge(&self, profile: u32) -> Judged {
+        let mut class = self.class();
+        let direction = if self.inbound { FlowKind::Ingress } else { FlowKind::Egress };
+        let mut key =
+            RowKey { profile, class, direction: direction as u8, protocol: self.protocol, port: self.number };
+        let mut row = self.generation.row(&key);
         if self.host && row.is_none() {
             // Of an address that no object names: a bridge's.
             class = HOST_CLASS;
             key.class = class;
-            row = generation.row(&key);
+            row = self.generation.row(&key);
             if row.is_none() {
                 return Judged { verdict: Judgement::Direct(Counter::Host), rule: 0, reject: false };
             }
@@ -98,21 +173,20 @@ impl Question<'_> {
     /// Forwarded traffic that wears an address of this node is nobody's: only a socket of the node is the
     /// node, and its packets have rows of their own.
     #[inline(always)]
-    fn class(&self, generation: Generation) -> u32 {
+    fn class(&self) -> u32 {
         if self.host {
-            return HOST_CLASS | generation.class(self.peer);
+            return HOST_CLASS | self.generation.class(self.peer);
         }
-        let inbound = self.direction as u8 == FlowKind::Ingress as u8;
-        if inbound && generation.owner(self.peer) == Some(LOCAL_NODE) {
+        if self.inbound && self.generation.owner(self.peer) == Some(LOCAL_NODE) {
             return 0;
         }
-        if !inbound
+        if !self.inbound
             && RowKey::has_ports(self.protocol)
-            && let Some(class) = generation.service(self.peer, self.number, self.protocol)
+            && let Some(class) = self.generation.service(self.peer, self.number, self.protocol)
         {
             return class;
         }
-        generation.class(self.peer)
+        self.generation.class(self.peer)
     }
 }
 

@@ -22,6 +22,28 @@ pub(crate) struct Endpoint {
     ///
     /// [`flow_flag::UNSEEN`]: sluice_bpf_abi::flow_flag::UNSEEN
     pub(crate) flags: u8,
+    /// What was found of this packet stands for all of its tuple until the next epoch, so that those that follow may
+    /// go the short way (`fast.rs`).
+    pub(crate) is_lasting: bool,
+    /// The device that the packet came in by.
+    pub(crate) via: u32,
+}
+
+/// Which hook of an endpoint.
+#[derive(Clone, Copy)]
+pub(crate) enum Hook {
+    /// What it sends.
+    A,
+    /// What it is sent.
+    B,
+}
+
+impl Hook {
+    /// Where the packets of a flow pass; `outward` those that travel as its originator's do.
+    #[inline(always)]
+    fn of(key: &FlowKey, outward: bool) -> Self {
+        if (key.kind == FlowKind::Egress as u8) == outward { Self::A } else { Self::B }
+    }
 }
 
 impl Endpoint {
@@ -58,8 +80,8 @@ impl Endpoint {
         }
         match judged.verdict {
             Judgement::Direct(reason) => self.fresh(ctx, packet, &key, answers, (reason, judged.rule)),
-            Judgement::Proxy => self.proxied(&key, judged.rule),
-            Judgement::Watch if proxy_listens(ctx, packet) => self.proxied(&key, judged.rule),
+            Judgement::Proxy => self.proxied(packet, &key, judged.rule),
+            Judgement::Watch if proxy_listens(ctx, packet) => self.proxied(packet, &key, judged.rule),
             Judgement::Watch => self.fresh(ctx, packet, &key, answers, (Counter::FailOpen, judged.rule)),
             Judgement::Refuse(reason) => self.refuse(packet, reason, judged.reject),
         }
@@ -82,11 +104,11 @@ impl Endpoint {
             return Fate::ToProxy(Counter::ProxiedPacket);
         }
         match forwards.verdict {
-            Judgement::Direct(reason) => return self.found(packet, key, reason, forwards.rule),
+            Judgement::Direct(reason) => return self.found(packet, key, true, (reason, forwards.rule)),
             // Not remembered: if the proxy has no socket for it, it is no flow of the proxy's.
             Judgement::Proxy => return Fate::ToProxy(Counter::ProxiedPacket),
             // What is only watched is never broken off.
-            Judgement::Watch => return self.found(packet, key, Counter::FailOpen, forwards.rule),
+            Judgement::Watch => return self.found(packet, key, true, (Counter::FailOpen, forwards.rule)),
             Judgement::Refuse(_) => {}
         }
         let key = backward(self.ifindex, answers, packet);
@@ -94,7 +116,7 @@ impl Endpoint {
         match (backwards.verdict, forwards.verdict) {
             (Judgement::Direct(reason), _) => {
                 event::backward();
-                self.found(packet, &key, reason, backwards.rule)
+                self.found(packet, &key, false, (reason, backwards.rule))
             }
             (Judgement::Proxy | Judgement::Watch, _) => Fate::ToProxy(Counter::UpstreamReply),
             (_, Judgement::Refuse(reason)) => {
@@ -109,9 +131,10 @@ impl Endpoint {
     /// something: the last words of a connection that was let go must not bring it back. And it opens nothing, so
     /// that it passes where there is no room to remember it, too.
     #[inline(always)]
-    fn found(self, packet: &Packet, key: &FlowKey, reason: Counter, rule: u32) -> Fate {
+    fn found(self, packet: &Packet, key: &FlowKey, outward: bool, (reason, rule): (Counter, u32)) -> Fate {
         if packet.is_carrying() {
-            let entry = flow::entry(self.generation.epoch, FlowState::Direct, 0, life::MIDSTREAM, rule);
+            let entry =
+                self.entry(packet, Hook::of(key, outward), (FlowState::Direct, 0, life::MIDSTREAM), rule);
             if let Err(full) = flow::remember(key, &entry) {
                 count(full);
                 return Fate::Pass(Counter::Unremembered);
@@ -128,6 +151,7 @@ impl Endpoint {
             if !outward {
                 return Fate::Drop(Counter::NotFromProxy);
             }
+            self.shorten(packet, entry, Hook::of(key, outward));
             touch(key, entry, packet, true);
             return Fate::ToProxy(Counter::ProxiedPacket);
         }
@@ -136,8 +160,54 @@ impl Endpoint {
         if (cut && (packet.is_connected() || !self.again(key, entry))) || (!cut && !self.holds(key, entry)) {
             return self.cut(packet, entry, outward);
         }
+        self.shorten(packet, entry, Hook::of(key, outward));
         touch(key, entry, packet, outward);
         Fate::Pass(Counter::Known)
+    }
+
+    /// Lets the next packet of the flow go the short way at this hook, if it comes as this one did. Written only where it
+    /// says something new, and the word itself last: who reads it finds the rest.
+    #[inline(always)]
+    fn shorten(self, packet: &Packet, entry: &mut FlowEntry, hook: Hook) {
+        if !self.is_lasting || entry.flags & (flow_flag::HOST | flow_flag::SELF) != 0 {
+            return;
+        }
+        let at = match hook {
+            Hook::A => {
+                let from = packet.from();
+                if entry.mac != from {
+                    entry.mac = from;
+                }
+                &raw mut entry.fast[1]
+            }
+            Hook::B => {
+                if entry.via != self.via {
+                    entry.via = self.via;
+                }
+                &raw mut entry.fast[0]
+            }
+        };
+        let epoch = self.generation.epoch as u32;
+        // SAFETY: a word of a living element.
+        unsafe {
+            if *at != epoch {
+                core::ptr::write_volatile(at, epoch);
+            }
+        }
+    }
+
+    /// What is to be remembered of a flow that this packet begins, at the hook where it does.
+    #[inline(always)]
+    fn entry(
+        self,
+        packet: &Packet,
+        hook: Hook,
+        (state, flags, life): (FlowState, u8, u8),
+        rule: u32,
+    ) -> FlowEntry {
+        let mut entry = flow::entry(self.generation.epoch, state, flags, life, rule);
+        self.shorten(packet, &mut entry, hook);
+        entry
     }
 
     /// A packet of a flow that is no longer allowed. The entry lives as long as somebody may think the flow does, so
@@ -280,8 +350,8 @@ impl Endpoint {
     /// no room and no neighbour's conntrack. What others open to it passes all the same, judged packet by packet:
     /// else few forged packets a second would close it to everybody.
     #[inline(always)]
-    fn direct(self, key: &FlowKey, (reason, rule): (Counter, u32)) -> Fate {
-        let entry = flow::entry(self.generation.epoch, FlowState::Direct, 0, 0, rule);
+    fn direct(self, packet: &Packet, key: &FlowKey, (reason, rule): (Counter, u32)) -> Fate {
+        let entry = self.entry(packet, Hook::of(key, true), (FlowState::Direct, 0, 0), rule);
         match flow::remember(key, &entry) {
             Ok(()) => Fate::Pass(reason),
             Err(full) if key.kind == FlowKind::Ingress as u8 => {
@@ -315,14 +385,14 @@ impl Endpoint {
                 flow::forget(&old);
             }
         }
-        self.direct(key, why)
+        self.direct(packet, key, why)
     }
 
     /// A new flow of the proxy's. Beyond the limits it is refused in either direction: without its entry hook D would
     /// not know the answers.
     #[inline(always)]
-    fn proxied(self, key: &FlowKey, rule: u32) -> Fate {
-        let entry = flow::entry(self.generation.epoch, FlowState::Proxied, self.flags, 0, rule);
+    fn proxied(self, packet: &Packet, key: &FlowKey, rule: u32) -> Fate {
+        let entry = self.entry(packet, Hook::of(key, true), (FlowState::Proxied, self.flags, 0), rule);
         match flow::remember(key, &entry) {
             Ok(()) => Fate::ToProxy(Counter::ToProxy),
             Err(full) => Fate::Drop(full),

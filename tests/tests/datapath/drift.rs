@@ -3,7 +3,7 @@
 use crate::peers::{Proxy, Server, is_refused, reaches};
 use crate::rig::Rig;
 use crate::rules::{self, egress, tcp};
-use crate::v2;
+use crate::v3;
 use anyhow::{Context, Result, ensure};
 use aya::maps::{Array, Map, MapData};
 use aya::programs::links::{FdLink, LinkOrder};
@@ -137,7 +137,7 @@ fn in_the_kernel(rig: &mut Rig, hooks: Hooks) -> Result<()> {
         if hooks == Hooks::Clsact {
             node.run(&["tc", "qdisc", "del", "dev", &veth, "clsact"])?;
         } else {
-            let index = v2::index(&rig.world, "n1", &veth)?;
+            let index = v3::index(&rig.world, "n1", &veth)?;
             std::fs::remove_file(pins.join("links").join(format!("{index}-from_pod")))?;
             // The kernel lets go of it when it comes to it.
             let there = || -> Result<usize> {

@@ -25,7 +25,7 @@ const LONGEST: usize = 1_514;
 const SHORTEST: usize = 14;
 const ENVIRONMENT: &str = "SLUICE_SEED";
 /// Counted beside the reason of a packet that is counted already; the last at the proxy's two ends.
-const BESIDE: [Counter; 8] = [
+pub(crate) const BESIDE: [Counter; 8] = [
     Counter::ResetSent,
     Counter::UnreachableSent,
     Counter::AnswerLimit,
@@ -41,7 +41,7 @@ pub(crate) fn tests() -> Vec<Trial> {
 }
 
 /// Marsaglia's xorshift: enough to choose bytes with, and the same on every machine.
-struct Random(u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
     fn next(&mut self) -> u64 {
@@ -57,7 +57,7 @@ impl Random {
     }
 }
 
-fn seed() -> Result<u64> {
+pub(crate) fn seed() -> Result<u64> {
     match std::env::var(ENVIRONMENT) {
         Ok(text) => text.parse().with_context(|| format!("{ENVIRONMENT}={text}")),
         Err(_) => {
@@ -67,7 +67,7 @@ fn seed() -> Result<u64> {
 }
 
 /// Changes a frame in a few places.
-fn mutate(random: &mut Random, mut bytes: Vec<u8>) -> Vec<u8> {
+pub(crate) fn mutate(random: &mut Random, mut bytes: Vec<u8>) -> Vec<u8> {
     const TELLING: [u8; 8] = [0, 1, 4, 6, 17, 44, 0x80, 0xff];
     for _ in 0..=random.below(4) {
         // Most of what is read is at the beginning.

@@ -6,7 +6,7 @@ use crate::crash;
 use crate::peers::{Connection, Proxy, Server, eventually, reaches};
 use crate::rig::{LISTEN, OUTSIDE, Rig};
 use crate::rules::{self, Line, closed, egress, ingress, tcp, udp};
-use crate::v2::V2;
+use crate::v3::V3;
 use crate::whole::{Objects, Whole};
 use anyhow::{Context, Result, bail, ensure};
 use aya::programs::{SchedClassifier, TcAttachType};
@@ -213,10 +213,10 @@ fn let_go() -> Result<()> {
 
 fn older() -> Result<()> {
     let clean = Clean::new(Hooks::Tcx, NodeSpec::routed("n1"), |_| Ok(()))?;
-    // Version 2 mounts no bpffs itself: the next loader did, and died.
+    // Version 3 mounts no bpffs itself: the next loader did, and died.
     let mut victim = crash::Victim::new(&clean.rig, &clean.config, &governed())?;
     victim.die(2).context("the loader that mounts the bpffs")?;
-    let mut old = V2::open(clean.config.bpffs.join("v2"))?;
+    let mut old = V3::open(clean.config.bpffs.join("v3"))?;
     old.put(&clean.rig.world, "n1", &rules::snapshot(&clean.rig.world, "n1", 1, &governed()))?;
     drop(old);
     std::fs::create_dir_all(clean.config.bpffs.join("v1/links"))?;
@@ -224,9 +224,9 @@ fn older() -> Result<()> {
     let programs = || -> Result<usize> {
         Ok(clean.netns.inside(|| SchedClassifier::query_tcx(veth, TcAttachType::Ingress))??.1.len())
     };
-    ensure!(programs()? == 1, "version 2 is not there");
+    ensure!(programs()? == 1, "version 3 is not there");
     clean.uninstall()?;
-    ensure!(programs()? == 0, "version 2 judges still");
+    ensure!(programs()? == 0, "version 3 judges still");
     clean.is_clean()
 }
 

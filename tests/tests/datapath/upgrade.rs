@@ -4,7 +4,7 @@
 use crate::peers::{Connection, SOON, Server, UdpServer, eventually, is_refused, reaches};
 use crate::rig::Rig;
 use crate::rules::{self, Line, closed, egress, ingress, tcp, udp};
-use crate::v2::{self, V2};
+use crate::v3::{self, V3};
 use anyhow::{Context, Result, bail, ensure};
 use libtest_mimic::Trial;
 use sluice_policy::Direction;
@@ -18,14 +18,14 @@ use std::time::Duration;
 
 pub(crate) fn tests() -> Vec<Trial> {
     vec![
-        harness::test("upgrade: from ABI 2, under traffic", [Need::Tcx], upgrade),
-        harness::test("upgrade: and back to ABI 2", [Need::Tcx], back),
+        harness::test("upgrade: from ABI 3, under traffic", [Need::Tcx], upgrade),
+        harness::test("upgrade: and back to ABI 3", [Need::Tcx], back),
         harness::test("upgrade: a pod that only the version before finds", [Need::Tcx], unfound),
         harness::test("upgrade: a newer version is left alone", [Need::Tcx], newer),
     ]
 }
 
-/// A node as version 2 leaves it.
+/// A node as version 3 leaves it.
 fn rig() -> Result<(Rig, PathBuf)> {
     let mut rig = Rig::routed()?;
     drop(rig.take("n1"));
@@ -102,14 +102,14 @@ fn beside(rig: &mut Rig, work: impl FnOnce(&mut Rig) -> Result<()>) -> Result<()
 
 fn upgrade() -> Result<()> {
     let (mut rig, bpffs) = rig()?;
-    let mut old = V2::open(bpffs.join("v2"))?;
+    let mut old = V3::open(bpffs.join("v3"))?;
     let _servers =
         [Server::start(&rig.pod("b/remote").netns, 80)?, Server::start(&rig.pod("a/server").netns, 80)?];
     let wide = [&rules()[..], &[egress("a/client", "a/server", tcp(80, 80))]].concat();
     old.put(&rig.world, "n1", &rules::snapshot(&rig.world, "n1", 1, &wide))?;
     let mut cut = Connection::open(&rig.pod("a/client").netns, rig.at("a/server", Family::V4, 80))?;
     old.put(&rig.world, "n1", &rules::snapshot(&rig.world, "n1", 2, &rules()))?;
-    cut.is_dead().context("what version 2 cut")?;
+    cut.is_dead().context("what version 3 cut")?;
     let mut open = Open::new(&rig)?;
     open.goes_on()?;
     // The process goes, what it pinned stays.
@@ -117,14 +117,14 @@ fn upgrade() -> Result<()> {
     open.goes_on()?;
     beside(&mut rig, |rig| {
         rig.open("n1")?;
-        open.goes_on().context("version 2 still judges")?;
+        open.goes_on().context("version 3 still judges")?;
         // What was cut stays cut, even where a new one may be opened: its other end might be anybody by now.
         let applied = rig.apply(&wide)?;
         ensure!(applied.problems.is_empty(), "{applied:?}");
-        open.goes_on().context("version 3 judges")
+        open.goes_on().context("version 4 judges")
     })?;
-    ensure!(!bpffs.join("v2").exists(), "the pins of version 2 are left");
-    cut.is_dead().context("what version 2 cut")?;
+    ensure!(!bpffs.join("v3").exists(), "the pins of version 3 are left");
+    cut.is_dead().context("what version 3 cut")?;
     reaches(rig.pod("a/client"), rig.at("a/server", Family::V4, 80))?;
     // A newer version that comes beside us is not fought.
     let next = bpffs.join(format!("v{}", ABI_VERSION + 1));
@@ -148,9 +148,9 @@ fn back() -> Result<()> {
     let mut stream = Connection::open(&rig.pod("a/client").netns, rig.at("b/remote", Family::V4, 80))?;
     drop(rig.take("n1"));
     beside(&mut rig, |rig| {
-        let mut old = V2::open(bpffs.join("v2"))?;
+        let mut old = V3::open(bpffs.join("v3"))?;
         old.put(&rig.world, "n1", &rules::snapshot(&rig.world, "n1", 2, &rules()))?;
-        v2::retire_others(&bpffs)?;
+        v3::retire_others(&bpffs)?;
         drop(old);
         stream.echo("still here", SOON)?;
         is_refused(rig.pod("a/client"), rig.at("b/remote", Family::V4, 81))
@@ -159,18 +159,18 @@ fn back() -> Result<()> {
     Ok(())
 }
 
-/// A pod whose address is not on its interface any more is still behind the device that version 2 knew. Where not even
+/// A pod whose address is not on its interface any more is still behind the device that version 3 knew. Where not even
 /// that is known, its hooks stay.
 fn unfound() -> Result<()> {
     for known in [true, false] {
         let (mut rig, bpffs) = rig()?;
         let _server = Server::start(&rig.pod("b/remote").netns, 80)?;
         let rules = [egress("a/other", "b/remote", tcp(80, 80)), ingress("a/other", "b/remote", tcp(80, 80))];
-        let mut old = V2::open(bpffs.join("v2"))?;
+        let mut old = V3::open(bpffs.join("v3"))?;
         old.put(&rig.world, "n1", &rules::snapshot(&rig.world, "n1", 1, &rules))?;
         drop(old);
         if !known {
-            std::fs::remove_file(bpffs.join("v2/maps/LOCALS"))?;
+            std::fs::remove_file(bpffs.join("v3/maps/LOCALS"))?;
         }
         let other = rig.pod("a/other").clone();
         let (v4, v6) = (format!("{}/32", other.v4), format!("{}/128", other.v6));
@@ -190,14 +190,14 @@ fn unfound() -> Result<()> {
         let applied = rig.put("n1", &snapshot)?;
         ensure!(applied.missing.is_empty() == known, "{applied:?}");
         ensure!(applied.problems.is_empty() == known, "{applied:?}");
-        ensure!(bpffs.join("v2").exists() != known, "the pins of version 2");
+        ensure!(bpffs.join("v3").exists() != known, "the pins of version 3");
         reaches(&other, rig.at("b/remote", Family::V4, 80))?;
         is_refused(&other, rig.at("b/remote", Family::V4, 81))?;
-        // It is found again: nothing of version 2 is left.
+        // It is found again: nothing of version 3 is left.
         address("del")?;
         let applied = rig.put("n1", &snapshot)?;
         ensure!(applied.missing.is_empty() && applied.problems.is_empty(), "{applied:?}");
-        ensure!(!bpffs.join("v2").exists(), "the pins of version 2 are left");
+        ensure!(!bpffs.join("v3").exists(), "the pins of version 3 are left");
         is_refused(&other, rig.at("b/remote", Family::V4, 81))?;
     }
     Ok(())
@@ -208,7 +208,7 @@ fn newer() -> Result<()> {
     let _server = Server::start(&rig.pod("b/remote").netns, 80)?;
     let number = ABI_VERSION + 1;
     let directory = bpffs.join(format!("v{number}"));
-    let mut newer = V2::open(directory.clone())?;
+    let mut newer = V3::open(directory.clone())?;
     newer.put(&rig.world, "n1", &rules::snapshot(&rig.world, "n1", 1, &rules()))?;
     drop(newer);
     let config = rig.config("n1");

@@ -113,6 +113,11 @@ impl Display for Programs {
         for (rows, workload, nanos) in &self.0 {
             let of = |name: &str| nanos.get(name).copied().unwrap_or(0.0);
             let (name, _) = workload.words();
+            if *rows == 0 {
+                let empty = of("pass");
+                writeln!(f, "| does nothing | {name} | {empty:.0} | {empty:.0} |")?;
+                continue;
+            }
             writeln!(f, "| {rows} | {name} | {:.0} | {:.0} |", of("from_pod"), of("to_pod"))?;
         }
         Ok(())

@@ -4,6 +4,8 @@
 //! away with the value. Called by the benchmark.
 
 use anyhow::{Context, Result, bail, ensure};
+use aya::Ebpf;
+use aya::programs::{SchedClassifier, TcAttachType};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sluice_policy::{
     Class, ClassId, ClassSet, Direction, Endpoint, Identity, IsolatedPorts, Isolation, Kind, Layer, Mode,
@@ -28,6 +30,8 @@ pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 3);
 /// The peers that only the rules know, from here on.
 const OTHERS: u32 = 0x0a80_0000;
+/// One instruction and the way out: `r0 = 0; exit`.
+static EMPTY: &[u8] = aya::include_bytes_aligned!("pass.bpf.o");
 const GATEWAY: &str = "169.254.1.1";
 const NODE_MAC: &str = "ee:ee:ee:ee:ee:ee";
 
@@ -40,6 +44,8 @@ pub(crate) enum Judge {
     NftRules,
     /// nftables where the node forwards: connection tracking, then one look-up in a set.
     NftSet,
+    /// Programs that do nothing, at the places of ours: what no program can be had for less than.
+    Empty,
     /// Our programs.
     Sluice,
 }
@@ -51,6 +57,7 @@ impl Judge {
             Self::Nobody => "nothing attached",
             Self::NftRules => "nft rules on the veth",
             Self::NftSet => "nft ct + set",
+            Self::Empty => "programs that do nothing",
             Self::Sluice => "sluice",
         }
     }
@@ -72,6 +79,8 @@ pub(crate) struct World {
     pub(crate) rows: usize,
     /// Our loader, where it judges.
     pub(crate) node: Option<Node>,
+    /// The programs that do nothing.
+    empty: Option<Ebpf>,
     generation: u64,
 }
 
@@ -83,12 +92,13 @@ impl World {
         links(&prefix)?;
         let open = |role: &str| File::open(format!("/run/netns/{prefix}-{role}"));
         let (client, server) = (open("client")?, open("server")?);
-        let mut world =
-            Self { prefix, bpffs, client, server, judge, rules, rows: 0, node: None, generation: 0 };
+        let (rows, node, empty, generation) = (0, None, None, 0);
+        let mut world = Self { prefix, bpffs, client, server, judge, rules, rows, node, empty, generation };
         match judge {
             Judge::Nobody => {}
             Judge::NftRules => world.nft(&one_by_one(rules))?,
             Judge::NftSet => world.nft(&by_set(rules))?,
+            Judge::Empty => world.empty = Some(world.inside(attach_empty)??),
             Judge::Sluice => {
                 let config = world.config();
                 world.node = Some(world.inside(|| Node::open(config))??);
@@ -156,6 +166,19 @@ impl Drop for World {
         }
         tear_down(&self.prefix);
     }
+}
+
+/// Both hooks of both veths.
+fn attach_empty() -> Result<Ebpf> {
+    let mut ebpf = Ebpf::load(EMPTY)?;
+    let program: &mut SchedClassifier = ebpf.program_mut("pass").context("the program")?.try_into()?;
+    program.load()?;
+    for device in ["v-client", "v-server"] {
+        for side in [TcAttachType::Ingress, TcAttachType::Egress] {
+            program.attach(device, side)?;
+        }
+    }
+    Ok(ebpf)
 }
 
 /// Deletes the namespaces that there are.

@@ -7,7 +7,7 @@ use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::Counter;
 
 /// The bit of IPv4's fragment field that is of no consequence here.
-pub(super) const DONT_FRAGMENT: u16 = 0x4000;
+pub(crate) const DONT_FRAGMENT: u16 = 0x4000;
 const MORE_FRAGMENTS: u16 = 0x2000;
 const OFFSET: u16 = 0x1fff;
 /// Where a packet put together again ends, at most.

@@ -1,5 +1,5 @@
-//! The loader of ABI version 2, as far as the kernel sees it: its own programs (`abi2.bpf.o`, built from this
-//! repository at 15b8933, without line information), its maps in its layout, its pins in its directory.
+//! The loader of ABI version 3, as far as the kernel sees it: its own programs (`abi3.bpf.o`, built from this
+//! repository at f6d8ab3, without line information), its maps in its layout, its pins in its directory.
 //!
 //! Has no proxy. Called by the tests of upgrades.
 
@@ -17,27 +17,41 @@ use sluice_tests::World;
 use std::net::Ipv6Addr;
 use std::path::{Path, PathBuf};
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!("abi2.bpf.o");
-const MAPS: [&str; 8] = ["CONFIG", "EPOCH", "CLASSES", "ROWS", "ENDPOINTS", "LOCALS", "FLOWS", "COUNTERS"];
+static OBJECT: &[u8] = aya::include_bytes_aligned!("abi3.bpf.o");
+const MAPS: [&str; 13] = [
+    "CONFIG",
+    "EPOCH",
+    "CLASSES",
+    "ROWS",
+    "ENDPOINTS",
+    "LOCALS",
+    "FLOWS",
+    "COUNTERS",
+    "SERVICES",
+    "FRAGMENTS",
+    "LIMITS",
+    "QUOTAS",
+    "EVENTS",
+];
 const HOOKS: [(&str, TcAttachType); 2] =
     [("from_pod", TcAttachType::Ingress), ("to_pod", TcAttachType::Egress)];
 /// `BPF_F_NO_PREALLOC`, which tries must have.
 const TRIE: u32 = 1;
 
 type Classes = LpmTrie<MapData, [u8; 16], u32>;
-type Rows = LpmTrie<MapData, [u8; 12], [u8; 4]>;
-type Endpoints = HashMap<MapData, u32, [u8; 8]>;
+type Rows = LpmTrie<MapData, [u8; 12], [u8; 8]>;
+type Endpoints = HashMap<MapData, u32, [u8; 16]>;
 type Locals = HashMap<MapData, [u8; 16], u32>;
 
 /// The loader.
-pub(crate) struct V2 {
+pub(crate) struct V3 {
     ebpf: Ebpf,
     directory: PathBuf,
     epoch: u64,
 }
 
-impl V2 {
-    /// Loads the programs and pins the maps; `directory` is `…/v2`, unless it plays another version.
+impl V3 {
+    /// Loads the programs and pins the maps; `directory` is `…/v3`, unless it plays another version.
     pub(crate) fn open(directory: PathBuf) -> Result<Self> {
         for kind in ["maps", "links"] {
             std::fs::create_dir_all(directory.join(kind))?;
@@ -61,9 +75,11 @@ impl V2 {
         for endpoint in snapshot.endpoints.iter() {
             let pod = world.pod(&format!("{}/{}", endpoint.workload.namespace, endpoint.workload.pod));
             let index = index(world, node, &pod.veth)?;
-            let [a, b, c, d] = endpoint.profile.0.to_ne_bytes();
-            let [e, f, g, h] = index.to_ne_bytes();
-            endpoints.insert(index, [a, b, c, d, e, f, g, h], 0)?;
+            // The profile, the way, and no hardware address: the veths are routed.
+            let mut value = [0; 16];
+            value[..4].copy_from_slice(&endpoint.profile.0.to_ne_bytes());
+            value[4..8].copy_from_slice(&index.to_ne_bytes());
+            endpoints.insert(index, value, 0)?;
             for address in &endpoint.addresses {
                 locals.insert(sluice_policy::prefix::bits(*address).to_be_bytes(), index, 0)?;
             }
@@ -134,8 +150,8 @@ pub(crate) fn index(world: &World, node: &str, device: &str) -> Result<u32> {
     })?
 }
 
-/// Bits, key and value of a row in version 2's layout.
-fn row(entry: &RowEntry) -> (u32, [u8; 12], [u8; 4]) {
+/// Bits, key and value of a row in version 3's layout.
+fn row(entry: &RowEntry) -> (u32, [u8; 12], [u8; 8]) {
     let mut key = [0; 12];
     key[0..4].copy_from_slice(&entry.profile.0.to_ne_bytes());
     key[4..8].copy_from_slice(&entry.class.0.to_ne_bytes());
@@ -153,16 +169,16 @@ fn row(entry: &RowEntry) -> (u32, [u8; 12], [u8; 4]) {
         RowAction::Allow => 1,
         RowAction::ToProxy => 2,
     };
-    (80 + u32::from(entry.ports.len), key, [action, 0, 0, 0])
+    (80 + u32::from(entry.ports.len), key, [action, 0, 0, 0, 0, 0, 0, 0])
 }
 
-/// What version 2 does with other versions once its own hooks are in force, step by step as its source has it.
+/// What version 3 does with other versions once its own hooks are in force, step by step as its source has it.
 pub(crate) fn retire_others(root: &Path) -> Result<()> {
     for entry in std::fs::read_dir(root)? {
         let directory = entry?.path();
         let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let version = name.strip_prefix('v').and_then(|number| number.parse::<u32>().ok());
-        if version.is_none_or(|version| version == 2) {
+        if version.is_none_or(|version| version == 3) {
             continue;
         }
         for kind in ["links", "maps"].map(|kind| directory.join(kind)) {
