@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Boots a Debian kernel under qemu, in software, with the datapath's tests in its initramfs, and runs some of them:
 #   deploy/kernel/boot.sh linux-image-6.1.0-56-cloud-amd64 [FILTER …]
+# or, with `check` for a filter, `sluice-proxy check`; APPEND='ipv6.disable=1' is told to the kernel.
 # Shows that the programs load there, attach by clsact where the kernel has no tcx links, deny one packet and allow
 # another. Takes minutes; not part of continuous integration. Needs qemu-system-x86, cpio, apt and what the tests need;
 # installs nothing: kernel and busybox are downloaded and unpacked into $WORK.
@@ -17,12 +18,16 @@ limit=${LIMIT:-900}
 tests=$(cd "$root" && cargo test -q -p sluice-tests --test datapath --no-run --message-format=json 2>/dev/null |
   grep -o '"executable":"[^"]*/datapath-[^"]*"' | tail -1 | cut -d'"' -f4)
 
+proxy=$(cd "$root" && cargo build -q -p sluice-proxy --message-format=json 2>/dev/null |
+  grep -o '"executable":"[^"]*/sluice-proxy"' | tail -1 | cut -d'"' -f4)
+
 rm -rf tree; mkdir -p tree/{bin,sbin,lib,proc,sys,dev,run,tmp,etc,modules}
 cp busybox/bin/busybox tree/bin/
 # Without the lines of the source it is a third as large.
 objcopy --strip-debug "$tests" tree/bin/datapath
+objcopy --strip-debug "$proxy" tree/bin/sluice-proxy
 for tool in ip tc nsenter; do cp "$(command -v $tool)" tree/bin/; done
-ldd tree/bin/{datapath,ip,tc,nsenter} | grep -o '/[^ ]*\.so[^ ]*' | sort -u |
+ldd tree/bin/{datapath,sluice-proxy,ip,tc,nsenter} | grep -o '/[^ ]*\.so[^ ]*' | sort -u |
   while read -r library; do mkdir -p "tree$(dirname "$library")"; cp -L "$library" "tree$library"; done
 modules=(llc stp bridge veth sch_ingress cls_bpf)
 for module in "${modules[@]}"; do
@@ -42,7 +47,11 @@ ip link set lo up
 for module in MODULES; do insmod /modules/$module.ko; done
 echo "--- $(uname -sr)"
 while read -r filter; do
-  echo "--- datapath $filter"; datapath --test-threads 1 "$filter"; echo "--- exit code $?"
+  case $filter in
+    check) echo "--- check"; sysctl -qw net.ipv4.ip_forward=1; sluice-proxy check ;;
+    *) echo "--- datapath $filter"; datapath --test-threads 1 "$filter" ;;
+  esac
+  echo "--- exit code $?"
 done < /etc/filters
 echo "--- the hooks of a device are filters:"
 poweroff -f
@@ -51,5 +60,5 @@ sed -i "s/MODULES/${modules[*]}/; /the hooks of a device/d" tree/init; chmod +x 
 printf '%s\n' "${filters[@]}" > tree/etc/filters
 (cd tree && find . | cpio -o -H newc --quiet | gzip -1) > initramfs
 timeout "$limit" qemu-system-x86_64 -accel tcg -cpu max -smp 2 -m 2048 -nographic -no-reboot \
-  -kernel kernel/boot/vmlinuz-* -initrd initramfs -append 'console=ttyS0 quiet panic=-1' | tee output
+  -kernel kernel/boot/vmlinuz-* -initrd initramfs -append "console=ttyS0 quiet panic=-1 ${APPEND:-}" | tee output
 ! grep -q -e 'exit code [^0]' -e 'Kernel panic' output

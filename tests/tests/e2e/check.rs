@@ -6,7 +6,8 @@ use aya::programs::tc::TcAttachOptions;
 use aya::programs::{SchedClassifier, TcAttachType, links::LinkOrder};
 use libtest_mimic::Trial;
 use serde_json::Value;
-use sluice_redirect::{ABI_VERSION, Node, NodeConfig};
+use sluice_redirect::check::{self, Status};
+use sluice_redirect::{ABI_VERSION, Node, NodeConfig, absent};
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::{Netns, binary};
 use sluice_tests::{NodeSpec, PodSpec, World};
@@ -28,6 +29,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             [&needs()[..], &[Need::Tcx]].concat(),
             programs,
         ),
+        harness::test("check: a kernel without IPv6", needs(), without_ipv6),
         harness::test("check: the table", needs(), table),
     ]
 }
@@ -187,7 +189,9 @@ fn node() -> Result<()> {
     let bpffs = world.node("n1").bpffs.display().to_string();
     let check = || run(n1, &[], &["--bpffs", &bpffs]);
     n1.sysctl(&[("net.ipv6.conf.all.forwarding", "0")])?;
+    n1.run(&["nft", "add", "table", "inet", "somebodys"])?;
     let checked = check()?;
+    checked.expect(0, "node.netfilter", "ok", "inet somebodys")?;
     checked.expect(0, "node.ipv6", "warn", "does not forward")?;
     if Path::new("/proc/sys/net/bridge").exists() {
         checked.expect(0, "node.bridges", "warn", "cni0")?;
@@ -289,6 +293,19 @@ fn programs() -> Result<()> {
     n1.inside(|| program.attach_with_options(&veth, TcAttachType::Egress, options))??;
     let wanted = format!("tcx pass on 1 (as {veth})");
     run(n1, &[], &["--bpffs", &bpffs])?.expect(0, "pods.programs", "warn", &wanted)
+}
+
+/// Here as a library: the filter that takes the family away is one thread's.
+fn without_ipv6() -> Result<()> {
+    let world = world(NodeSpec::routed("n1"))?;
+    let config = NodeConfig::new("sluice", &world.node("n1").bpffs, 15_001);
+    let report = world.node("n1").netns.inside(|| absent::ipv6().map(|()| check::run(&config)))??;
+    ensure!(!report.ipv6 && report.worst() <= Status::Warn, "{report:?}");
+    let of = |family: &str| report.findings.iter().filter(|found| found.check.ends_with(family)).count();
+    ensure!((of("-ipv4"), of("-ipv6")) == (5, 0), "{report:?}");
+    let node = report.findings.iter().find(|found| found.check == "node.ipv6");
+    ensure!(node.is_some_and(|node| node.found.contains("the kernel has none")), "{node:?}");
+    Ok(())
 }
 
 fn table() -> Result<()> {

@@ -17,6 +17,8 @@ const FULL: u64 = 90;
 /// A message of `nfnetlink`: subsystem 10 (nf_tables), `NFT_MSG_GETTABLE`.
 const GET_TABLES: u16 = 10 << 8 | 1;
 const TABLE_NAME: u16 = 1;
+/// A symbol of the kernel that nf_tables brings.
+const NFTABLES: &str = " nft_register_chain_type";
 
 /// Every finding.
 pub(super) fn look() -> Vec<Finding> {
@@ -173,6 +175,11 @@ fn netfilter() -> Finding {
 
 fn tables() -> io::Result<BTreeSet<String>> {
     let mut tables = BTreeSet::new();
+    // To ask a kernel that has not loaded them would load them.
+    let symbols = std::fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    if !symbols.contains(NFTABLES) {
+        return Ok(tables);
+    }
     let netlink = Netlink::open_netfilter()?;
     netlink.ask(Message::new(GET_TABLES, DUMP).bytes(&[0; 4]), |body| {
         let family = match body.first() {

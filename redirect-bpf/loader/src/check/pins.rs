@@ -37,21 +37,23 @@ fn bpffs(root: &Path, may: bool) -> Finding {
         let found = format!("{} cannot be written", there.display());
         return Finding::fail(CHECK, found, "mount it writable, or give --bpffs another directory");
     }
-    if may && let Err(error) = try_out() {
-        let remedy = "allow mount(2) and bpf(2) in seccomp and the LSM (AppArmor, SELinux)";
-        return Finding::fail(CHECK, format!("a bpffs keeps no pin of ours: {error}"), remedy);
-    }
     match bpffs::is_bpffs(there) {
-        Ok(true) => Finding::ok(CHECK, format!("{} is on one", root.display())),
-        Ok(false) => Finding::warn(
+        Ok(true) => return Finding::ok(CHECK, format!("{} is on one", root.display())),
+        Ok(false) => {}
+        Err(error) => return Finding::fail(CHECK, error.to_string(), MOUNT),
+    }
+    // The agent will mount one, if it may.
+    let none = format!("none at {}", root.display());
+    match may.then(try_out) {
+        Some(Err(error)) => {
+            let found = format!("{none}, and none can be mounted that keeps a pin: {error}");
+            Finding::fail(CHECK, found, MOUNT)
+        }
+        _ => Finding::warn(
             CHECK,
-            format!(
-                "none at {}: the agent mounts one, and its pins go with its mount namespace",
-                root.display()
-            ),
+            format!("{none}: the agent mounts one, and its pins go with its mount namespace"),
             MOUNT,
         ),
-        Err(error) => Finding::fail(CHECK, error.to_string(), MOUNT),
     }
 }
 
