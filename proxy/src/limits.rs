@@ -140,6 +140,10 @@ pub const H2_UPDATES_PER_DATA: u32 = 4;
 /// that does not read must not fill the memory with answers.
 pub const H2_OUT_BYTES: usize = 64 * 1024;
 
+/// How long one end of an HTTP/2 connection may take nothing at all of what waits for it. Streams that nobody reads have
+/// their windows; an end that does not even read its socket would hold its connection, and what waits, for ever.
+pub const H2_STALL_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// How long an upgrade to a new HTTP/2 connection may take (preface and SETTINGS from both ends).
 pub const H2_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -47,7 +47,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
     let handshake = server().handshake::<_, Bytes>(io);
     let mut client = match tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(client)) => client,
-        Ok(Err(error)) if !error.is_io() => return unreadable(&proxy, &from),
+        Ok(Err(error)) if !error.is_io() => return unreadable(&proxy, &from, Reason::ParseError),
         // The client left, or never said its SETTINGS.
         _ => return,
     };
@@ -76,7 +76,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             }
             Some(Err(error)) => {
                 if !error.is_io() && !error.is_remote() {
-                    unreadable(&connection.proxy, &from);
+                    unreadable(&connection.proxy, &from, Reason::ParseError);
                 }
                 return;
             }
@@ -112,9 +112,9 @@ fn client() -> h2::client::Builder {
     builder
 }
 
-fn unreadable(proxy: &Proxy, client: &Client) {
+fn unreadable(proxy: &Proxy, client: &Client, reason: Reason) {
     let mut record = client.record(&proxy.state.view(), "http/2");
-    record.judged(&judge::refuse(Reason::ParseError));
+    record.judged(&judge::refuse(reason));
     "protocol_error".clone_into(&mut record.error);
     proxy.records.finish(record);
 }

@@ -84,7 +84,7 @@ impl Relay {
             Ok(asked) => asked,
             Err(message::Malformed) => {
                 came.keep_back(&mut self.server);
-                unreadable(&self.proxy, &self.who);
+                unreadable(&self.proxy, &self.who, Reason::ParseError);
                 return Err(Bad::Stream(code::PROTOCOL_ERROR));
             }
         };
@@ -315,7 +315,8 @@ impl Relay {
     /// Nothing that the client says can be read any longer.
     pub(super) fn client_broke(&mut self, code: u32) {
         frame::write_go_away(&mut self.client.out, self.last, code);
-        unreadable(&self.proxy, &self.who);
+        let flood = code == code::ENHANCE_YOUR_CALM;
+        unreadable(&self.proxy, &self.who, if flood { Reason::Limit } else { Reason::ParseError });
         self.client_left();
     }
 

@@ -101,11 +101,11 @@ impl Io {
             moved |= self.read(End::Server, cx);
             moved |= self.write(End::Server, cx);
             moved |= self.write(End::Client, cx);
-            if self.relay.link == Link::Dialling {
-                return Poll::Ready(Turn::Dial);
-            }
             if self.relay.is_done() {
                 return Poll::Ready(Turn::Over);
+            }
+            if self.relay.link == Link::Dialling {
+                return Poll::Ready(Turn::Dial);
             }
             if moved {
                 continue;
@@ -199,13 +199,17 @@ impl Io {
             match Pin::new(&mut *stream).poll_write(cx, &side.out[side.written..]) {
                 Poll::Ready(Ok(length @ 1..)) => {
                     side.written += length;
+                    side.stalled = None;
                     moved = true;
                 }
                 Poll::Ready(_) => {
                     self.ended(end);
                     return true;
                 }
-                Poll::Pending => break,
+                Poll::Pending => {
+                    side.stalled.get_or_insert_with(Instant::now);
+                    break;
+                }
             }
         }
         if side.waiting() == 0 {

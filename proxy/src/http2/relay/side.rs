@@ -32,6 +32,8 @@ pub(super) struct Side {
     pub(super) out: Vec<u8>,
     /// How much of that has been written.
     pub(super) written: usize,
+    /// Since when it has taken nothing of that.
+    pub(super) stalled: Option<Instant>,
     /// What was read of it and is no whole frame.
     pub(super) rest: Vec<u8>,
     pub(super) decoder: Decoder,
@@ -60,6 +62,7 @@ impl Side {
         Self {
             out: Vec::new(),
             written: 0,
+            stalled: None,
             rest: Vec::new(),
             decoder: Decoder::default(),
             mirror: true,
