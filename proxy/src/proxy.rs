@@ -95,7 +95,7 @@ impl Proxy {
     /// A proxy with an empty snapshot: it refuses everything until [`State::swap`].
     #[must_use]
     pub fn new(dialer: Dialer, records: Sink, sampler: Sampler) -> Arc<Self> {
-        Self::with(dialer, records, sampler, Http2::Rewritten)
+        Self::with(dialer, records, sampler, Http2::Relayed)
     }
 
     /// As [`Proxy::new`], with HTTP/2 served in this way.
