@@ -9,6 +9,7 @@ mod bpf;
 mod corpora;
 mod count;
 mod crds;
+mod kernel;
 mod lint;
 mod parts;
 mod place;
@@ -54,6 +55,14 @@ enum Verb {
         #[arg(long)]
         write: bool,
     },
+    /// Boot an older kernel under qemu and run some of the datapath's tests there (takes minutes; not part of the tests)
+    Kernel {
+        /// The tests, by parts of their names; some of each kind unless told
+        tests: Vec<String>,
+        /// Debian's package of the kernel
+        #[arg(long, default_value = kernel::OLDEST)]
+        package: String,
+    },
     /// Build the eBPF object from its source, installing the toolchain for it
     BuildBpf {
         /// Only say whether the object in the checkout is what its source gives
@@ -90,6 +99,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Demo { arguments } => demo(&place, &arguments),
         Verb::Test { part, long } => suite::test(&place, part, long),
         Verb::Bench { what, write } => bench::run(&place, what, write).map(|()| true),
+        Verb::Kernel { tests, package } => kernel::run(&place, &package, &tests),
         Verb::BuildBpf { check } => {
             if let Some(reason) = bpf::run(&place, check)? {
                 step::say(&format!("cannot tell: {reason}"));
