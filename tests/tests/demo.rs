@@ -61,7 +61,34 @@ fn as_expected() -> Result<()> {
     ensure!(lines.iter().all(|line| !line.contains('\x1b')), "there are colours");
     let good = lines.iter().filter(|line| line.starts_with(" ✓")).count();
     ensure!(good >= 25, "only {good} lines were played:\n{}", demo.tail(80));
+    let text = std::fs::read_to_string(sluice_tests::cluster::repository().join("README.md"))?;
+    let block =
+        text.split("<!-- demo:begin -->\n```text\n").nth(1).and_then(|rest| rest.split("```\n").next());
+    let readme: Vec<String> =
+        block.context("no block of the demo in README.md")?.lines().map(timeless).collect();
+    let here = format!("{}/", sluice_tests::cluster::repository().display());
+    let printed: Vec<String> = lines.iter().map(|line| timeless(&line.replace(&here, ""))).collect();
+    let differ = readme.iter().find(|line| !printed.contains(line));
+    ensure!(differ.is_none(), "README.md says {differ:?}, which the demo does not print: {lines:#?}");
+    let missing = printed.iter().find(|line| line.contains('✓') && !readme.contains(line));
+    ensure!(missing.is_none(), "README.md lacks {missing:?}: put in what the demo prints");
     nothing_left(&demo)
+}
+
+/// A line without what differs from run to run: how long things took, and how many requests there were meanwhile.
+fn timeless(line: &str) -> String {
+    let ends = [" ms", " s"].iter().any(|unit| line.ends_with(unit));
+    if !ends && !line.contains("in force after") {
+        return line.to_owned();
+    }
+    let mut text = String::new();
+    for part in line.split(|c: char| c.is_ascii_digit() || c == '.') {
+        text.push_str(part);
+        if !text.ends_with('#') {
+            text.push('#');
+        }
+    }
+    text.trim_end_matches('#').replace("# s", "# ms").trim_end().to_owned()
 }
 
 /// The same lines under a policy that says otherwise: the demo must notice.

@@ -1,8 +1,9 @@
 //! The demo's table: each line one real request by a real client.
 //!
-//! The last column says who decided as it was really told: by the proxy's flow record, or, where the kernel
-//! decided and reports nothing, by the engine over the same manifests (marked `≈`). Called by the demo.
+//! The last column says who decided as it was really told: by the proxy's flow record of the request, or by the kernel's
+//! of what never came to a proxy (marked `▪`). Called by the demo.
 
+use crate::cluster::is_of_the_kernel;
 use crate::demo::stage::Stage;
 use crate::demo::table::{self, Line, Style, short};
 use crate::demo::{say, tell};
@@ -13,7 +14,7 @@ use crate::world::{Family, Pod};
 use anyhow::Result;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 /// How long a connection that is refused in silence is waited for: a second SYN goes out after one second.
@@ -82,10 +83,13 @@ const INTRUDER: &str = "shop/intruder";
 const LEGACY: &str = "outside/legacy";
 const CARTS: &str = "shop.v1.Cart";
 
+/// Before what a record of the kernel says.
+const OF_THE_KERNEL: &str = "▪ ";
+
 /// What is below the table.
 const LEGEND: [&str; 3] = [
-    "Policy and rule are what the proxy's flow record says. ≈: decided in the kernel, which names no rule;",
-    "named by the engine over the same manifests, while \"got\" is what happened.",
+    "Policy and rule are what the flow record says: the proxy's of each request, and, with a ▪, the kernel's of",
+    "what never came to it. The policy engine, asked about the same manifests, has to say the same.",
     "l7np = L7NetworkPolicy, netpol = NetworkPolicy.",
 ];
 
@@ -135,8 +139,8 @@ pub fn play(stage: &mut Stage, style: Style) -> Result<bool> {
             "what": line.what,
             "expected": line.expected,
             "got": line.got,
-            "decidedBy": line.decided.trim_start_matches("≈ "),
-            "toldBy": if line.decided.starts_with('≈') { "engine" } else { "record" },
+            "decidedBy": line.decided.trim_start_matches(OF_THE_KERNEL),
+            "toldBy": if line.decided.starts_with(OF_THE_KERNEL) { "kernel" } else { "record" },
             "more": line.more,
             "good": line.good,
         }));
@@ -364,14 +368,14 @@ fn decided(
     mark: &BTreeMap<String, usize>,
 ) -> Decided {
     if !judged.proxied {
-        let unnamed = judged.outcome == Expect::Deny && judged.rule.is_empty();
-        let more = if unnamed { "no rule of it names this peer and port".to_owned() } else { String::new() };
-        return Decided { by: format!("≈ {}", name(&judged.policy, &judged.rule)), more, told: true };
+        return by_the_kernel(stage, row, judged, (from.ip(row.family), target), mark);
     }
     let source = from.ip(row.family).to_string();
     let wait = |verdict: &str| {
         stage.cluster.wait_record(mark, &row.what(), |record| {
-            record["source"]["ip"] == source.as_str()
+            // The kernel tells of the connection as well, at the client's end.
+            !is_of_the_kernel(record)
+                && record["source"]["ip"] == source.as_str()
                 && record["destination"]["ip"] == target.ip().to_string().as_str()
                 && record["destination"]["port"] == target.port()
                 && record["verdict"] == verdict
@@ -391,4 +395,32 @@ fn decided(
         }
     }
     Decided { by: by(&record), more, told }
+}
+
+/// What the kernel's record says of a flow. Each node tells of its own end; the one that names what decided is shown.
+fn by_the_kernel(
+    stage: &Stage,
+    row: &Row,
+    judged: &Judged,
+    (source, target): (IpAddr, SocketAddr),
+    mark: &BTreeMap<String, usize>,
+) -> Decided {
+    let found = stage.cluster.wait_record(mark, &row.what(), |record| {
+        is_of_the_kernel(record)
+            && record["source"]["ip"] == source.to_string().as_str()
+            && record["destination"]["ip"] == target.ip().to_string().as_str()
+            && (matches!(row.client, Client::Ping) || record["destination"]["port"] == target.port())
+            && record["verdict"] == row.expect.as_str()
+            && (record["policy"] == judged.policy.as_str() || row.expect == Expect::Deny)
+    });
+    let Ok(record) = found else {
+        return Decided { by: "the kernel told nothing".to_owned(), more: String::new(), told: false };
+    };
+    let text = |key: &str| record[key].as_str().unwrap_or_default();
+    let told = (text("policy"), text("rule")) == (&*judged.policy, &*judged.rule);
+    Decided {
+        by: format!("{OF_THE_KERNEL}{}", name(text("policy"), text("rule"))),
+        more: text("nearestMiss").to_owned(),
+        told,
+    }
 }
