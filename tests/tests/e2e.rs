@@ -2,6 +2,8 @@
 //!
 //! Each test has a world of its own; the fixtures share one, one after the other.
 
+#[path = "e2e/apiserver.rs"]
+mod apiserver;
 #[path = "e2e/attacks.rs"]
 mod attacks;
 #[path = "e2e/check.rs"]
@@ -43,6 +45,7 @@ fn main() -> ExitCode {
     tests.extend(requests::tests());
     tests.extend(flows::tests());
     tests.extend(services::tests());
+    tests.extend(apiserver::tests());
     tests.extend(attacks::tests());
     tests.extend(load::tests());
     tests.extend(life::tests());
