@@ -1,8 +1,18 @@
-//! Takes a part of the kernel away from one thread, for tests of what is then.
+//! Takes a part of the kernel away, from one thread or from a device, for tests of what is then.
 //!
 //! Part of the feature `crash-points`, which no binary that is shipped has. Called by the datapath's tests.
 
+use crate::sys;
 use std::io;
+use std::os::fd::AsFd;
+
+/// Takes a link off its device, whoever holds it, as an administrator may.
+///
+/// # Errors
+/// If there is no link of this number, or with the kernel's reason.
+pub fn link(id: u32) -> io::Result<()> {
+    sys::detach(sys::link(id)?.as_fd())
+}
 
 const LOAD_WORD: u16 = 0x20;
 const JUMP_IF_EQUAL: u16 = 0x15;

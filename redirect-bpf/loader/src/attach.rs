@@ -86,6 +86,28 @@ pub(crate) fn attach_unpinned(
     is_first(classifier, hooks, name, (index, device), side).and_then(|first| listed(first, name, device))
 }
 
+/// Attaches such a program again if it is gone, or not asked first any more; whether it was. The thread must be in the
+/// device's namespace.
+pub(crate) fn hold_unpinned(
+    ebpf: &mut Ebpf,
+    hooks: Hooks,
+    name: &'static str,
+    at: (u32, &str),
+    side: TcAttachType,
+) -> Result<bool, SetupError> {
+    let own = classifier(ebpf, name)?;
+    if is_first(own, hooks, name, at, side)? {
+        return Ok(false);
+    }
+    if hooks != Hooks::Clsact {
+        // The kernel has no program twice on one side of a device, and moves none. With this its link goes.
+        let failed = |error| attach_error(name, "be loaded again", &error);
+        own.unload().map_err(failed)?;
+        load(own).map_err(failed)?;
+    }
+    attach_unpinned(ebpf, hooks, name, at, side).map(|()| true)
+}
+
 /// Gives the programs of this loader to every hook that an earlier one left. Links of devices that are gone are
 /// forgotten. The thread must be in the node's namespace.
 pub(crate) fn take_over(ebpf: &mut Ebpf, pins: &Pins, hooks: Hooks) -> Result<(), SetupError> {

@@ -11,6 +11,7 @@ use crate::netns;
 use crate::node::Node;
 use crate::plain::Plain;
 use aya::maps::{MapData, MapInfo};
+use aya::programs::TcAttachType;
 use sluice_bpf_abi::{map, program};
 use std::collections::HashMap;
 use std::os::fd::AsFd;
@@ -78,6 +79,21 @@ impl Node {
         if self.helper.outer.index != before {
             let done = self.attach_helper();
             told(found, "the helper's hooks went with it".to_owned(), done);
+            return;
+        }
+        let Self { ebpf, netns, helper, config, .. } = self;
+        let ends = [
+            (program::TO_PROXY, helper.netns.as_fd(), (helper.inner, helper.inner_name.as_str())),
+            (program::FROM_PROXY, netns.as_fd(), (helper.outer.index, helper.outer.name.as_str())),
+        ];
+        for (hook, at, device) in ends {
+            let hold = || Ok(attach::hold_unpinned(ebpf, config.hooks, hook, device, TcAttachType::Ingress));
+            let what = || format!("the hook {hook} of {} was gone, or not the first any more", device.1);
+            match netns::within(at, hold) {
+                Ok(Ok(false)) => {}
+                Ok(done) => told(found, what(), done.map(|_| ())),
+                Err(error) => told(found, what(), Err(error)),
+            }
         }
     }
 
@@ -91,6 +107,11 @@ impl Node {
                 "the configuration in the kernel was another, or bridge-nf-call was switched".to_owned(),
                 done,
             );
+        }
+        let limits = Plain(self.config.limits.written());
+        if self.maps.limits.get(&0, 0).ok() != Some(limits) {
+            let done = self.limit();
+            told(found, format!("somebody wrote to map {}", map::LIMITS), done);
         }
         if let Some(epoch) = self.epoch
             && self.maps.epoch.get(&0, 0).ok() != Some(epoch)

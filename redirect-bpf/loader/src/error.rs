@@ -107,15 +107,19 @@ impl SetupError {
 pub enum ApplyError {
     /// It does not fit.
     #[error(
-        "{count} {what} do not fit: at most {max} on one node; the rows before stay in force. Fewer distinct ports, peers or CIDRs in policies make fewer"
+        "{count} {what} do not fit into map {map}: at most {max} on one node; the rows before stay in force. {remedy}"
     )]
     Full {
+        /// The map.
+        map: &'static str,
         /// What.
         what: &'static str,
         /// How many there are.
         count: usize,
         /// How many fit.
         max: u32,
+        /// What to do.
+        remedy: &'static str,
     },
     /// A map refuses.
     #[error("cannot {what} map {map}: {reason}; the rows before stay in force")]

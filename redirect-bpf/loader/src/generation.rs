@@ -6,6 +6,7 @@
 use crate::crash;
 use crate::discover::Found;
 use crate::error::ApplyError;
+use crate::fill::{self, Fill};
 use crate::maps::{Classes, Endpoints, Locals, Maps, Rows, Services};
 use crate::netlink::Mac;
 use crate::origins::{Numbering, Origins};
@@ -78,18 +79,24 @@ impl Plan {
         self.rows.len()
     }
 
+    /// How full its maps are.
+    pub(crate) fn fill(&self) -> Vec<Fill> {
+        let ends = self.endpoints.len() + self.ports.len();
+        vec![
+            Fill { map: map::ROWS, used: self.rows.len(), max: MAX_ROWS },
+            Fill { map: map::CLASSES, used: self.classes.len(), max: MAX_CLASSES },
+            Fill { map: map::SERVICES, used: self.services.len(), max: MAX_SERVICES },
+            Fill { map: map::ENDPOINTS, used: ends, max: MAX_ENDPOINTS },
+            Fill { map: map::LOCALS, used: self.locals.len(), max: MAX_LOCALS },
+        ]
+    }
+
     fn fits(&self) -> Result<(), ApplyError> {
-        let counts = [
-            ("rows", self.rows.len(), MAX_ROWS),
-            ("address prefixes", self.classes.len(), MAX_CLASSES),
-            ("ports of Services", self.services.len(), MAX_SERVICES),
-            ("endpoints and bridge ports", self.endpoints.len() + self.ports.len(), MAX_ENDPOINTS),
-            ("addresses of nodes and endpoints, and devices", self.locals.len(), MAX_LOCALS),
-        ];
-        match counts.into_iter().find(|(_, count, max)| *count > *max as usize) {
-            Some((what, count, max)) => Err(ApplyError::Full { what, count, max }),
-            None => Ok(()),
-        }
+        let full = self.fill().into_iter().find(|fill| fill.used > fill.max as usize);
+        full.map_or(Ok(()), |Fill { map, used, max }| {
+            let (what, remedy) = fill::meaning(map);
+            Err(ApplyError::Full { map, what, count: used, max, remedy })
+        })
     }
 
     /// Writes it and puts it in force; the epoch that stands for it.
@@ -362,6 +369,45 @@ mod tests {
             assert_eq!((bits, key.protocol), (RowKey::BITS, RowKey::ICMP));
             assert_eq!(key.port, icmp_number(v6, kind), "type {kind}, IPv6: {v6}");
             assert_ne!(key.port, ICMP_NONE);
+        }
+    }
+
+    /// The largest plan that fits, and one more of each.
+    #[test]
+    fn what_does_not_fit_says_where_how_much_and_what_to_do() {
+        type Put = fn(&mut Plan, u32);
+        let puts: [(&str, u32, Put); 6] = [
+            (map::ROWS, MAX_ROWS, |plan, n| {
+                let key = RowKey { class: n, ..RowKey::default() };
+                plan.rows.insert((RowKey::BITS, key), RowValue::default());
+            }),
+            (map::CLASSES, MAX_CLASSES, |plan, n| {
+                plan.classes.insert((128, Ipv6Addr::from(u128::from(n)).octets()), n);
+            }),
+            (map::SERVICES, MAX_SERVICES, |plan, n| {
+                let address = Ipv6Addr::from(u128::from(n)).octets();
+                plan.services.insert(ServiceKey { address, ..ServiceKey::default() }, n);
+            }),
+            (map::ENDPOINTS, MAX_ENDPOINTS, |plan, n| {
+                plan.endpoints.insert(n, EndpointValue::default());
+            }),
+            (map::ENDPOINTS, MAX_ENDPOINTS, |plan, n| {
+                plan.ports.insert(n, 1);
+            }),
+            (map::LOCALS, MAX_LOCALS, |plan, n| {
+                plan.locals.insert(Ipv6Addr::from(u128::from(n)).octets(), n);
+            }),
+        ];
+        for (name, most, put) in puts {
+            let mut plan = Plan::default();
+            (0..most).for_each(|n| put(&mut plan, n));
+            assert!(plan.fits().is_ok(), "{name}: {most} do not fit");
+            put(&mut plan, most);
+            let said = plan.fits().map_err(|error| error.to_string()).unwrap_err();
+            let (what, remedy) = fill::meaning(name);
+            for word in [name, what, remedy, &(most + 1).to_string(), &most.to_string()] {
+                assert!(said.contains(word), "{said}: no {word}");
+            }
         }
     }
 

@@ -173,12 +173,12 @@ impl Helper {
                 netlink.up(link.index)?;
                 changes.push(format!("{} was down in the proxy's namespace", link.name));
             }
+            changes.extend(described(&netlink, &inner, INNER_MAC)?);
             let inner = inner.index;
-            netlink.describe(inner, None, DEVICE_MTU)?;
             for v6 in [false, true].into_iter().filter(|family| !family || v6) {
                 let via = if v6 { NEXT_HOP_V6 } else { NEXT_HOP_V4 };
-                netlink.neighbour(inner, via, OUTER_MAC)?;
                 let new = [
+                    ("next hop", netlink.neighbour(inner, via, OUTER_MAC)?),
                     ("rule", netlink.rule(v6, name, TABLE, RULE_PRIORITY)?),
                     ("local route", netlink.route(v6, Way::LocalDefault { table: TABLE, device: LOOPBACK })?),
                     (
@@ -233,17 +233,21 @@ impl Helper {
                 });
             }
         }
-        let was_down = netns::within(node, || {
+        let link = netns::within(node, || {
             let netlink = Netlink::open()?;
-            if rp_filter != "0" {
-                netlink.add_address(self.outer.index, OUTER_V4)?;
+            let link = netlink.link(name)?.ok_or(io::ErrorKind::NotFound)?;
+            let mut changes: Vec<String> = described(&netlink, &link, OUTER_MAC)?.into_iter().collect();
+            if rp_filter != "0" && netlink.add_address(link.index, OUTER_V4)? {
+                changes.push(format!("the address of {name} was gone"));
             }
-            let was_down = netlink.link(name)?.is_some_and(|link| !link.up);
-            netlink.up(self.outer.index)?;
-            Ok(was_down)
+            if !link.up {
+                changes.push(format!("{name} was down"));
+            }
+            netlink.up(link.index)?;
+            Ok(changes)
         })
         .map_err(SetupError::cannot(format!("bring {name} up"), "CAP_NET_ADMIN is needed"))?;
-        changes.extend(was_down.then(|| format!("{name} was down")));
+        changes.extend(link);
         Ok(changes)
     }
 }
@@ -261,7 +265,7 @@ fn join(
             (End { name: outer_name, mac: OUTER_MAC }, End { name: inner_name, mac: INNER_MAC });
         netlink.add_veth(here, there, at)?;
         let outer = netlink.link(outer_name)?.ok_or(io::ErrorKind::NotFound)?;
-        netlink.describe(outer.index, Some(ALIAS), DEVICE_MTU)?;
+        netlink.describe(outer.index, ALIAS, DEVICE_MTU, OUTER_MAC)?;
         if netlink.nsid(at)? != Some(nsid) {
             return Err(io::Error::other("the namespace's number does not read back"));
         }
@@ -271,6 +275,15 @@ fn join(
         format!("create the helper veth {outer_name}"),
         "CAP_NET_ADMIN and the veth module are needed",
     ))
+}
+
+/// Gives an end of the helper what it must have; what was not so.
+fn described(netlink: &Netlink, link: &Link, mac: Mac) -> io::Result<Option<String>> {
+    if link.mtu == DEVICE_MTU && link.alias == ALIAS && link.mac == Some(mac) {
+        return Ok(None);
+    }
+    netlink.describe(link.index, ALIAS, DEVICE_MTU, mac)?;
+    Ok(Some(format!("{} had another MTU, hardware address or alias", link.name)))
 }
 
 /// Whether frames that cross a bridge go through the node's netfilter, IPv4 and IPv6. No such sysctl: no.

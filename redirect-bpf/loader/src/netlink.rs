@@ -194,24 +194,23 @@ impl Netlink {
         self.order(message)
     }
 
-    /// Names a device's owner and sets its MTU.
-    pub(crate) fn describe(&self, index: u32, alias: Option<&str>, mtu: u32) -> io::Result<()> {
+    /// Names a device's owner, and sets its MTU and hardware address.
+    pub(crate) fn describe(&self, index: u32, alias: &str, mtu: u32, mac: Mac) -> io::Result<()> {
         let mut message = Message::new(RTM_NEWLINK, ACK).bytes(&link_header(index, 0, 0));
-        if let Some(alias) = alias {
-            message.text(IFLA_IFALIAS, alias);
-        }
+        message.text(IFLA_IFALIAS, alias);
         message.attribute(IFLA_MTU, &mtu.to_ne_bytes());
+        message.attribute(IFLA_ADDRESS, &mac);
         self.order(message)
     }
 
-    /// Gives a device an address that is no other's source: its scope is the host.
-    pub(crate) fn add_address(&self, device: u32, address: Ipv4Addr) -> io::Result<()> {
+    /// Gives a device an address that is no other's source: its scope is the host. Whether it had none.
+    pub(crate) fn add_address(&self, device: u32, address: Ipv4Addr) -> io::Result<bool> {
         let mut header = [AF_INET, 32, 0, SCOPE_HOST, 0, 0, 0, 0];
         header[4..8].copy_from_slice(&device.to_ne_bytes());
-        let mut message = Message::new(RTM_NEWADDR, ACK | CREATE_OR_REPLACE).bytes(&header);
+        let mut message = Message::new(RTM_NEWADDR, ACK | CREATE_NEW).bytes(&header);
         message.attribute(IFA_LOCAL, &address.octets());
         message.attribute(IFA_ADDRESS, &address.octets());
-        self.order(message)
+        is_new(self.order(message))
     }
 
     /// Gives a device an address of the world's, which is not asked for first.
@@ -235,16 +234,23 @@ impl Netlink {
         self.order(Message::new(RTM_DELLINK, ACK).bytes(&link_header(index, 0, 0)))
     }
 
-    /// Adds a neighbour that is never asked for.
-    pub(crate) fn neighbour(&self, device: u32, address: IpAddr, mac: Mac) -> io::Result<()> {
+    /// Adds a neighbour that is never asked for, in the place of another one; whether there was none.
+    pub(crate) fn neighbour(&self, device: u32, address: IpAddr, mac: Mac) -> io::Result<bool> {
         let mut header = [0; 12];
         header[0] = family(address);
         header[4..8].copy_from_slice(&device.to_ne_bytes());
         header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
-        let mut message = Message::new(RTM_NEWNEIGH, ACK | CREATE_OR_REPLACE).bytes(&header);
-        message.address(NDA_DST, address);
-        message.attribute(NDA_LLADDR, &mac);
-        self.order(message)
+        let order = |how: u16| {
+            let mut message = Message::new(RTM_NEWNEIGH, ACK | how).bytes(&header);
+            message.address(NDA_DST, address);
+            message.attribute(NDA_LLADDR, &mac);
+            self.order(message)
+        };
+        let new = is_new(order(CREATE_NEW))?;
+        if !new {
+            order(CREATE_OR_REPLACE)?;
+        }
+        Ok(new)
     }
 
     /// Adds a route of a family; whether it was not there.

@@ -10,6 +10,7 @@ use crate::discover::{self, Found};
 use crate::error::{ApplyError, SetupError};
 use crate::events::Events;
 use crate::families;
+use crate::fill::Fill;
 use crate::flows::{self, Swept};
 use crate::generation::{self, Plan};
 use crate::handed;
@@ -139,6 +140,10 @@ pub struct Node {
     pub(crate) hooked: Vec<u32>,
     /// Who has taken whose address, as far as it has been told: an endpoint, and the other's device.
     claims: HashSet<(String, u32)>,
+    /// How full the maps of that are.
+    fill: Vec<Fill>,
+    /// Flows, when the table was walked last.
+    swept: usize,
     /// Last, so that nobody takes everything away while any of it is in use.
     _claim: Claim,
 }
@@ -202,6 +207,7 @@ impl Node {
         let helper = helper(&config.name, netns.as_fd())?;
         crash::point("set the helper up");
         let (book, epoch, hooked, claims) = (Arc::default(), None, Vec::new(), HashSet::new());
+        let (fill, swept) = (Vec::new(), 0);
         let mut node = Self {
             config,
             netns,
@@ -215,6 +221,8 @@ impl Node {
             epoch,
             hooked,
             claims,
+            fill,
+            swept,
             _claim,
         };
         node.attach_helper()?;
@@ -302,6 +310,7 @@ impl Node {
             endpoints,
         });
         self.epoch = Some(plan.commit(&mut self.maps)?);
+        self.fill = plan.fill();
         crash::point("swap the generation");
         // Before our hooks need them, and once more for what the others' hooks let in meanwhile.
         let mut imported = self.before.import(&mut self.maps);
@@ -370,7 +379,19 @@ impl Node {
     /// If a map cannot be read or written.
     pub fn sweep(&mut self) -> Result<Swept, SetupError> {
         let lives = attach::devices(&self.pins)?;
-        flows::sweep(&mut self.maps, &lives)
+        let swept = flows::sweep(&mut self.maps, &lives)?;
+        self.swept = swept.flows;
+        Ok(swept)
+    }
+
+    /// How full the maps are: those of the generation that this process put in force, and the flow table when it was
+    /// walked last.
+    #[must_use]
+    pub fn fill(&self) -> Vec<Fill> {
+        // A table that was there before keeps the room that it was made with.
+        let made = MapInfo::from_pin(self.pins.maps().join(map::FLOWS)).map(|info| info.max_entries());
+        let flows = Fill { map: map::FLOWS, used: self.swept, max: made.unwrap_or(self.config.flows) };
+        self.fill.iter().copied().chain([flows]).collect()
     }
 
     /// Flows that the kernel remembers now.
@@ -524,7 +545,7 @@ impl Node {
         bit(v4, config_flag::BRIDGE_NF_V4) | bit(v6, config_flag::BRIDGE_NF_V6)
     }
 
-    fn limit(&mut self) -> Result<(), SetupError> {
+    pub(crate) fn limit(&mut self) -> Result<(), SetupError> {
         let limits = self.config.limits.written();
         self.maps.limits.set(0, Plain(limits), 0).map_err(|error| SetupError::Map {
             what: "write",

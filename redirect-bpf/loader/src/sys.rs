@@ -100,6 +100,16 @@ pub(crate) fn get(path: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// The link of this number.
+#[cfg(feature = "crash-points")]
+pub(crate) fn link(id: u32) -> io::Result<OwnedFd> {
+    const BPF_LINK_GET_FD_BY_ID: libc::c_long = 30;
+    // `union bpf_attr` of it begins with the number.
+    let fd = call(BPF_LINK_GET_FD_BY_ID, &mut LinkDetach { link: id })?;
+    // SAFETY: the kernel has just made the descriptor, and nobody else knows of it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// Takes a link off its device now, and not when its last holder is done with it (Linux 5.9).
 pub(crate) fn detach(link: BorrowedFd<'_>) -> io::Result<()> {
     call(BPF_LINK_DETACH, &mut LinkDetach { link: link.as_raw_fd() as u32 }).map(|_| ())

@@ -7,7 +7,7 @@ use crate::rules::{self, closed, egress, ingress, tcp};
 use anyhow::{Result, bail, ensure};
 use libtest_mimic::Trial;
 use sluice_policy::{Direction, PortSet};
-use sluice_redirect::{ABI_VERSION, ApplyError, Counter, Hooks, Node, NodeConfig};
+use sluice_redirect::{ABI_VERSION, ApplyError, Counter, Hooks, MAX_CLASSES, Node, NodeConfig};
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use sluice_tests::{NodeSpec, PodSpec};
@@ -212,12 +212,20 @@ fn too_large() -> Result<()> {
     let mut rig = Rig::routed()?;
     rig.apply(&governed())?;
     let _servers = servers(&rig)?;
-    let oversized = rules::oversized(&rig.world, "n1", 7);
-    match rig.node_mut("n1").apply(&oversized) {
-        Err(ApplyError::Full { what, .. }) => ensure!(what == "address prefixes", "full of {what}"),
-        other => bail!("a snapshot that does not fit gave {other:?}"),
+    let prefixes = rules::oversized(&rig.world, "n1", 7, MAX_CLASSES, false);
+    let nodes = rules::oversized(&rig.world, "n1", 8, 40_000, true);
+    for (oversized, full) in [(prefixes, "CLASSES"), (nodes, "LOCALS")] {
+        match rig.node_mut("n1").apply(&oversized) {
+            Err(error @ ApplyError::Full { map, count, max, .. }) => {
+                let said = error.to_string();
+                let words = [map, &count.to_string(), &max.to_string(), "stay in force"];
+                ensure!(map == full && words.iter().all(|word| said.contains(word)), "{said}");
+            }
+            other => bail!("a snapshot that does not fit gave {other:?}"),
+        }
+        check_governed(&rig, false)?;
     }
-    check_governed(&rig, false)
+    Ok(())
 }
 
 fn take_over() -> Result<()> {

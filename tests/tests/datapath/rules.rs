@@ -237,10 +237,15 @@ pub(crate) fn renumber(snapshot: &mut Snapshot, by: u32) {
 }
 
 /// A snapshot with more address prefixes than fit.
-pub(crate) fn oversized(world: &World, node: &str, generation: u64) -> Snapshot {
+pub(crate) fn oversized(world: &World, node: &str, generation: u64, most: u32, nodes: bool) -> Snapshot {
     let mut snapshot = snapshot(world, node, generation, &[]);
-    for host in 0..=sluice_redirect::MAX_CLASSES {
-        snapshot.addresses.insert(Prefix::host(Ipv4Addr::from(0x0b00_0000 + host).into()), ClassId(1));
+    let mut class = ClassId(1);
+    if nodes {
+        class = ClassId(u32::try_from(snapshot.classes.len()).expect("few"));
+        snapshot.classes.push(Class { identity: Identity::Node("another".into()), cidrs: Vec::new() });
+    }
+    for host in 0..=most {
+        snapshot.addresses.insert(Prefix::host(Ipv4Addr::from(0x0b00_0000 + host).into()), class);
     }
     snapshot
 }
