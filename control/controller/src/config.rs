@@ -43,7 +43,7 @@ pub struct Arguments {
     #[arg(long, value_name = "PATH")]
     pub status_file: Option<PathBuf>,
     /// With --check: read the directory once instead of following it
-    #[arg(long, requires_all = ["check", "dir"])]
+    #[arg(long, requires_all = ["check", "dir"], conflicts_with_all = ["kubeconfig", "in_cluster"])]
     pub once: bool,
     /// With --once: compile for every node, print the problems; exit code 1 if one is an error
     #[arg(long, requires = "once")]
