@@ -12,17 +12,24 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 use sluice_compile::{Compiled, Enforcement, NodeScope, Options, Rollout, compile};
 
-fn compiled(objects: &[Value]) -> (Compiled, Vec<sluice_crd::Problem>) {
+fn compiled(objects: &[Value], node: NodeScope) -> (Compiled, Vec<sluice_crd::Problem>) {
     let rollout = Rollout::AsLabelled { default_dataplane: true, max_enforcement: Enforcement::Enforce };
     let loaded = sluice_crd::load_value(objects);
-    let compiled = compile(&loaded.objects, &Options { node: NodeScope::All, rollout, generation: 1 });
+    let compiled = compile(&loaded.objects, &Options { node, rollout, generation: 1 });
     (compiled, loaded.problems)
 }
 
 fn same(objects: &[Value]) {
+    for node in [NodeScope::All, NodeScope::Named("node".into()), NodeScope::Named("elsewhere".into())] {
+        same_for(objects, &node);
+    }
+}
+
+fn same_for(objects: &[Value], node: &NodeScope) {
     let slim: Vec<Value> = objects.iter().cloned().map(sluice_crd::slim).collect();
-    let ((whole, form), (kept, kept_form)) = (compiled(objects), compiled(&slim));
+    let ((whole, form), (kept, kept_form)) = (compiled(objects, node.clone()), compiled(&slim, node.clone()));
     common::renumbered::same(&kept.snapshot, &whole.snapshot).unwrap();
+    assert_eq!(whole.snapshot.services[..], kept.snapshot.services[..]);
     assert_eq!(whole.problems, kept.problems);
     assert_eq!(whole.policies, kept.policies);
     // What is wrong with the form of what nobody reads is not told; of the rest all is.
@@ -53,7 +60,7 @@ fn services_and_ports_come_out_the_same() {
                 "initContainers": [
                     {"name": "d", "restartPolicy": "Always", "ports": [{"name": "side", "containerPort": 9000}]},
                     {"name": "e", "ports": [{"name": "once", "containerPort": 9001}]}]},
-            "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}, {"ip": "fd00::1"}]}})
+            "status": {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}, {"ip": format!("fd00::{name}")}]}})
     };
     let slice = json!({"apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
         "metadata": {"namespace": "n", "name": "s-1", "labels": {"kubernetes.io/service-name": "s"}},
@@ -70,7 +77,7 @@ fn services_and_ports_come_out_the_same() {
     for fields in [
         json!({}),
         json!({"externalIPs": ["198.51.100.7"]}),
-        json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local"}),
+        json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "externalIPs": ["198.51.100.8"]}),
         json!({"internalTrafficPolicy": "Local"}),
         json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 90}}}),
         json!({"type": "ExternalName", "externalName": "example.com"}),

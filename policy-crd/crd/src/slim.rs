@@ -43,7 +43,6 @@ const PARTS: &[(&str, &[Kept])] = &[
                     "sessionAffinity",
                     "sessionAffinityConfig",
                     "internalTrafficPolicy",
-                    "externalTrafficPolicy",
                 ],
                 list: false,
             },
