@@ -12,6 +12,7 @@ use libtest_mimic::Trial;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use sluice_policy::{Direction, PortSet};
+use sluice_redirect::MAX_FLOWS;
 use sluice_tests::harness::{self, Need, long};
 use sluice_tests::world::{Family, Netns};
 use sluice_tests::{NodeSpec, Process};
@@ -23,7 +24,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 
 /// In the environment of the process that serves.
 pub(crate) const SERVER: &str = "SLUICE_STRESS_SERVER";
@@ -46,6 +47,9 @@ const CHURN: usize = 4;
 const PACE: Duration = Duration::from_millis(2);
 /// A leak is one of something for every generation; what else this process or the machine makes meanwhile is less.
 const NOT_A_LEAK: u64 = 2;
+/// Connections that wait for their server, more than there are ports: where it has no time for them it refuses none,
+/// which would look like a verdict.
+const BACKLOG: u32 = 65_535;
 /// What a transfer carries, each way.
 const BULK: usize = 2 << 20;
 
@@ -103,10 +107,12 @@ fn churn() -> Result<()> {
     let client = rig.pod("a/client").netns.clone();
     // A process of its own: both ends of 10,000 connections are more files than one may have in many places.
     let mut command = rig.pod("a/server").netns.command(std::env::current_exe()?);
-    let _server = Process::start("stress-server", rig.world.dir(), command.env(SERVER, "1"))?;
     let targets = Family::BOTH.map(|family| rig.at("a/server", family, 0));
     // Of a SYN whose answer was cut its server remembers the tuple for as long as it repeats that answer.
-    rig.pod("a/server").netns.sysctl(&[("net.ipv4.tcp_synack_retries", "0")])?;
+    let backlog = BACKLOG.to_string();
+    let sysctls = [("net.ipv4.tcp_synack_retries", "0"), ("net.core.somaxconn", &backlog)];
+    rig.pod("a/server").netns.sysctl(&sysctls)?;
+    let _server = Process::start("stress-server", rig.world.dir(), command.env(SERVER, "1"))?;
     client.sysctl(&[("net.ipv4.ip_local_port_range", "20100 65535")])?;
     let before = Held::now(&rig)?;
     let result = std::thread::scope(|scope| {
@@ -131,14 +137,18 @@ fn churn() -> Result<()> {
     let counts = [tried, opened, asked].map(|count| count.load(Ordering::SeqCst));
     rig.explain(result.with_context(|| {
         format!(
-            "after {counts:?} verdicts, connections and questions; of the server's TCP: {}",
+            "after {counts:?} verdicts, connections and questions, with {} flows; of the server's TCP: {}",
+            rig.node("n1").flows(),
             tcp_trouble(&rig)
         )
     }))?;
+    let flows = rig.node_mut("n1").sweep()?.flows;
     println!(
-        "stress: {generations} generations, {} verdicts, {} connections, {} questions",
+        "stress: {generations} generations, {} verdicts, {} connections, {} questions, {flows} flows at the end",
         counts[0], counts[1], counts[2]
     );
+    // Where it fills, what is evicted is judged anew, and a verdict says less.
+    ensure!(flows < MAX_FLOWS as usize / 2, "{flows} flows are remembered");
     ensure!(counts.iter().all(|count| *count > 0), "something was never tried: {counts:?}");
     before.still(&rig, generations)
 }
@@ -190,18 +200,20 @@ pub(crate) fn server() -> ExitCode {
 }
 
 async fn serve() -> Result<()> {
-    for port in [MARKER].into_iter().chain(CHANGING) {
-        let socket = tokio::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, port)).await?;
-        tokio::spawn(async move {
-            let mut buffer = [0; 64];
-            while let Ok((length, from)) = socket.recv_from(&mut buffer).await {
-                let _ = socket.send_to(&buffer[..length], from).await;
-            }
-        });
-    }
+    stay_on_this_cpu()?;
+    let sockets: Vec<UdpSocket> = CHANGING
+        .iter()
+        .map(|port| UdpSocket::bind((Ipv6Addr::UNSPECIFIED, *port)))
+        .collect::<Result<_, _>>()?;
+    sockets.iter().try_for_each(|socket| socket.set_nonblocking(true))?;
+    let markers = tokio::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, MARKER)).await?;
+    tokio::spawn(async move { datagrams(&sockets, &markers).await });
     // The one that the clients wait for comes last.
     for port in CHANGING.into_iter().chain([STANDING]) {
-        let listener = TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await?;
+        let socket = TcpSocket::new_v6()?;
+        socket.set_reuseaddr(true)?;
+        socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+        let listener = socket.listen(BACKLOG)?;
         // Of a connection that was cut nobody may ever hear again.
         let patience = if port == STANDING { Duration::MAX } else { FORGOTTEN };
         tokio::spawn(async move {
@@ -211,6 +223,29 @@ async fn serve() -> Result<()> {
         });
     }
     std::future::pending().await
+}
+
+/// Answers a marker when everything that came before it is answered, and both on one CPU, so that the answers stay in
+/// order as well: one that came after the marker's would be judged by a generation that nobody thinks of any more. On
+/// the thread that accepts connections, so that who waits for a marker opens no more than it can take.
+async fn datagrams(sockets: &[UdpSocket], markers: &tokio::net::UdpSocket) -> Result<()> {
+    let mut buffer = [0; 64];
+    loop {
+        let (length, from) = markers.recv_from(&mut buffer).await?;
+        let marker = buffer[..length].to_vec();
+        for socket in sockets {
+            while let Ok((length, from)) = socket.recv_from(&mut buffer) {
+                socket.send_to(&buffer[..length], from)?;
+            }
+        }
+        markers.send_to(&marker, from).await?;
+    }
+}
+
+fn stay_on_this_cpu() -> Result<()> {
+    let mut one = CpuSet::new();
+    one.set(rustix::thread::sched_getcpu());
+    Ok(sched_setaffinity(None, &one)?)
 }
 
 async fn echo(mut stream: TcpStream) {
@@ -285,9 +320,7 @@ async fn ask(stream: &mut TcpStream) -> Result<()> {
 /// have been in force meanwhile.
 fn probe(target: SocketAddr, shared: &Shared) -> Result<()> {
     // One CPU's packets stay in order: the marker is the last.
-    let mut one = CpuSet::new();
-    one.set(rustix::thread::sched_getcpu());
-    sched_setaffinity(None, &one)?;
+    stay_on_this_cpu()?;
     let markers = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
     markers.set_read_timeout(Some(SOON))?;
     let datagrams = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
@@ -299,15 +332,10 @@ fn probe(target: SocketAddr, shared: &Shared) -> Result<()> {
             let first = shared.acknowledged.load(Ordering::SeqCst);
             let tcp = connects(SocketAddr::new(target.ip(), port), &markers, target, number)?;
             send(SocketAddr::new(target.ip(), port), &datagrams, &markers, target, number)?;
-            let mut udp = answered(&datagrams, number)?;
+            let udp = answered(&datagrams, number)?;
             let last = shared.begun.load(Ordering::SeqCst);
             let mut possible = (first..=last).map(|generation| passes(generation, place));
             let (some, all) = (possible.clone().any(|passes| passes), possible.all(|passes| passes));
-            // The server may have taken the marker first.
-            let end = Instant::now() + SOON;
-            while all && !udp && Instant::now() < end {
-                udp = answered(&datagrams, number)?;
-            }
             for (what, got) in [("TCP", tcp), ("UDP", udp)] {
                 ensure!(
                     if got { some } else { !all },
@@ -352,8 +380,6 @@ fn send(
     number: u64,
 ) -> Result<()> {
     datagrams.send_to(&number.to_be_bytes(), mapped(at))?;
-    mark(markers, target, number)?;
-    // The server answers its ports in turn: one more marker, and most likely it has answered this one.
     mark(markers, target, number)
 }
 
