@@ -38,6 +38,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// The devices that hooks are for, each with the name of the endpoint behind it; none where it is closed.
+type Devices = Vec<(u32, Option<String>)>;
+
 /// The object is part of the binary; `cargo xtask build-bpf` makes it.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!("sluice.bpf.o");
 /// The mark, unless told otherwise: no bit that kube-proxy, Cilium or the AWS CNI use.
@@ -277,29 +280,7 @@ impl Node {
             rows: plan.rows(),
             problems: Vec::new(),
         };
-        let (mut devices, mut endpoints) = (Vec::new(), HashMap::new());
-        let places = self.places(&found, snapshot);
-        for (endpoint, place) in snapshot.endpoints.iter().zip(places.iter().cloned()) {
-            match place {
-                Place::At(device) if plan.endpoints.contains_key(&device) => {
-                    let why = "another endpoint of this snapshot has the same device".to_owned();
-                    applied.missing.push(Missing { endpoint: name(endpoint), why });
-                }
-                Place::At(device) => {
-                    let value = self.value(&found, device, endpoint);
-                    plan.endpoint(device, value, &endpoint.addresses);
-                    endpoints.insert(device, endpoint.clone());
-                    devices.push((device, Some(name(endpoint))));
-                }
-                Place::Contested(_, why) | Place::Missing(why) => {
-                    applied.missing.push(Missing { endpoint: name(endpoint), why });
-                }
-            }
-        }
-        let closed = self.closed(&found, &places, snapshot).into_iter();
-        devices.extend(
-            closed.filter(|device| plan.close(*device, found.way(*device))).map(|device| (device, None)),
-        );
+        let (devices, endpoints) = self.place(snapshot, &found, &mut plan, &mut applied.missing);
         // What the node's administrator changed since is taken note of here.
         self.configure(self.helper.outer.index)?;
         crash::point("write the configuration again");
@@ -336,6 +317,41 @@ impl Node {
         applied.problems = self.let_go(|device| !plan.endpoints.contains_key(&device));
         applied.problems.extend(self.before.retire(&judged, !applied.missing.is_empty()));
         Ok(applied)
+    }
+
+    /// Puts a snapshot's endpoints behind their devices in a plan, and the devices that are nobody's for certain behind
+    /// none.
+    fn place(
+        &mut self,
+        snapshot: &Snapshot,
+        found: &Found,
+        plan: &mut Plan,
+        missing: &mut Vec<Missing>,
+    ) -> (Devices, HashMap<u32, Arc<Endpoint>>) {
+        let (mut devices, mut endpoints) = (Vec::new(), HashMap::new());
+        let places = self.places(found, snapshot);
+        for (endpoint, place) in snapshot.endpoints.iter().zip(places.iter().cloned()) {
+            match place {
+                Place::At(device) if plan.endpoints.contains_key(&device) => {
+                    let why = "another endpoint of this snapshot has the same device".to_owned();
+                    missing.push(Missing { endpoint: name(endpoint), why });
+                }
+                Place::At(device) => {
+                    let value = self.value(found, device, endpoint);
+                    plan.endpoint(device, value, &endpoint.addresses);
+                    endpoints.insert(device, endpoint.clone());
+                    devices.push((device, Some(name(endpoint))));
+                }
+                Place::Contested(_, why) | Place::Missing(why) => {
+                    missing.push(Missing { endpoint: name(endpoint), why });
+                }
+            }
+        }
+        let closed = self.closed(found, &places, snapshot).into_iter();
+        devices.extend(
+            closed.filter(|device| plan.close(*device, found.way(*device))).map(|device| (device, None)),
+        );
+        (devices, endpoints)
     }
 
     /// What the kernel tells of flows. One process reads at a time.
