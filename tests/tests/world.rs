@@ -73,12 +73,13 @@ fn pods_over_vxlan() -> Result<()> {
         connect(&world, "shop/a", "shop/c", family)?;
         connect(&world, "shop/c", "shop/a", family)?;
     }
-    // Nothing went past the tunnel: the other node's pods are not known to the link between the nodes.
+    // Nothing went past the tunnel: the other node's pods are not known to the link between the nodes. Each node has sent
+    // two SYNs, two of their answers and two acknowledgements by now; how much of the closing, is a race.
     for node in &world.nodes {
         let devices = node.netns.run(&["ip", "-s", "-j", "link", "show", "vxlan.1"])?;
         let devices: serde_json::Value = serde_json::from_str(&devices)?;
         let packets = devices[0]["stats64"]["tx"]["packets"].as_u64();
-        ensure!(packets.is_some_and(|packets| packets >= 12), "{}: only {packets:?} packets", node.name);
+        ensure!(packets.is_some_and(|packets| packets >= 6), "{}: only {packets:?} packets", node.name);
     }
     Ok(())
 }

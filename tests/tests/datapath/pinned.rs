@@ -11,7 +11,7 @@ use sluice_redirect::ABI_VERSION;
 use std::path::PathBuf;
 
 /// The bytes of a flow's key and of its entry.
-type Flows = HashMap<MapData, [u8; 44], [u8; 24]>;
+type Flows = HashMap<MapData, [u8; 44], [u8; 48]>;
 /// A device, and what it has used.
 pub(crate) type Quotas = HashMap<MapData, u32, [u8; 104]>;
 
