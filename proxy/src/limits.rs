@@ -46,6 +46,11 @@ pub const TRAILER_BYTES: usize = 16 * 1024;
 /// The most interim (1xx) answers before the final one: a server must not feed a client for ever.
 pub const INTERIM_ANSWERS: usize = 16;
 
+/// How long the body of a request with `Expect: 100-continue` waits for its server to want it (RFC 9110 §10.1.1: not for
+/// ever; as long as curl waits). A server that answers at once, and takes the body that it did not want for a request,
+/// gets none.
+pub const EXPECT_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// What one direction of a connection buffers.
 pub const BUFFER_BYTES: usize = 16 * 1024;
 

@@ -6,3 +6,5 @@
 mod attacks_http2;
 #[path = "http2.rs"]
 mod http2;
+#[path = "smuggling.rs"]
+mod smuggling;

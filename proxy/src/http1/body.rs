@@ -3,7 +3,7 @@
 //! Chunks are read strictly and written again without extensions, so that no two readers find different ends.
 //! Knows nothing of heads or of policy.
 
-use super::head::Framing;
+use super::head::{Framing, is_shadow};
 use crate::judge::Field;
 use crate::limits::{BUFFER_BYTES, CHUNK_LINE_BYTES, HEAD_FIELDS, TRAILER_BYTES};
 use bytes::{Buf as _, Bytes, BytesMut};
@@ -238,7 +238,7 @@ const NEVER_TRAILERS: [&str; 9] = [
 
 /// Whether the field must not come after a body.
 pub(crate) fn is_no_trailer(name: &str) -> bool {
-    NEVER_TRAILERS.iter().any(|never| never.eq_ignore_ascii_case(name))
+    is_shadow(name.as_bytes()) || NEVER_TRAILERS.iter().any(|never| never.eq_ignore_ascii_case(name))
 }
 
 fn check_trailers(section: &[u8], admits: Option<&Admits<'_>>) -> Result<(), Broken> {

@@ -7,7 +7,7 @@ use super::body::{Broken, Pump, read_more};
 use super::head::{self, Bad, Changes, Framing, RequestHead, ResponseHead, Upgrade};
 use crate::answer::{Denial, Refusal};
 use crate::judge;
-use crate::limits::{HEAD_BYTES, INTERIM_ANSWERS};
+use crate::limits::{EXPECT_TIMEOUT, HEAD_BYTES, INTERIM_ANSWERS};
 use crate::proxy::{Accepted, Proxy};
 use crate::record::Record;
 use crate::state::OpenFlow;
@@ -16,6 +16,7 @@ use bytes::{Buf as _, BytesMut};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
+use tokio::sync::Notify;
 
 /// One exchange.
 #[derive(Debug)]
@@ -52,6 +53,8 @@ struct Progress {
     down: AtomicU64,
     status: AtomicU16,
     uploaded: AtomicBool,
+    /// The server has said that it wants the body.
+    continued: Notify,
 }
 
 /// How an answer ended.
@@ -197,7 +200,13 @@ impl Exchange<'_> {
         server: &mut WriteHalf<'_>,
         progress: &Progress,
     ) -> Result<(), Broken> {
-        let head = self.head.forward(self.changes);
+        let mut head = self.head.forward(self.changes);
+        if self.head.expects {
+            // A server that refuses a body unseen must not be sent it: it would be its next request.
+            server.write_all(&head).await.map_err(|_| Broken::Receiver)?;
+            head.clear();
+            let _ = tokio::time::timeout(EXPECT_TIMEOUT, progress.continued.notified()).await;
+        }
         let admits = |trailers| self.said.admits(&self.proxy.state.view(), &self.leg, trailers);
         let mut pump = Pump::new(client, buf, server, &progress.up, head).admitting(&admits);
         pump.run(self.head.framing).await?;
@@ -237,6 +246,9 @@ impl Exchange<'_> {
             match head.status {
                 101 => return Err(Failed::Unasked("it switches protocols, which nobody asked for")),
                 100..=199 => {
+                    if head.status == 100 {
+                        progress.continued.notify_one();
+                    }
                     client.write_all(&head.forward(false)).await.map_err(|_| Failed::Client)?;
                     continue;
                 }

@@ -8,6 +8,7 @@ use crate::judge;
 use crate::limits::{HEAD_BYTES, HEAD_FIELDS, TARGET_BYTES};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue};
+use std::net::Ipv6Addr;
 use std::ops::Range;
 
 /// Why a head is refused.
@@ -174,6 +175,25 @@ struct Said<'a> {
     upgrade_offered: bool,
     upgrades: Vec<&'a [u8]>,
     expects: bool,
+    odd_expect: bool,
+    /// See [`is_shadow`].
+    shadowed: bool,
+}
+
+/// Whether the name is one of framing to who reads `_` as `-`, as CGI and what came of it do.
+pub(crate) fn is_shadow(name: &[u8]) -> bool {
+    const FRAMING: [&[u8]; 2] = [b"content-length", b"transfer-encoding"];
+    let same = |a: &u8, b: &u8| a.eq_ignore_ascii_case(b) || (*a == b'_' && *b == b'-');
+    let reads_as =
+        |known: &&[u8]| name.len() == known.len() && name.iter().zip(*known).all(|(a, b)| same(a, b));
+    name.contains(&b'_') && FRAMING.iter().any(reads_as)
+}
+
+/// Whether nothing but spaces before it surrounds a value: who does not take a tab for a blank, or a blank at the end,
+/// reads another one.
+fn is_plainly_set(raw: &[u8], field: &Field) -> bool {
+    let before = &raw[(field.name.end + 1).min(field.value.start)..field.value.start];
+    before.iter().all(|b| *b == b' ') && field.value.end + 2 == field.line.end
 }
 
 /// The options of `Connection` that mean what they say. Any other names a header to be dropped on the way, which
@@ -193,13 +213,18 @@ fn read_fields<'a>(raw: &'a [u8], fields: &[Field]) -> Result<Said<'a>, Bad> {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         if is("content-length") {
             lengths += 1;
-            // Digits alone: no sign, no list, no space. 19 of them fit.
-            let plain = (1..=19).contains(&value.len()) && value.iter().all(u8::is_ascii_digit);
+            // Digits alone: no sign, no list, no space, and no zero before them, which some take for octal. 19 of them
+            // fit.
+            let plain = (1..=19).contains(&value.len())
+                && value.iter().all(u8::is_ascii_digit)
+                && (value.len() == 1 || value[0] != b'0')
+                && is_plainly_set(raw, field);
             let number = std::str::from_utf8(value).ok().and_then(|text| text.parse().ok());
             said.length = Some(number.filter(|_| plain).ok_or(Bad::Malformed("Content-Length"))?);
         } else if is("transfer-encoding") {
             encodings += 1;
-            said.chunked = value.eq_ignore_ascii_case(b"chunked");
+            // In the letters that everybody knows: who compares bytes would see no body where others see one.
+            said.chunked = value == b"chunked" && is_plainly_set(raw, field);
             if !said.chunked {
                 return Err(Bad::Malformed("Transfer-Encoding is not chunked alone"));
             }
@@ -217,7 +242,10 @@ fn read_fields<'a>(raw: &'a [u8], fields: &[Field]) -> Result<Said<'a>, Bad> {
         } else if is("upgrade") {
             said.upgrades.extend(tokens(value));
         } else if is("expect") {
+            said.odd_expect |= said.expects || !value.eq_ignore_ascii_case(b"100-continue");
             said.expects = true;
+        } else if is_shadow(name) {
+            said.shadowed = true;
         }
     }
     match (lengths, encodings) {
@@ -228,32 +256,45 @@ fn read_fields<'a>(raw: &'a [u8], fields: &[Field]) -> Result<Said<'a>, Bad> {
     }
 }
 
-/// `uri-host [":" port]`, and nothing that could carry a path, user information or a second host.
+/// `uri-host [":" port]` (RFC 3986 §3.2), and nothing that could carry a path, user information, a second host or a
+/// second port.
 #[must_use]
 pub fn is_authority(value: &[u8]) -> bool {
-    value.iter().all(|b| {
-        b.is_ascii_alphanumeric()
-            || matches!(
-                b,
-                b'-' | b'.'
-                    | b'_'
-                    | b'~'
-                    | b':'
-                    | b'['
-                    | b']'
-                    | b'%'
-                    | b'!'
-                    | b'$'
-                    | b'&'
-                    | b'\''
-                    | b'('
-                    | b')'
-                    | b'*'
-                    | b'+'
-                    | b';'
-                    | b'='
-            )
-    })
+    let port = |rest: &[u8]| match rest {
+        [] => true,
+        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+        _ => false,
+    };
+    if let [b'[', literal @ ..] = value {
+        // An address alone: what other literals there may be (`IPvFuture`, zones), no two servers agree on.
+        let Some(end) = literal.iter().position(|b| *b == b']') else { return false };
+        let text = std::str::from_utf8(&literal[..end]).unwrap_or_default();
+        return text.parse::<Ipv6Addr>().is_ok() && port(&literal[end + 1..]);
+    }
+    let end = value.iter().position(|b| *b == b':').unwrap_or(value.len());
+    value[..end].iter().all(is_name_byte) && port(&value[end..])
+}
+
+/// What a registered name is made of, but for the comma, at which some part a list.
+const fn is_name_byte(byte: &u8) -> bool {
+    byte.is_ascii_alphanumeric()
+        || matches!(
+            byte,
+            b'-' | b'.'
+                | b'_'
+                | b'~'
+                | b'%'
+                | b'!'
+                | b'$'
+                | b'&'
+                | b'\''
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b';'
+                | b'='
+        )
 }
 
 impl RequestHead {
@@ -293,11 +334,20 @@ impl RequestHead {
         if said.chunked && minor == 0 {
             return Err(Bad::Malformed("Transfer-Encoding in HTTP/1.0"));
         }
+        if said.shadowed {
+            return Err(Bad::Malformed("an underscore where a framing header has a hyphen"));
+        }
         let framing = match (said.chunked, said.length) {
             (true, _) => Framing::Chunked,
             (_, Some(length)) if length > 0 => Framing::Length(length),
             _ => Framing::Empty,
         };
+        // RFC 9110 §10.1.1: one expectation there is, of requests with a body, and none in HTTP/1.0. Servers that are
+        // asked otherwise have been seen to forget the body.
+        let baseless = said.expects && (framing == Framing::Empty || minor == 0);
+        if said.odd_expect || baseless {
+            return Err(Bad::Malformed("Expect"));
+        }
         let upgrade = match said.upgrades.as_slice() {
             [] if !said.upgrade_offered => Upgrade::No,
             offers if !offers.is_empty() && offers.iter().all(|o| o.eq_ignore_ascii_case(b"h2c")) => {
@@ -417,6 +467,10 @@ fn one_host(hosts: &[&[u8]], minor: u8) -> Result<Option<String>, Bad> {
 /// Where the path is in the target. An absolute target must name the host that `Host` names: a server goes by one
 /// or the other.
 fn path_of(method: &str, target: &str, host: Option<&str>) -> Result<Range<usize>, Bad> {
+    // RFC 9112 §3.2: no form has a fragment; some cut it off, to others it is a part of the path.
+    if target.contains('#') {
+        return Err(Bad::Malformed("a fragment in the target"));
+    }
     if method == "CONNECT" {
         // RFC 9112 §3.2.3: the target is where to, and Host says the same.
         return match host.is_some_and(|host| host.eq_ignore_ascii_case(target)) {
@@ -432,7 +486,7 @@ fn path_of(method: &str, target: &str, host: Option<&str>) -> Result<Range<usize
             head.eq_ignore_ascii_case(scheme).then_some(scheme.len())
         });
         let authority_at = rest.ok_or(Bad::Malformed("the target"))?;
-        let length = target[authority_at..].find(['/', '?', '#']).unwrap_or(target.len() - authority_at);
+        let length = target[authority_at..].find(['/', '?']).unwrap_or(target.len() - authority_at);
         let authority = &target[authority_at..authority_at + length];
         if length == 0 || !host.is_some_and(|host| host.eq_ignore_ascii_case(authority)) {
             return Err(Bad::Malformed("the target's host is not Host"));
@@ -487,6 +541,9 @@ impl ResponseHead {
             .cloned()
             .collect();
         let said = read_fields(&raw, &without_connection)?;
+        if said.chunked && minor == 0 {
+            return Err(Bad::Malformed("Transfer-Encoding in HTTP/1.0"));
+        }
         let option = |wanted: &[u8]| {
             let lines = fields.iter().filter(|f| raw[f.name.clone()].eq_ignore_ascii_case(b"connection"));
             lines.flat_map(|f| tokens(&raw[f.value.clone()])).any(|token| token.eq_ignore_ascii_case(wanted))

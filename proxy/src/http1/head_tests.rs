@@ -112,7 +112,7 @@ fn knows_bodies_and_connections() {
     };
     assert_eq!(framing(""), (Framing::Empty, false));
     assert_eq!(framing("Content-Length: 12\r\n"), (Framing::Length(12), false));
-    assert_eq!(framing("transfer-encoding: Chunked\r\nconnection: Close\r\n"), (Framing::Chunked, true));
+    assert_eq!(framing("transfer-encoding: chunked\r\nconnection: Close\r\n"), (Framing::Chunked, true));
     assert!(request("GET / HTTP/1.0\r\n\r\n").expect("fine").close);
     assert!(!request("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n").expect("fine").close);
 

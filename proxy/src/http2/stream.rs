@@ -1,9 +1,9 @@
 //! One HTTP/2 stream: judged, then forwarded with its resets, trailers and pace, or answered.
 
 use super::pump::{self, Broken};
+use super::relay::message::{is_scheme, is_trailer, odd_field};
 use super::{Connection, Server};
 use crate::answer::{Denial, Refusal};
-use crate::http1::body::is_no_trailer;
 use crate::http1::describe;
 use crate::http1::head::is_authority;
 use crate::judge::{self, Judged, Leg};
@@ -129,6 +129,12 @@ fn fields(map: &HeaderMap) -> Vec<judge::Field> {
 /// Makes sure that there is one host: `:authority` and `Host` must agree, and `Host` alone becomes `:authority`
 /// (RFC 9113 §8.3.1).
 fn settle_authority(parts: &mut Parts) -> Result<(), Refusal> {
+    if let Some(refusal) = odd_field(parts.headers.iter()) {
+        return Err(refusal);
+    }
+    if parts.uri.scheme_str().is_some_and(|scheme| !is_scheme(scheme.as_bytes())) {
+        return Err(Refusal::Malformed(":scheme"));
+    }
     let length = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if length > TARGET_BYTES {
         return Err(Refusal::TargetTooLong);
@@ -246,7 +252,7 @@ impl Exchange<'_> {
         let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
         let (connection, said, leg) = (self.connection, self.said.clone(), self.target.leg);
         let admits = |trailers: &HeaderMap| {
-            let in_place = trailers.keys().all(|name| !is_no_trailer(name.as_str()));
+            let in_place = trailers.iter().all(|(name, value)| is_trailer(name, value));
             in_place && said.admits(&connection.proxy.state.view(), &leg, fields(trailers))
         };
         let ended = {

@@ -34,7 +34,9 @@ impl Script {
         let length: usize = self.body.iter().map(|(length, _)| usize::from(*length)).sum();
         let other =
             |(name, value): &(String, String)| name == "content-length" && *value != length.to_string();
-        let odd = |(name, _): &(String, String)| name == "host" || name.starts_with(':');
+        let odd = |(name, value): &(String, String)| {
+            name == "host" || name.starts_with(':') || value.ends_with(' ')
+        };
         self.fields.iter().any(other) || self.trailers.iter().flatten().any(odd)
     }
 }
@@ -95,6 +97,10 @@ fn an_extra() -> impl Strategy<Value = (String, String)> {
         field("authorization", "secret"),
         field("traceparent", "none"),
         field("keep-alive", "1"),
+        field("x-a", " b"),
+        field("x-a", "b\t"),
+        field("content_length", "7"),
+        field("transfer_encoding", "chunked"),
     ])
 }
 
@@ -102,10 +108,23 @@ pub fn a_script() -> impl Strategy<Value = Script> {
     let method = select(vec!["GET", "GET", "POST", "HEAD", "DELETE", "BREW", "CONNECT"]);
     let path = a_path();
     let authority = an_authority();
-    let scheme = select(vec![Some("http"), Some("http"), Some("http"), Some("https"), Some("ht tp"), None]);
+    let scheme = select(vec![
+        Some("http"),
+        Some("http"),
+        Some("http"),
+        Some("https"),
+        Some("ht tp"),
+        Some("ftp"),
+        None,
+    ]);
     let extra = an_extra();
-    let trailer =
-        select(vec![field("x-sum", "1"), field("x-sum", "2"), field("host", "cart"), field(":path", "/")]);
+    let trailer = select(vec![
+        field("x-sum", "1"),
+        field("x-sum", "2"),
+        field("host", "cart"),
+        field(":path", "/"),
+        field("x-sum", "1 "),
+    ]);
     let wanted =
         select(vec!["short", "empty", "unchanged", "long", "trailers", "long-trailers", "reset", "interim"]);
     let body = vec((select(vec![0u16, 1, 20, 40, 1000, 16_000]), select(vec![0u8, 0, 0, 7, 255])), 0..4);

@@ -4,7 +4,6 @@ use super::message::{self, Asked};
 use super::stream::{At, Half, Stream};
 use super::{Came, Link, Pending, Relay};
 use crate::answer::{Denial, Refusal};
-use crate::http1::body::is_no_trailer;
 use crate::http1::describe;
 use crate::http2::frame::{self, Bad, HEAD_BYTES, Head, code, flag};
 use crate::http2::hpack::Block;
@@ -215,7 +214,7 @@ impl Relay {
             let fields =
                 message::trailers(&came.block.lines).map_err(|_| Bad::Stream(code::PROTOCOL_ERROR))?;
             stream.up.end()?;
-            let in_place = fields.iter().all(|(name, _)| !is_no_trailer(name.as_str()));
+            let in_place = fields.iter().all(|(name, value)| message::is_trailer(name, value));
             let view = self.proxy.state.view();
             if stream.at == At::Ours || (in_place && stream.said.admits(&view, &self.who.leg, fields)) {
                 Ok(())

@@ -4,7 +4,8 @@
 //! targets as on the rewriting path, and the same rules hold for hosts. Knows nothing of streams or of policy.
 
 use crate::answer::Refusal;
-use crate::http1::head::is_authority;
+use crate::http1::body::is_no_trailer;
+use crate::http1::head::{is_authority, is_shadow};
 use crate::http2::hpack::{Encoder, Line, Name, Pseudo};
 use crate::judge;
 use crate::limits::TARGET_BYTES;
@@ -74,6 +75,42 @@ fn length(fields: &[judge::Field]) -> Result<Option<u64>, Malformed> {
         said = Some(length);
     }
     Ok(said)
+}
+
+/// Why a field of a request is read differently by different servers, if one is. The first ones are of those who put
+/// requests into HTTP/1.1: blanks at either end (RFC 9113 §8.2.1), two lengths, and names that CGI takes for framing's.
+pub(in crate::http2) fn odd_field<'a>(
+    fields: impl Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+) -> Option<Refusal> {
+    let mut lengths = 0;
+    for (name, value) in fields {
+        if has_blank_ends(value) {
+            return Some(Refusal::Malformed("a value that begins or ends with a blank"));
+        }
+        if is_shadow(name.as_str().as_bytes()) {
+            return Some(Refusal::Malformed("an underscore where a framing header has a hyphen"));
+        }
+        lengths += usize::from(name == CONTENT_LENGTH);
+        if lengths > 1 {
+            return Some(Refusal::Malformed("several Content-Length"));
+        }
+    }
+    None
+}
+
+/// Whether it is a scheme that is served here: what else it may be, gateways have put into URLs as it came.
+pub(in crate::http2) fn is_scheme(scheme: &[u8]) -> bool {
+    scheme.eq_ignore_ascii_case(b"http") || scheme.eq_ignore_ascii_case(b"https")
+}
+
+fn has_blank_ends(value: &HeaderValue) -> bool {
+    let blank = |byte: Option<&u8>| matches!(byte, Some(b' ' | b'\t'));
+    blank(value.as_bytes().first()) || blank(value.as_bytes().last())
+}
+
+/// Whether a field may come after a request's body.
+pub(in crate::http2) fn is_trailer(name: &HeaderName, value: &HeaderValue) -> bool {
+    !is_no_trailer(name.as_str()) && !has_blank_ends(value)
 }
 
 /// A request.
@@ -157,7 +194,11 @@ pub(super) fn request(lines: &[Line], end: bool) -> Result<Asked, Malformed> {
     }
     let hosts: Vec<HeaderValue> =
         fields.iter().filter(|(name, _)| name == HOST).map(|(_, value)| value.clone()).collect();
-    let odd = match settle(&uri, &hosts, connect) {
+    let odd_scheme =
+        pseudos.scheme.filter(|scheme| !is_scheme(scheme.as_bytes())).map(|_| Refusal::Malformed(":scheme"));
+    let plain =
+        odd_field(fields.iter().map(|(name, value)| (name, value))).or(odd_scheme).map_or(Ok(()), Err);
+    let odd = match plain.and_then(|()| settle(&uri, &hosts, connect)) {
         Ok(authority) => {
             rewrite.authority = authority;
             None

@@ -9,7 +9,7 @@ mod client;
 mod flood;
 mod frames;
 pub(super) mod io;
-mod message;
+pub(super) mod message;
 mod server;
 mod side;
 mod stream;
