@@ -91,6 +91,10 @@ pub enum Refusal {
     HeadTooLarge,
     /// The head did not come in time.
     HeadTimeout,
+    /// The body stopped coming.
+    BodyTimeout,
+    /// The endpoint holds as many bytes as it may.
+    Crowded,
     /// The server could not be reached.
     Unreachable,
     /// The server did not accept the connection in time.
@@ -113,8 +117,8 @@ impl Refusal {
             Self::Malformed(_) => StatusCode::BAD_REQUEST,
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
-            Self::HeadTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::HeadTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Crowded | Self::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadAnswer(_) => StatusCode::BAD_GATEWAY,
         }
@@ -125,10 +129,12 @@ impl Refusal {
     pub const fn grpc_status(&self) -> u32 {
         match self {
             Self::Denied(_) => GRPC_PERMISSION_DENIED,
-            Self::Unreachable | Self::Timeout | Self::BadAnswer(_) => GRPC_UNAVAILABLE,
-            Self::Malformed(_) | Self::TargetTooLong | Self::HeadTooLarge | Self::HeadTimeout => {
-                GRPC_INTERNAL
-            }
+            Self::Crowded | Self::Unreachable | Self::Timeout | Self::BadAnswer(_) => GRPC_UNAVAILABLE,
+            Self::Malformed(_)
+            | Self::TargetTooLong
+            | Self::HeadTooLarge
+            | Self::HeadTimeout
+            | Self::BodyTimeout => GRPC_INTERNAL,
         }
     }
 
@@ -141,6 +147,8 @@ impl Refusal {
             Self::TargetTooLong => "target_too_long",
             Self::HeadTooLarge => "head_too_large",
             Self::HeadTimeout => "head_timeout",
+            Self::BodyTimeout => "body_timeout",
+            Self::Crowded => "endpoint_bytes",
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::BadAnswer(_) => "bad_answer",
@@ -155,6 +163,8 @@ impl Refusal {
             Self::TargetTooLong => "bad request: the target is too long".to_owned(),
             Self::HeadTooLarge => "bad request: the header section is too large".to_owned(),
             Self::HeadTimeout => "bad request: the header section did not come in time".to_owned(),
+            Self::BodyTimeout => "bad request: the body did not come in time".to_owned(),
+            Self::Crowded => "too much of the workload's traffic waits to be sent".to_owned(),
             Self::Unreachable => "the server could not be reached".to_owned(),
             Self::Timeout => "the server did not accept the connection in time".to_owned(),
             Self::BadAnswer(what) => format!("bad answer of the server: {what}"),

@@ -19,6 +19,8 @@ pub mod limits;
 pub mod proxy;
 pub mod record;
 pub mod service;
+pub mod share;
+pub mod stall;
 pub mod state;
 pub mod telemetry;
 pub mod tls;

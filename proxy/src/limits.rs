@@ -69,6 +69,25 @@ pub const KEEPALIVE: Duration = Duration::from_secs(60);
 /// Open connections of one source address: one tenant's flood must leave room for the others.
 pub const CONNECTIONS_PER_SOURCE: u32 = 4096;
 
+/// Open connections of one endpoint of the node, its own and those to it: many sources may come to one pod, and must
+/// leave room for the node's other pods.
+pub const CONNECTIONS_PER_ENDPOINT: u32 = 16 * 1024;
+
+/// What one connection may hold of bytes that were read and have not gone on, in its own right: about one read.
+pub const CONNECTION_BYTES: usize = 16 * 1024;
+
+/// What the connections of one endpoint may hold beyond that, together. Without it a hundred streams of each of thousands
+/// of connections, whose reader never opens a window, hold [`H2_STREAM_WINDOW`] each: gigabytes, of the memory of all.
+pub const ENDPOINT_BYTES: usize = 64 * 1024 * 1024;
+
+/// How long a peer may take nothing of what is sent to it over HTTP/1 (slow reads), and a client may say nothing in the
+/// middle of a body that it sends (slow bodies). Both hold two sockets and an open flow.
+pub const STALL_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long a tunnel may be silent both ways: as long as Linux's connection tracking keeps an established connection
+/// (`nf_conntrack_tcp_timeout_established`, five days). Databases' connections idle for hours.
+pub const TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 24 * 3600);
+
 /// Open connections in all: twice as many descriptors, and some memory each.
 pub const CONNECTIONS: usize = 100_000;
 
@@ -148,6 +167,13 @@ pub const H2_OUT_BYTES: usize = 64 * 1024;
 /// How long one end of an HTTP/2 connection may take nothing at all of what waits for it. Streams that nobody reads have
 /// their windows; an end that does not even read its socket would hold its connection, and what waits, for ever.
 pub const H2_STALL_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How long what waits for the window of one stream may wait (CVE-2019-9511, CVE-2019-9517: windows that never open): a
+/// reader that is only slow takes something before.
+pub const H2_WINDOW_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// How often in a row one HTTP/2 connection reads and writes before the others of its thread have their turn.
+pub const H2_TURNS: u32 = 16;
 
 /// How long an upgrade to a new HTTP/2 connection may take (preface and SETTINGS from both ends).
 pub const H2_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);

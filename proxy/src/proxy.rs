@@ -7,22 +7,20 @@ use crate::answer::Refusal;
 use crate::detect::{self, Protocol};
 use crate::dial::{Dialer, keepalive};
 use crate::judge::{self, Judged, Leg};
-use crate::limits::{
-    ACCEPT_BACKOFF, CONNECTIONS, CONNECTIONS_PER_SOURCE, DETECT_WINDOW, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER,
-};
+use crate::limits::{ACCEPT_BACKOFF, CONNECTIONS, DETECT_WINDOW, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
 use crate::record::Sink;
 use crate::service::balance::Balance;
 use crate::service::route::{Client, Target};
+use crate::share::{Charge, Full, Place, Shares};
 use crate::state::{Said, State, View};
 use crate::telemetry::sampler::{Ids, Sampler};
 use crate::tls::{self, Hello};
 use crate::{http1, http2, tunnel};
 use bytes::BytesMut;
 use sluice_policy::{Reason, Verdict};
-use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -49,7 +47,7 @@ pub struct Proxy {
     drain: CancellationToken,
     tasks: TaskTracker,
     streams: TaskTracker,
-    sources: Mutex<HashMap<IpAddr, u32>>,
+    shares: Arc<Shares>,
 }
 
 /// How HTTP/2 connections are served.
@@ -70,25 +68,8 @@ pub struct Accepted {
     pub stream: TcpStream,
     /// What the client said so far.
     pub buf: BytesMut,
-}
-
-/// Holds a source's place under [`CONNECTIONS_PER_SOURCE`].
-#[derive(Debug)]
-pub(crate) struct Place {
-    proxy: Arc<Proxy>,
-    source: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut sources = self.proxy.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = sources.get_mut(&self.source) {
-            *count -= 1;
-            if *count == 0 {
-                sources.remove(&self.source);
-            }
-        }
-    }
+    /// What it holds of its endpoint's bytes.
+    pub charge: Charge,
 }
 
 impl Proxy {
@@ -112,7 +93,7 @@ impl Proxy {
             drain: CancellationToken::new(),
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),
-            sources: Mutex::default(),
+            shares: Arc::default(),
         })
     }
 
@@ -172,33 +153,45 @@ impl Proxy {
             reset(&stream);
             return;
         }
-        let client = Client::of(&self.state.view(), Leg::new(peer, local));
-        let Some(place) = self.place(client.leg.source.ip()) else {
-            self.refuse_connection(&stream, &Target::direct(client.leg), &judge::refuse(Reason::Limit));
-            return;
+        let view = self.state.view();
+        let client = Client::of(&view, Leg::new(peer, local));
+        let place = match self.place(&view, &client.leg) {
+            Ok(place) => place,
+            Err(full) => return self.refuse_crowd(&stream, &client, full),
         };
+        drop(view);
         let proxy = self.clone();
         // Spawned even while draining: the connection was taken from the queue.
         self.tasks.spawn(async move {
-            let accepted = Accepted { client, stream, buf: BytesMut::new() };
+            let accepted = Accepted { client, stream, buf: BytesMut::new(), charge: place.charge() };
             // Boxed: the future of a whole connection is large, most of it for the rarer protocols.
             Box::pin(proxy.serve(accepted)).await;
             drop(place);
         });
     }
 
-    /// A place for one more connection of a source, if there is one.
-    pub(crate) fn place(self: &Arc<Self>, source: IpAddr) -> Option<Place> {
-        if self.tasks.len() >= CONNECTIONS {
-            return None;
-        }
-        let mut sources = self.sources.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = sources.entry(source).or_insert(0);
-        if *count >= CONNECTIONS_PER_SOURCE {
-            return None;
-        }
-        *count += 1;
-        Some(Place { proxy: self.clone(), source })
+    /// A place for one more connection.
+    ///
+    /// # Errors
+    /// Who has none left.
+    pub(crate) fn place(&self, view: &View, leg: &Leg) -> Result<Place, Full> {
+        if self.tasks.len() >= CONNECTIONS { Err(Full::Worker) } else { self.shares.place(view, leg) }
+    }
+
+    /// How many connections an endpoint of this node has, by its first address, and how many bytes it holds beyond what
+    /// each connection may.
+    #[must_use]
+    pub fn held(&self, endpoint: IpAddr) -> (u32, usize) {
+        self.shares.of(endpoint)
+    }
+
+    /// Resets a connection for which there is no place.
+    fn refuse_crowd(&self, stream: &TcpStream, client: &Client, full: Full) {
+        reset(stream);
+        let mut record = Target::direct(client.leg).record(&self.state.view(), "tcp");
+        record.judged(&judge::refuse(Reason::Limit));
+        full.as_str().clone_into(&mut record.error);
+        self.records.finish(record);
     }
 
     async fn serve(self: Arc<Self>, mut accepted: Accepted) {

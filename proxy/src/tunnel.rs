@@ -4,7 +4,7 @@
 
 use crate::answer::{Denial, Refusal};
 use crate::judge::Leg;
-use crate::limits::BUFFER_BYTES;
+use crate::limits::{BUFFER_BYTES, TUNNEL_IDLE_TIMEOUT};
 use crate::proxy::{Accepted, Proxy, reset};
 use crate::service::route::{Route, Wish};
 use crate::state::{Said, View};
@@ -101,11 +101,31 @@ pub(crate) async fn both(client: End<'_>, server: End<'_>) -> io::Result<()> {
     let ((client, from_client, up), (server, from_server, down)) = (client, server);
     let (client_read, client_write) = client.split();
     let (server_read, server_write) = server.split();
-    tokio::try_join!(
-        one_way(client_read, server_write, from_client, up),
-        one_way(server_read, client_write, from_server, down),
-    )
-    .map(|_| ())
+    let copying = async {
+        tokio::try_join!(
+            one_way(client_read, server_write, from_client, up),
+            one_way(server_read, client_write, from_server, down),
+        )
+        .map(|_| ())
+    };
+    tokio::select! {
+        ended = copying => ended,
+        () = silent(up, down) => Err(io::Error::new(io::ErrorKind::TimedOut, "nothing was said for too long")),
+    }
+}
+
+/// Ends when nothing has gone either way for [`TUNNEL_IDLE_TIMEOUT`], or up to twice that.
+async fn silent(up: &AtomicU64, down: &AtomicU64) {
+    let said = || (up.load(Ordering::Relaxed), down.load(Ordering::Relaxed));
+    let mut before = said();
+    loop {
+        tokio::time::sleep(TUNNEL_IDLE_TIMEOUT).await;
+        let now = said();
+        if now == before {
+            return;
+        }
+        before = now;
+    }
 }
 
 /// Copies until the sender closes its half, then closes the receiver's.

@@ -6,18 +6,21 @@
 use super::head::{Framing, is_shadow};
 use crate::judge::Field;
 use crate::limits::{BUFFER_BYTES, CHUNK_LINE_BYTES, HEAD_FIELDS, TRAILER_BYTES};
+use crate::stall;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::HeaderValue;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 
 /// How a body ended too early.
 #[derive(Debug)]
 pub enum Broken {
     /// The sender went away.
     Sender,
-    /// The receiver went away.
+    /// The sender says nothing in the middle.
+    Slow,
+    /// The receiver went away, or takes nothing.
     Receiver,
     /// The sender's framing is wrong.
     Framing(&'static str),
@@ -44,6 +47,8 @@ pub struct Pump<'a, R, W> {
     count: &'a AtomicU64,
     out: BytesMut,
     admits: Option<&'a Admits<'a>>,
+    /// The sender must not pause for long.
+    hurries: bool,
 }
 
 impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
@@ -55,7 +60,14 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
         count: &'a AtomicU64,
         head: Bytes,
     ) -> Self {
-        Self { reader, buf, writer, count, out: head.into(), admits: None }
+        Self { reader, buf, writer, count, out: head.into(), admits: None, hurries: false }
+    }
+
+    /// Holds the sender to [`STALL_TIMEOUT`](crate::limits::STALL_TIMEOUT) between two words.
+    #[must_use]
+    pub fn hurrying(mut self) -> Self {
+        self.hurries = true;
+        self
     }
 
     /// Lets `admits` decide on trailers.
@@ -86,7 +98,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
     }
 
     async fn flush(&mut self) -> Result<(), Broken> {
-        self.writer.write_all(&self.out).await.map_err(|_| Broken::Receiver)?;
+        stall::write_all(self.writer, &self.out).await.map_err(|_| Broken::Receiver)?;
         self.out.clear();
         Ok(())
     }
@@ -106,7 +118,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
         } else {
             // Not copied: large bodies are what takes the time.
             self.flush().await?;
-            self.writer.write_all(&piece).await.map_err(|_| Broken::Receiver)?;
+            stall::write_all(self.writer, &piece).await.map_err(|_| Broken::Receiver)?;
         }
         self.count.fetch_add(length as u64, Ordering::Relaxed);
         Ok(length as u64)
@@ -114,7 +126,12 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
 
     async fn fill(&mut self) -> Result<(), Broken> {
         self.flush().await?;
-        match read_more(self.reader, self.buf).await {
+        let read = match self.hurries {
+            true => stall::read_more(self.reader, self.buf).await,
+            false => read_more(self.reader, self.buf).await,
+        };
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Broken::Slow),
             Ok(0) | Err(_) => Err(Broken::Sender),
             Ok(_) => Ok(()),
         }

@@ -10,6 +10,8 @@ use crate::judge;
 use crate::limits::{EXPECT_TIMEOUT, HEAD_BYTES, INTERIM_ANSWERS};
 use crate::proxy::{Accepted, Proxy};
 use crate::record::Record;
+use crate::share::Charge;
+use crate::stall;
 use crate::state::OpenFlow;
 use crate::tunnel;
 use bytes::{Buf as _, BytesMut};
@@ -93,7 +95,12 @@ impl Exchange<'_> {
         let after = {
             let (mut client_read, mut client_write) = client.stream.split();
             let (mut server_read, mut server_write) = upstream.stream.split();
-            let upload = self.upload(&mut client_read, &mut client.buf, &mut server_write, &progress);
+            let upload = self.upload(
+                &mut client_read,
+                (&mut client.buf, &mut client.charge),
+                &mut server_write,
+                &progress,
+            );
             let download = self.download(&mut server_read, &mut upstream.buf, &mut client_write, &progress);
             tokio::pin!(upload, download);
             let mut uploading = true;
@@ -196,23 +203,23 @@ impl Exchange<'_> {
     async fn upload(
         &self,
         client: &mut ReadHalf<'_>,
-        buf: &mut BytesMut,
+        (buf, charge): (&mut BytesMut, &mut Charge),
         server: &mut WriteHalf<'_>,
         progress: &Progress,
     ) -> Result<(), Broken> {
         let mut head = self.head.forward(self.changes);
         if self.head.expects {
             // A server that refuses a body unseen must not be sent it: it would be its next request.
-            server.write_all(&head).await.map_err(|_| Broken::Receiver)?;
+            stall::write_all(server, &head).await.map_err(|_| Broken::Receiver)?;
             head.clear();
             let _ = tokio::time::timeout(EXPECT_TIMEOUT, progress.continued.notified()).await;
         }
         let admits = |trailers| self.said.admits(&self.proxy.state.view(), &self.leg, trailers);
-        let mut pump = Pump::new(client, buf, server, &progress.up, head).admitting(&admits);
+        let mut pump = Pump::new(client, buf, server, &progress.up, head).admitting(&admits).hurrying();
         pump.run(self.head.framing).await?;
         progress.uploaded.store(true, Ordering::Relaxed);
         // What comes now is the next request, or the client's end.
-        while buf.len() < HEAD_BYTES {
+        while buf.len() < HEAD_BYTES && charge.set(buf.len()) {
             match read_more(client, buf).await {
                 Ok(0) => {
                     // Not while a request waits that is still to be sent.
@@ -240,7 +247,7 @@ impl Exchange<'_> {
             let head = self.answer_head(server, buf).await?;
             if self.switches(&head) {
                 progress.status.store(head.status, Ordering::Relaxed);
-                client.write_all(&head.forward(false)).await.map_err(|_| Failed::Client)?;
+                stall::write_all(client, &head.forward(false)).await.map_err(|_| Failed::Client)?;
                 return Ok(Answered::Switched);
             }
             match head.status {
@@ -249,7 +256,7 @@ impl Exchange<'_> {
                     if head.status == 100 {
                         progress.continued.notify_one();
                     }
-                    client.write_all(&head.forward(false)).await.map_err(|_| Failed::Client)?;
+                    stall::write_all(client, &head.forward(false)).await.map_err(|_| Failed::Client)?;
                     continue;
                 }
                 status => progress.status.store(status, Ordering::Relaxed),
@@ -307,6 +314,11 @@ fn upload_broken(broken: &Broken, progress: &Progress, record: &mut Record) -> A
     match broken {
         Broken::Framing(what) if progress.status.load(Ordering::Relaxed) == 0 => {
             After::Answer(Refusal::Malformed(what))
+        }
+        Broken::Slow if progress.status.load(Ordering::Relaxed) == 0 => After::Answer(Refusal::BodyTimeout),
+        Broken::Slow => {
+            "body_timeout".clone_into(&mut record.error);
+            After::Abort
         }
         Broken::Framing(_) => {
             "malformed_request".clone_into(&mut record.error);

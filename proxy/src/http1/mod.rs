@@ -40,6 +40,8 @@ enum Next {
     Request(Box<RequestHead>),
     Bad(Bad),
     Slow,
+    /// Its endpoint holds too much already.
+    Crowded,
     Over,
 }
 
@@ -59,6 +61,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             Next::Request(head) => connection.request(&head).await,
             Next::Bad(bad) => connection.unreadable(bad).await,
             Next::Slow => connection.refuse_unread(Refusal::HeadTimeout).await,
+            Next::Crowded => connection.refuse_unread(Refusal::Crowded).await,
             Next::Over => Step::Close,
         };
         match step {
@@ -86,6 +89,7 @@ impl Connection {
                             if !matters_raw(&head) {
                                 self.client.buf.advance(end);
                             }
+                            self.client.charge.set(self.client.buf.len());
                             Next::Request(Box::new(head))
                         }
                         Err(bad) => Next::Bad(bad),
@@ -109,6 +113,7 @@ impl Connection {
             };
             match read {
                 Ok(0) | Err(_) => return Next::Over,
+                Ok(_) if !self.client.charge.set(self.client.buf.len()) => return Next::Crowded,
                 Ok(_) => began = began.or_else(|| Some(tokio::time::Instant::now())),
             }
         }

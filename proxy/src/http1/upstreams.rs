@@ -4,14 +4,14 @@
 //! They are the client's own and go with it. No more than [`UPSTREAMS`]: then the one that was idle longest goes.
 
 use crate::limits::UPSTREAMS;
-use crate::proxy::{Place, Proxy};
+use crate::proxy::Proxy;
 use crate::service::route::Target;
+use crate::share::Place;
 use crate::tunnel::Server;
 use bytes::BytesMut;
 use futures_util::future::select_all;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use tokio::net::TcpStream;
 
 /// The server's end of a connection.
@@ -94,11 +94,12 @@ impl Upstreams {
 
     /// Makes room for one more; returns its place among the source's connections, if it needs one. Where there is
     /// none, the one that was idle longest makes way.
-    pub(super) fn make_room(&mut self, proxy: &Arc<Proxy>, target: &Target) -> Option<Place> {
+    pub(super) fn make_room(&mut self, proxy: &Proxy, target: &Target) -> Option<Place> {
         if self.list.is_empty() {
             return None;
         }
-        let place = if self.list.len() < UPSTREAMS { proxy.place(target.leg.source.ip()) } else { None };
+        let room = self.list.len() < UPSTREAMS;
+        let place = room.then(|| proxy.place(&proxy.state.view(), &target.leg).ok()).flatten();
         place.or_else(|| self.list.remove(0).place)
     }
 

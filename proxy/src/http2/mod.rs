@@ -19,6 +19,7 @@ use crate::limits::{
 };
 use crate::proxy::{Accepted, Http2, Proxy};
 use crate::service::route::{Client, Target};
+use crate::share::Crowd;
 use bytes::Bytes;
 use rewound::Rewound;
 use sluice_policy::Reason;
@@ -32,6 +33,8 @@ pub(crate) struct Connection {
     pub(crate) proxy: Arc<Proxy>,
     pub(crate) client: Client,
     upstreams: Upstreams,
+    /// What its streams hold is charged here.
+    crowd: Crowd,
     /// The only server's connection has ended, or wants to. One of a Service's does not end the client's.
     gone: CancellationToken,
 }
@@ -42,7 +45,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
     if proxy.http2 == Http2::Relayed && !client.client.service {
         return relay::io::serve(proxy, client).await;
     }
-    let from = client.client;
+    let (from, crowd) = (client.client, client.charge.crowd());
     let io = Rewound::new(client.buf.freeze(), client.stream);
     let handshake = server().handshake::<_, Bytes>(io);
     let mut client = match tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake).await {
@@ -52,7 +55,8 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
         _ => return,
     };
     let gone = CancellationToken::new();
-    let connection = Arc::new(Connection { proxy, client: from, upstreams: Upstreams::default(), gone });
+    let connection =
+        Arc::new(Connection { proxy, client: from, upstreams: Upstreams::default(), crowd, gone });
     let mut told = false;
     loop {
         let accepted = tokio::select! {

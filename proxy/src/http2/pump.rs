@@ -3,6 +3,8 @@
 //! The sender's window opens by what the receiver's window took: nothing is kept but what is on its way. Knows
 //! nothing of requests or of policy.
 
+use crate::limits::H2_STREAM_WINDOW;
+use crate::share::Crowd;
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
 use http::HeaderMap;
@@ -23,13 +25,13 @@ pub(super) enum Broken {
 pub(super) async fn run(
     from: &mut RecvStream,
     to: &mut SendStream<Bytes>,
-    count: &AtomicU64,
+    (count, crowd): (&AtomicU64, &Crowd),
     admits: impl Fn(&HeaderMap) -> bool,
 ) -> Result<Option<HeaderMap>, Broken> {
     while let Some(data) = next(from, to).await? {
         let length = data.len();
         let last = from.is_end_stream();
-        send(to, data, last).await?;
+        send(to, data, last, crowd).await?;
         count.fetch_add(length as u64, Ordering::Relaxed);
         from.flow_control().release_capacity(length).map_err(Broken::Sender)?;
         if last {
@@ -64,9 +66,17 @@ fn poll_left(to: &mut SendStream<Bytes>, cx: &mut std::task::Context<'_>) -> Pol
 }
 
 /// Sends one piece as the window opens.
-async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, last: bool) -> Result<(), Broken> {
+async fn send(to: &mut SendStream<Bytes>, mut data: Bytes, last: bool, crowd: &Crowd) -> Result<(), Broken> {
+    // The rest of the sender's window may wait in the library as well.
+    let mut held = None;
     while !data.is_empty() {
         to.reserve_capacity(data.len());
+        if to.capacity() == 0 && held.is_none() {
+            held = crowd.hold(H2_STREAM_WINDOW as usize);
+            if held.is_none() {
+                return Err(Broken::Sender(Reason::ENHANCE_YOUR_CALM.into()));
+            }
+        }
         let room = poll_fn(|cx| {
             if to.capacity() > 0 {
                 return Poll::Ready(Ok(to.capacity()));

@@ -10,6 +10,7 @@ use crate::judge::{self, Judged, Leg};
 use crate::limits::{INTERIM_ANSWERS, TARGET_BYTES};
 use crate::record::Record;
 use crate::service::route::{Route, Target, Wish};
+use crate::share::Crowd;
 use crate::state::{OpenFlow, Said, View};
 use crate::telemetry::context::Context;
 use bytes::Bytes;
@@ -257,9 +258,19 @@ impl Exchange<'_> {
         };
         let ended = {
             let upload = async {
-                if whole { Ok(None) } else { pump::run(&mut body, &mut to_server, &up, admits).await }
+                if whole {
+                    Ok(None)
+                } else {
+                    pump::run(&mut body, &mut to_server, (&up, &connection.crowd), admits).await
+                }
             };
-            let download = download(answer, &mut self.respond, &mut self.answering, &mut self.record, &down);
+            let download = download(
+                answer,
+                &mut self.respond,
+                &mut self.answering,
+                &mut self.record,
+                (&down, &connection.crowd),
+            );
             tokio::pin!(upload, download);
             let mut uploading = true;
             loop {
@@ -405,7 +416,7 @@ async fn download(
     respond: &mut SendResponse<Bytes>,
     answering: &mut Option<SendStream<Bytes>>,
     record: &mut Record,
-    count: &AtomicU64,
+    count: (&AtomicU64, &Crowd),
 ) -> Result<(), Broken> {
     let mut interims = 0;
     let response = poll_fn(|cx| {

@@ -7,8 +7,9 @@
 use super::client;
 use crate::answer::Refusal;
 use crate::limits::{H2_HANDSHAKE_TIMEOUT, UPSTREAMS};
-use crate::proxy::{Place, Proxy};
+use crate::proxy::Proxy;
 use crate::service::route::Target;
+use crate::share::Place;
 use bytes::Bytes;
 use h2::client::SendRequest;
 use std::net::SocketAddr;
@@ -104,14 +105,14 @@ impl Upstreams {
         if let Some(server) = list.iter().find(|server| server.at == at) {
             return Some(server.clone());
         }
-        let source = target.leg.source.ip();
+        let more = || proxy.place(&proxy.state.view(), &target.leg).ok();
         let place = match list.len() {
             0 => None,
             length => {
-                let another = if length < UPSTREAMS { proxy.place(source) } else { None };
+                let another = if length < UPSTREAMS { more() } else { None };
                 match another {
                     Some(place) => Some(place),
-                    None => make_way(&mut list).or_else(|| proxy.place(source).map(Some))?,
+                    None => make_way(&mut list).or_else(|| more().map(Some))?,
                 }
             }
         };

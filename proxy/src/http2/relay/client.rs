@@ -257,7 +257,16 @@ impl Relay {
         }
         let open = stream.at == At::Open && self.link == Link::Open;
         stream.up.data(&mut self.client, &mut self.server, raw, body, open);
-        Ok(())
+        if !self.crowded || stream.up.is_empty() {
+            return Ok(());
+        }
+        // Its endpoint holds enough. Not to read on would be to hear no window either.
+        if let Some(mut record) = stream.record.take() {
+            record.judged(&judge::refuse(Reason::Limit));
+            Refusal::Crowded.error().clone_into(&mut record.error);
+            self.proxy.records.finish(*record);
+        }
+        Err(Bad::Stream(code::ENHANCE_YOUR_CALM))
     }
 
     pub(super) fn client_reset(&mut self, id: u32, code: u32) -> Result<(), Bad> {

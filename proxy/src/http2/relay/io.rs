@@ -5,8 +5,10 @@
 
 use super::{End, Link, Relay};
 use crate::http1::linger;
+use crate::limits::H2_TURNS;
 use crate::proxy::{Accepted, Proxy};
 use crate::service::route::Target;
+use crate::share::Charge;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -34,6 +36,7 @@ enum Turn {
 
 struct Io {
     relay: Relay,
+    charge: Charge,
     client: TcpStream,
     server: Option<TcpStream>,
     sleep: Pin<Box<Sleep>>,
@@ -41,12 +44,12 @@ struct Io {
 
 /// Serves a connection to its end.
 pub(in crate::http2) async fn serve(proxy: Arc<Proxy>, accepted: Accepted) {
-    let Accepted { client: who, stream, buf } = accepted;
+    let Accepted { client: who, stream, buf, charge } = accepted;
     let mut relay = Relay::new(proxy.clone(), who, Instant::now());
     relay.feed(End::Client, &buf, Instant::now());
     drop(buf);
     let sleep = Box::pin(tokio::time::sleep_until(relay.deadline()));
-    let mut io = Io { relay, client: stream, server: None, sleep };
+    let mut io = Io { relay, charge, client: stream, server: None, sleep };
     let mut draining = Box::pin(async move { proxy.draining().await });
     loop {
         let turn = poll_fn(|cx| io.turn(draining.as_mut(), cx)).await;
@@ -93,7 +96,7 @@ impl Io {
         mut draining: Pin<&mut D>,
         cx: &mut Context<'_>,
     ) -> Poll<Turn> {
-        loop {
+        for _ in 0..H2_TURNS {
             if self.relay.wake.take(cx) {
                 self.relay.revoke();
             }
@@ -101,6 +104,7 @@ impl Io {
             moved |= self.read(End::Server, cx);
             moved |= self.write(End::Server, cx);
             moved |= self.write(End::Client, cx);
+            self.relay.crowded = !self.charge.set(self.relay.held());
             if self.relay.is_done() {
                 return Poll::Ready(Turn::Over);
             }
@@ -116,6 +120,9 @@ impl Io {
             }
             ready!(self.late(cx));
         }
+        // The others of this thread have their turn.
+        cx.waker().wake_by_ref();
+        Poll::Pending
     }
 
     /// Ready when something has become too late.

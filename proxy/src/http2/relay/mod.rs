@@ -18,7 +18,7 @@ use crate::http2::frame::{self, Head, MAX_WINDOW, code, flag, setting};
 use crate::http2::hpack::{Block, Encoder};
 use crate::limits::{
     H2_HANDSHAKE_TIMEOUT, H2_HEADER_LIST_BYTES, H2_RESET_STREAMS, H2_STALL_TIMEOUT, H2_STREAM_WINDOW,
-    H2_STREAMS, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER,
+    H2_STREAMS, H2_WINDOW_TIMEOUT, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER,
 };
 use crate::proxy::Proxy;
 use crate::service::route::Client;
@@ -28,7 +28,7 @@ use side::Side;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use stream::{At, Stream};
+use stream::{At, Half, Stream};
 use tokio::time::Instant;
 
 /// The two ends.
@@ -144,6 +144,10 @@ struct Relay {
     idle: Instant,
     now: Instant,
     prefaced: bool,
+    /// Since when the one of the bodies that wait for a window has waited that has waited longest.
+    blocked: Option<Instant>,
+    /// Its endpoint holds too many bytes, and this connection some of them.
+    crowded: bool,
     /// The server takes no new streams.
     refusing: bool,
     /// The client is not there any more.
@@ -178,6 +182,8 @@ impl Relay {
             idle: now,
             now,
             prefaced: false,
+            blocked: None,
+            crowded: false,
             refusing: false,
             client_gone: false,
             over: false,
@@ -194,12 +200,22 @@ impl Relay {
     /// Whether more is to be read of this end: nothing while what it would add to has no room.
     fn wants(&self, end: End) -> bool {
         let room = !self.client.is_full() && !self.server.is_full();
-        !self.over && room && !(end == End::Client && self.waits())
+        // What the server says waits for the client, whose windows are heard all the same.
+        let held_up = match end {
+            End::Client => self.waits(),
+            End::Server => self.crowded && self.server.kept > 0,
+        };
+        !self.over && room && !held_up
     }
 
     /// A request waits for its server: those after it keep their order.
     fn waits(&self) -> bool {
         self.pending.is_some()
+    }
+
+    /// What it holds of bytes that were read and have not gone on.
+    fn held(&self) -> usize {
+        self.client.held() + self.server.held()
     }
 
     /// Takes bytes of one end.
@@ -243,6 +259,7 @@ impl Relay {
     /// Sends what the windows have opened for, and grants what has gone.
     fn flush(&mut self) {
         let open = self.link == Link::Open;
+        self.blocked = None;
         for stream in &mut self.streams {
             let ours = stream.at == At::Ours;
             if open && stream.at == At::Open {
@@ -253,6 +270,8 @@ impl Relay {
                 stream.up.grant(stream.id, &mut self.client);
             }
             stream.down.flush(stream.id, &mut self.server, &mut self.client, ours);
+            let since = [stream.up.blocked(self.now), stream.down.blocked(self.now)];
+            self.blocked = self.blocked.into_iter().chain(since.into_iter().flatten()).min();
         }
         self.settle();
         self.admit();
@@ -279,6 +298,26 @@ impl Relay {
             } else {
                 place += 1;
             }
+        }
+    }
+
+    /// Resets the streams of which something has waited too long for a window.
+    fn cut_blocked(&mut self) {
+        let now = self.now;
+        let late = |half: &mut Half| half.blocked(now).is_some_and(|since| now >= since + H2_WINDOW_TIMEOUT);
+        let mut place = 0;
+        while let Some(stream) = self.streams.get_mut(place) {
+            if !late(&mut stream.up) && !late(&mut stream.down) {
+                place += 1;
+                continue;
+            }
+            if let Some(record) = &mut stream.record {
+                "window_stalled".clone_into(&mut record.error);
+            }
+            if stream.at == At::Open && self.link == Link::Open {
+                self.server.reset(stream.id, code::CANCEL);
+            }
+            self.reset_client(place, code::CANCEL);
         }
     }
 
@@ -348,6 +387,7 @@ impl Relay {
         let all = [
             stalled(&self.client),
             stalled(&self.server),
+            self.blocked.map(|since| since + H2_WINDOW_TIMEOUT),
             (!self.client.heard).then(|| self.started + H2_HANDSHAKE_TIMEOUT),
             greeting,
             assembly(&self.client),
@@ -377,6 +417,9 @@ impl Relay {
             || matches!(self.link, Link::Greeting(since) if late(since, H2_HANDSHAKE_TIMEOUT))
         {
             self.server_late();
+        }
+        if self.blocked.is_some_and(|since| late(since, H2_WINDOW_TIMEOUT)) {
+            self.cut_blocked();
         }
         if self.streams.is_empty() {
             match &self.leaving {

@@ -45,6 +45,8 @@ pub(super) struct Side {
     pub(super) room: i64,
     /// What it may still send, on all streams together.
     pub(super) granted: i64,
+    /// What was read of it and waits for the other end's windows.
+    pub(super) kept: usize,
     /// What has gone on and was not granted again.
     owed: u32,
     /// What it takes on a new stream.
@@ -69,6 +71,7 @@ impl Side {
             flush: false,
             room: i64::from(FIRST_WINDOW),
             granted: i64::from(H2_CONNECTION_WINDOW),
+            kept: 0,
             owed: 0,
             initial: i64::from(FIRST_WINDOW),
             streams: u32::MAX,
@@ -119,6 +122,18 @@ impl Side {
     /// A frame of a body was sent to it: it may answer with windows.
     pub(super) fn sent_data(&mut self) {
         self.floods.control.earn(H2_UPDATES_PER_DATA);
+    }
+
+    /// So much of what was kept has gone on, or is forgotten.
+    pub(super) fn release(&mut self, length: usize) {
+        self.kept = self.kept.saturating_sub(length);
+        self.credit(length);
+    }
+
+    /// The memory that it costs now, but for its table.
+    pub(super) fn held(&self) -> usize {
+        let assembly = self.assembly.as_ref().map_or(0, |assembly| assembly.block.len());
+        self.out.len() + self.rest.len() + self.kept + assembly
     }
 
     /// It may send so much again, on all streams together.

@@ -11,6 +11,7 @@ use crate::record::Record;
 use crate::state::OpenFlow;
 use bytes::{Buf as _, BytesMut};
 use std::sync::Arc;
+use tokio::time::Instant;
 
 /// One direction of a stream.
 #[derive(Debug)]
@@ -23,6 +24,8 @@ pub(super) struct Half {
     pending: BytesMut,
     /// Trailers that have not.
     trailers: Option<Vec<u8>>,
+    /// Since when what waits has not moved, and how much it was.
+    blocked: Option<(Instant, usize)>,
     /// The sender has said all.
     pub(super) received: bool,
     /// The receiver has been told so.
@@ -40,6 +43,7 @@ impl Half {
             granted,
             pending: BytesMut::new(),
             trailers: None,
+            blocked: None,
             received: false,
             sent: false,
             expected: None,
@@ -107,6 +111,7 @@ impl Half {
             // The padding goes no further.
             from.credit(raw.len() - HEAD_BYTES - body.len());
             self.pending.extend_from_slice(body);
+            from.kept += body.len();
         }
     }
 
@@ -124,9 +129,10 @@ impl Half {
 
     /// Throws away what waits.
     pub(super) fn forget(&mut self, from: &mut Side) {
-        from.credit(self.pending.len());
+        from.release(self.pending.len());
         self.pending = BytesMut::new();
         self.trailers = None;
+        self.blocked = None;
     }
 
     /// Sends what waits as far as the windows are open. `ours`: it came from nobody.
@@ -149,7 +155,7 @@ impl Half {
             self.window -= length as i64;
             to.room -= length as i64;
             if !ours {
-                from.credit(length);
+                from.release(length);
             }
             self.sent = last;
         }
@@ -161,6 +167,18 @@ impl Half {
             Head { length: 0, kind: kind::DATA, flags: flag::END_STREAM, stream: id }.write(&mut to.out);
             self.sent = true;
         }
+    }
+
+    /// Since when its receiver has taken nothing of what waits for it.
+    pub(super) fn blocked(&mut self, now: Instant) -> Option<Instant> {
+        let waits = self.pending.len();
+        match &mut self.blocked {
+            _ if waits == 0 => self.blocked = None,
+            // More has come: its receiver has not moved.
+            Some((_, before)) if waits >= *before => *before = waits,
+            other => *other = Some((now, waits)),
+        }
+        self.blocked.map(|(since, _)| since)
     }
 
     /// Grants the sender what the receiver takes now, if that is worth a frame.
