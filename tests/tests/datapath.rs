@@ -21,6 +21,8 @@ mod drift;
 mod events;
 #[path = "datapath/families.rs"]
 mod families;
+#[path = "datapath/flood.rs"]
+mod flood;
 #[path = "datapath/flows.rs"]
 mod flows;
 #[path = "datapath/forge.rs"]
@@ -99,6 +101,7 @@ fn main() -> ExitCode {
         life::tests(),
         attack::tests(),
         quotas::tests(),
+        flood::tests(),
         legs::tests(),
         strict::tests(),
         across::tests(),

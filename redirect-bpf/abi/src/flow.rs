@@ -129,6 +129,9 @@ pub mod idle {
     const SECOND: u64 = 1_000_000_000;
     /// TCP whose handshake is not whole (`tcp_timeout_syn_recv`). A SYN that is sent again begins anew.
     pub const TCP_OPENING: u64 = 60 * SECOND;
+    /// The same where the proxy answers, which does so at once. Its sender may be forged; and where it is not, and what
+    /// comes next is late, the proxy's socket says whose it is.
+    pub const TCP_PROXIED_OPENING: u64 = RESET;
     /// TCP that is open (`tcp_timeout_established`).
     pub const TCP_OPEN: u64 = 5 * 24 * 3600 * SECOND;
     /// TCP found in the middle, of which one side was heard alone (`tcp_timeout_unacknowledged`).
@@ -176,6 +179,7 @@ impl FlowEntry {
             RowKey::TCP | RowKey::SCTP if self.life & life::CLOSED != 0 => idle::TCP_CLOSING,
             RowKey::TCP if confirmed => idle::TCP_OPEN,
             RowKey::TCP if self.life & life::MIDSTREAM != 0 => idle::TCP_MIDSTREAM,
+            RowKey::TCP if self.state == FlowState::Proxied as u8 => idle::TCP_PROXIED_OPENING,
             RowKey::TCP => idle::TCP_OPENING,
             RowKey::SCTP if confirmed || cut => idle::SCTP_OPEN,
             RowKey::SCTP => idle::SCTP_OPENING,
@@ -199,3 +203,24 @@ impl FlowEntry {
 const _: () = assert!(size_of::<FlowKey>() == 44 && align_of::<FlowKey>() == 4);
 const _: () = assert!(size_of::<FlowEntry>() == 48);
 const _: () = assert!(idle::GRAIN * 10 <= idle::LEAST);
+
+#[cfg(test)]
+mod tests {
+    use super::{FlowEntry, FlowState, idle, life};
+
+    const TCP: u8 = 6;
+
+    #[test]
+    fn a_syn_to_the_proxy_is_soon_forgotten() {
+        let asked = FlowEntry { state: FlowState::Proxied as u8, life: life::ANSWERED, ..FlowEntry::default() };
+        assert_eq!(asked.idle(TCP), idle::TCP_PROXIED_OPENING);
+        assert!(asked.is_over(TCP, idle::TCP_PROXIED_OPENING + 1));
+        let direct = FlowEntry { state: FlowState::Direct as u8, ..asked };
+        assert_eq!(direct.idle(TCP), idle::TCP_OPENING);
+        for state in [FlowState::Proxied, FlowState::Direct, FlowState::Upstream] {
+            let open = life::ANSWERED | life::CONFIRMED;
+            let entry = FlowEntry { state: state as u8, life: open, ..FlowEntry::default() };
+            assert_eq!(entry.idle(TCP), idle::TCP_OPEN, "{state:?}");
+        }
+    }
+}

@@ -39,6 +39,7 @@ const TIME_WAITS: &str = "0";
 /// Seconds that a closed connection waits for its other end's FIN. The last 60 of them are TIME_WAIT's, of which there
 /// is none: for half a minute a client's FIN is answered as usual, and with a reset from then on.
 const FIN_TIMEOUT: &str = "90";
+const SYN_COOKIES: &str = "net/ipv4/tcp_syncookies";
 /// Every namespace has its loopback there.
 const LOOPBACK: u32 = 1;
 /// The proxy's namespace gets a number that no automatic one reaches, so that it is never reused for
@@ -164,6 +165,7 @@ impl Helper {
                 ("net/ipv4/tcp_fin_timeout".to_owned(), FIN_TIMEOUT),
             ],
         )?;
+        changes.extend(self.set_cookies()?);
         let v6 = has_v6();
         let routes = netns::within(self.netns.as_fd(), || {
             let netlink = Netlink::open()?;
@@ -200,6 +202,25 @@ impl Helper {
         ))?;
         changes.extend(routes);
         Ok(changes)
+    }
+
+    /// SYN cookies (RFC 4987, section 3.6): forged SYNs that go to the proxy cost its listener nothing that lasts, nor do
+    /// they fill its queue. That is what a new namespace begins with; whoever has them always (2) keeps that.
+    fn set_cookies(&self) -> Result<Vec<String>, SetupError> {
+        static TOLD: Once = Once::new();
+        match sysctl(self.netns.as_fd(), SYN_COOKIES) {
+            Ok(value) if value == "0" => sysctls(self.netns.as_fd(), &[(SYN_COOKIES.to_owned(), "1")]),
+            Ok(_) => Ok(Vec::new()),
+            Err(_) => {
+                TOLD.call_once(|| {
+                    tracing::warn!(
+                        "this kernel has no SYN cookies (CONFIG_SYN_COOKIES): a flood of forged SYNs closes what \
+                         goes through the proxy"
+                    );
+                });
+                Ok(Vec::new())
+            }
+        }
     }
 
     /// What was not so before.

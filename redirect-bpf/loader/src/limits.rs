@@ -13,7 +13,9 @@ use sluice_bpf_abi::Limits;
 pub struct EndpointLimits {
     /// Flows to the endpoint at once. Beyond it new ones pass, as the rows say, but are not remembered: their
     /// packets are judged one by one, and what the endpoint answers passes only where a row allows it too (TCP and
-    /// SCTP: either way's). What goes to the proxy is refused.
+    /// SCTP: either way's). What goes to the proxy goes there: it answers a SYN without anything remembered, and the
+    /// connection is remembered beyond this number once its client has answered, under the proxy's own limits. Before
+    /// that such flows have half of it at most.
     pub ingress_flows: u32,
     /// Flows that the endpoint may have open at once. Beyond it new ones are refused.
     pub egress_flows: u32,

@@ -12,7 +12,7 @@
 //!   that it came in by (hook B), the frame's sender (hook A), the state and the life of the flow. What may change without
 //!   another epoch never gets on the short way: see [`Endpoint::is_lasting`](crate::steer::Endpoint).
 //! - The keys are asked in the long way's order. Of the three it asks, the one in the middle, of the proxy's own
-//!   connections, is left out: who writes such an entry takes the short way from the one that it hides (`proxy.rs`).
+//!   connections, is left out: who writes such an entry takes the short way from the one that it hides (`leg.rs`).
 //!
 //! Called by `main.rs` before anything else.
 

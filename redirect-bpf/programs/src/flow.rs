@@ -3,7 +3,7 @@
 //! No verdicts here. Hook D remembers what the proxy opens, `steer.rs` what was judged.
 
 use crate::event;
-use crate::maps::{FLOWS, limits, quota, take};
+use crate::maps::{FLOWS, limits, quota, take_above};
 use crate::packet::Packet;
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use sluice_bpf_abi::{
@@ -70,6 +70,9 @@ pub(crate) fn recall(key: &FlowKey) -> Option<&'static mut FlowEntry> {
 }
 
 /// Remembers a flow on its endpoint's account. The reason where there is no room.
+///
+/// What goes to the proxy, and whose opener has not shown yet that it is there, takes half of what the endpoint may have
+/// at most: a forged SYN costs its sender nothing, and the proxy needs no entry to answer it.
 #[inline(always)]
 pub(crate) fn remember(key: &FlowKey, entry: &FlowEntry) -> Result<(), Counter> {
     // In the place of one that is over, or that a SYN begins anew: that is counted already.
@@ -89,7 +92,8 @@ pub(crate) fn remember(key: &FlowKey, entry: &FlowEntry) -> Result<(), Counter> 
         let free = limits.flows == [0; 2] && limits.opens == [0; 2];
         return if free { insert(key, entry, NOEXIST) } else { Err(Counter::FlowQuota) };
     };
-    admit(quota, limits, direction, entry.seen)?;
+    let proven = entry.state != FlowState::Proxied as u8 || entry.life & life::CONFIRMED != 0;
+    admit(quota, limits, direction, proven || direction != 0, entry.seen)?;
     insert(key, entry, NOEXIST)?;
     *counted(quota, direction) += 1;
     Ok(())
@@ -111,15 +115,17 @@ pub(crate) fn lengthen(key: &FlowKey) {
     }
 }
 
-/// Forgets a flow.
+/// Forgets a flow. Whether there was one.
 #[inline(always)]
-pub(crate) fn forget(key: &FlowKey) {
-    if FLOWS.remove(key).is_ok()
+pub(crate) fn forget(key: &FlowKey) -> bool {
+    let gone = FLOWS.remove(key).is_ok();
+    if gone
         && key.kind != FlowKind::Upstream as u8
         && let Some(quota) = quota(key.ifindex)
     {
         *counted(quota, direction(key)) -= 1;
     }
+    gone
 }
 
 #[inline(always)]
@@ -139,19 +145,26 @@ fn counted(quota: &mut Quota, direction: usize) -> &mut i64 {
     if direction == 0 { &mut quota.flows[0] } else { &mut quota.flows[1] }
 }
 
-/// Whether the endpoint may have one more flow.
+/// Whether the endpoint may have one more flow; half of what it may have is for those that are `proven`.
 #[inline(always)]
-fn admit(quota: &mut Quota, limits: &Limits, direction: usize, now: u64) -> Result<(), Counter> {
+fn admit(
+    quota: &mut Quota,
+    limits: &Limits,
+    direction: usize,
+    proven: bool,
+    now: u64,
+) -> Result<(), Counter> {
     let (most, rate) = match direction {
         0 => (limits.flows[0], limits.opens[0]),
         _ => (limits.flows[1], limits.opens[1]),
     };
     let has = *counted(quota, direction);
-    if most != 0 && has >= i64::from(most) && now.saturating_sub(quota.counted) < TRUST {
+    let (room, left) = if proven { (most, 0) } else { (most / 2, rate / 2) };
+    if most != 0 && has >= i64::from(room) && now.saturating_sub(quota.counted) < TRUST {
         return Err(Counter::FlowQuota);
     }
     let bucket = if direction == 0 { &mut quota.opens[0] } else { &mut quota.opens[1] };
-    if take(bucket, rate, now) { Ok(()) } else { Err(Counter::OpenRate) }
+    if take_above(bucket, rate, left, now) { Ok(()) } else { Err(Counter::OpenRate) }
 }
 
 /// Notes a packet of a flow; `outward` if it travels as its originator's packets do. What is over with it is

@@ -20,6 +20,7 @@ mod event;
 mod fast;
 mod flow;
 mod fragment;
+mod leg;
 mod link;
 mod maps;
 mod packet;
@@ -124,7 +125,7 @@ pub fn to_proxy(ctx: TcContext) -> i32 {
 #[classifier]
 #[inline(always)]
 pub fn from_proxy(ctx: TcContext) -> i32 {
-    finish(proxy::from_proxy(&ctx))
+    finish(leg::from_proxy(&ctx))
 }
 
 /// The same at a pod's own hooks, whose user space is told of.

@@ -71,6 +71,12 @@ pub(crate) fn quota(ifindex: u32) -> Option<&'static mut Quota> {
 /// Takes one of `rate` tokens a second out of a bucket; whether there was one. A rate of 0 is no limit.
 #[inline(always)]
 pub(crate) fn take(bucket: &mut Bucket, rate: u32, now: u64) -> bool {
+    take_above(bucket, rate, 0, now)
+}
+
+/// The same, where so many are left to others.
+#[inline(always)]
+pub(crate) fn take_above(bucket: &mut Bucket, rate: u32, left: u32, now: u64) -> bool {
     if rate == 0 {
         return true;
     }
@@ -87,7 +93,7 @@ pub(crate) fn take(bucket: &mut Bucket, rate: u32, now: u64) -> bool {
             bucket.tokens = if tokens > u64::from(rate) { rate } else { tokens as u32 };
         }
     }
-    if bucket.tokens == 0 {
+    if bucket.tokens <= left {
         return false;
     }
     bucket.tokens -= 1;

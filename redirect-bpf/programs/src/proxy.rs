@@ -1,8 +1,9 @@
-//! Hooks C and D: the two ends of the helper veth between the node and the proxy's namespace.
+//! Hook C: the inner end of the helper veth, in the proxy's namespace; and the proxy's sockets, as every hook asks for them.
+//!
+//! Judges nothing. Hook D, the outer end, is in `leg.rs`.
 
 use crate::Fate;
-use crate::flow::{self, backward, forget, forward, note, recall};
-use crate::maps::{Generation, config};
+use crate::maps::config;
 use crate::packet::{Form, Packet, TCP};
 
 use aya_ebpf::bindings::{bpf_sock, bpf_sock_tuple, bpf_sock_tuple__bindgen_ty_1};
@@ -11,11 +12,14 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{bpf_sk_assign, bpf_sk_release, bpf_skc_lookup_tcp};
 use aya_ebpf::programs::TcContext;
-use sluice_bpf_abi::{Address, Config, Counter, FlowKey, FlowKind, FlowState, flow_flag};
+use sluice_bpf_abi::{Address, Config, Counter};
 
 const PACKET_HOST: u32 = 0;
 const CURRENT_NETNS: u64 = u64::MAX;
+pub(crate) const TCP_ESTABLISHED: u32 = 1;
 const TCP_LISTEN: u32 = 10;
+/// A SYN that was answered, and nothing more is known of its sender.
+pub(crate) const TCP_NEW_SYN_RECV: u32 = 12;
 const V4_TUPLE: u32 = 12;
 const V6_TUPLE: u32 = 36;
 
@@ -71,82 +75,6 @@ fn learnt(ctx: &TcContext, packet: &Packet) -> Fate {
     }
 }
 
-/// Hook D: tells the proxy's two legs apart, remembers its own connections and marks both.
-#[inline(always)]
-pub(crate) fn from_proxy(ctx: &TcContext) -> Fate {
-    let packet = match Packet::read_plain(ctx) {
-        Ok(packet) if packet.protocol == TCP && packet.form == Form::Flow => packet,
-        Ok(_) => return Fate::Drop(Counter::Stray),
-        Err(reason) => return Fate::Drop(reason),
-    };
-    let generation = Generation::current();
-    let from = generation.endpoint(&packet.src);
-    let to = generation.endpoint(&packet.dst);
-    if from.is_none() && to.is_none() {
-        return Fate::Drop(Counter::Stray);
-    }
-    ctx.set_mark(config().mark);
-    // Past the node's stack goes what its conntrack sees one direction of at most, and would call invalid:
-    // what answers a flow that hook A took, and what will be answered at hook A.
-    if held(to, FlowKind::Egress, packet).is_some() {
-        return straight(generation, to);
-    }
-    // What hook B took came through the stack, perhaps through a translation, or only over a bridge.
-    if let Some(flags) = held(from, FlowKind::Ingress, packet) {
-        let unseen = flags & flow_flag::UNSEEN != 0;
-        return if unseen { straight(generation, from) } else { Fate::Pass(Counter::FromProxy) };
-    }
-    if !upstream(from, generation.epoch, packet, true) || !upstream(to, generation.epoch, packet, false) {
-        return Fate::Drop(Counter::FlowTable);
-    }
-    straight(generation, to)
-}
-
-/// By the device that an endpoint is reached by; into the stack what is for elsewhere.
-#[inline(always)]
-fn straight(generation: Generation, by: Option<u32>) -> Fate {
-    match by.and_then(|ifindex| generation.behind(ifindex)) {
-        Some(endpoint) => Fate::Straight(endpoint.way, Counter::FromProxy),
-        None => Fate::Pass(Counter::FromProxy),
-    }
-}
-
-/// The flags of the flow of this endpoint that the packet answers, if the proxy holds it.
-#[inline(always)]
-fn held(endpoint: Option<u32>, kind: FlowKind, packet: &Packet) -> Option<u8> {
-    let key = backward(endpoint?, kind, packet);
-    let entry = recall(&key).filter(|entry| entry.state == FlowState::Proxied as u8)?;
-    let flags = entry.flags;
-    // What is for an endpoint passes its hook B, which forgets it.
-    if note(entry, packet, false) && kind as u8 == FlowKind::Ingress as u8 {
-        forget(&key);
-    }
-    Some(flags)
-}
-
-/// Remembers the proxy's own connection at an endpoint, so that the hooks there bring the answers back. `last`: none
-/// of them sees this packet.
-#[inline(always)]
-fn upstream(endpoint: Option<u32>, epoch: u64, packet: &Packet, last: bool) -> bool {
-    let Some(ifindex) = endpoint else { return true };
-    let key: FlowKey = forward(ifindex, FlowKind::Upstream, packet);
-    if let Some(entry) = recall(&key) {
-        if note(entry, packet, true) && last {
-            forget(&key);
-        }
-        return true;
-    }
-    // The last word of a connection that was let go begins none.
-    if packet.is_reset() {
-        return true;
-    }
-    let done = flow::remember_free(&key, &flow::entry(epoch, FlowState::Upstream, 0, 0, 0));
-    // A flow on the same ports, in whose name the proxy may well dial, has answers that are looked for in its own
-    // entry only after this one's.
-    flow::lengthen(&FlowKey { kind: if last { FlowKind::Egress } else { FlowKind::Ingress } as u8, ..key });
-    done
-}
-
 /// Calls `then` with the socket that a packet in the middle of a connection is for, if there is one.
 #[inline(always)]
 pub(crate) fn with_connection(
@@ -169,6 +97,15 @@ pub(crate) fn with_connection(
         bpf_sk_release(sk.cast());
         known
     }
+}
+
+/// The state of the socket that a packet in the middle of a connection is for; 0 where there is none.
+#[inline(always)]
+pub(crate) fn state(ctx: &TcContext, tuple: bpf_sock_tuple, v6: bool, netns: u64) -> u32 {
+    let mut state = 0;
+    // SAFETY: `with_connection` holds the reference meanwhile, and the verifier allows this read.
+    let known = with_connection(ctx, tuple, v6, netns, |sk| state = unsafe { (*sk).state });
+    if known { state } else { 0 }
 }
 
 /// Calls `then` with the proxy's listener, if there is one.

@@ -200,9 +200,17 @@ pub(crate) fn proxy_listens(ctx: &TcContext, packet: &Packet) -> bool {
 /// Whether the proxy has a connection that this is a packet of.
 #[inline(always)]
 pub(crate) fn proxy_has(ctx: &TcContext, packet: &Packet) -> bool {
+    proxy_state(ctx, packet) != 0
+}
+
+/// How far that has come: a state of TCP, and 0 where there is none.
+#[inline(always)]
+pub(crate) fn proxy_state(ctx: &TcContext, packet: &Packet) -> u32 {
     let config = config();
-    config.helper_ifindex != 0
-        && proxy::with_connection(ctx, tuple(packet), packet.v6, config.proxy_nsid as u64, |_| ())
+    match config.helper_ifindex {
+        0 => 0,
+        _ => proxy::state(ctx, tuple(packet), packet.v6, config.proxy_nsid as u64),
+    }
 }
 
 /// Whether the proxy has a connection whose own packets look like this one: it stands for the sender.

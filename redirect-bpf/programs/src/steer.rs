@@ -7,7 +7,8 @@
 use crate::flow::{self, backward, forward, recall, touch};
 use crate::maps::{Generation, count, limits, quota, take};
 use crate::packet::{Packet, TCP};
-use crate::row::{Judged, Judgement, Question, proxy_answers, proxy_has, proxy_listens};
+use crate::proxy::TCP_ESTABLISHED;
+use crate::row::{Judged, Judgement, Question, proxy_answers, proxy_has, proxy_listens, proxy_state};
 use crate::{Fate, event};
 use aya_ebpf::programs::TcContext;
 use sluice_bpf_abi::{Counter, FlowEntry, FlowKey, FlowKind, FlowState, RowKey, flow_flag, life};
@@ -78,13 +79,22 @@ impl Endpoint {
         if packet.is_connected() && !open {
             return self.midstream(ctx, packet, &key, judged, answers);
         }
-        match judged.verdict {
-            Judgement::Direct(reason) => self.fresh(ctx, packet, &key, answers, (reason, judged.rule)),
-            Judgement::Proxy => self.proxied(packet, &key, judged.rule),
-            Judgement::Watch if proxy_listens(ctx, packet) => self.proxied(packet, &key, judged.rule),
-            Judgement::Watch => self.fresh(ctx, packet, &key, answers, (Counter::FailOpen, judged.rule)),
-            Judgement::Refuse(reason) => self.refuse(packet, reason, judged.reject),
-        }
+        let reason = match judged.verdict {
+            Judgement::Direct(reason) => reason,
+            Judgement::Proxy => match self.proxied(packet, &key, judged.rule) {
+                Ok(()) => return Fate::ToProxy(Counter::ToProxy),
+                Err(full) => return self.unremembered(packet, &key, answers, full),
+            },
+            // What is only watched is never broken off: what cannot be remembered goes past the proxy.
+            Judgement::Watch
+                if proxy_listens(ctx, packet) && self.proxied(packet, &key, judged.rule).is_ok() =>
+            {
+                return Fate::ToProxy(Counter::ToProxy);
+            }
+            Judgement::Watch => Counter::FailOpen,
+            Judgement::Refuse(reason) => return self.refuse(packet, reason, judged.reject),
+        };
+        self.fresh(ctx, packet, &key, answers, (reason, judged.rule))
     }
 
     /// A packet in the middle of a connection of TCP or SCTP that is not remembered: it was opened before the hooks
@@ -99,11 +109,18 @@ impl Endpoint {
         forwards: Judged,
         answers: FlowKind,
     ) -> Fate {
-        // Its entry was evicted, and the proxy has it all the same.
-        if packet.protocol == TCP && proxy_has(ctx, packet) {
+        // Its entry was evicted, or never made, and the proxy has it all the same.
+        let state = if packet.protocol == TCP { proxy_state(ctx, packet) } else { 0 };
+        if state != 0 {
+            if state == TCP_ESTABLISHED {
+                self.proven(packet, key, forwards);
+            }
             return Fate::ToProxy(Counter::ProxiedPacket);
         }
         match forwards.verdict {
+            Judgement::Direct(_) if self.is_the_proxys(packet, key) => {
+                return Fate::Drop(Counter::NotFromProxy);
+            }
             Judgement::Direct(reason) => return self.found(packet, key, true, (reason, forwards.rule)),
             // Not remembered: if the proxy has no socket for it, it is no flow of the proxy's.
             Judgement::Proxy => return Fate::ToProxy(Counter::ProxiedPacket),
@@ -124,6 +141,36 @@ impl Endpoint {
                 self.refuse(packet, reason, forwards.reject)
             }
             _ => self.refuse(packet, Counter::Denied, backwards.reject),
+        }
+    }
+
+    /// Whether what a pod says in the middle of a connection is for the proxy to say: what the other end says to this
+    /// port goes there. An entry for it would take the other end's packets away from the proxy, which may have answered a
+    /// SYN and remember nothing of it (a SYN cookie).
+    #[inline(always)]
+    fn is_the_proxys(self, packet: &Packet, key: &FlowKey) -> bool {
+        key.kind == FlowKind::Egress as u8
+            && packet.protocol == TCP
+            && self
+                .question(&backward(self.ifindex, FlowKind::Ingress, packet))
+                .judge(self.generation)
+                .verdict
+                == Judgement::Proxy
+    }
+
+    /// Remembers a connection that somebody has with the proxy, and of whose SYN there was no room to remember anything:
+    /// now its client has answered, which nobody does with a forged address. There is always room: the proxy has limits of
+    /// its own for connections.
+    #[inline(always)]
+    fn proven(self, packet: &Packet, key: &FlowKey, judged: Judged) {
+        let asked = matches!(judged.verdict, Judgement::Proxy | Judgement::Watch);
+        if key.kind != FlowKind::Ingress as u8 || !asked || packet.says(true) != 0 {
+            return;
+        }
+        let life = life::ANSWERED | life::CONFIRMED;
+        let entry = self.entry(packet, Hook::B, (FlowState::Proxied, self.flags, life), judged.rule);
+        if flow::remember(key, &entry).is_err() {
+            flow::remember_free(key, &entry);
         }
     }
 
@@ -374,28 +421,41 @@ impl Endpoint {
         why: (Counter, u32),
     ) -> Fate {
         if packet.protocol == TCP {
-            flow::forget(&forward(self.ifindex, FlowKind::Upstream, packet));
+            let dialled = flow::forget(&forward(self.ifindex, FlowKind::Upstream, packet));
             let old = backward(self.ifindex, answers, packet);
             // A direct or a cut one stays: its own direction's rule must go on to speak for it.
-            if recall(&old).is_some_and(|entry| entry.state == FlowState::Proxied as u8) {
-                // And what the proxy still holds stays with the proxy.
-                if proxy_answers(ctx, packet) {
-                    return Fate::Drop(Counter::NotFromProxy);
-                }
+            let proxied = recall(&old).is_some_and(|entry| entry.state == FlowState::Proxied as u8);
+            // And what the proxy still holds stays with the proxy: of what was opened to the endpoint perhaps without an
+            // entry.
+            let held = proxied || (key.kind == FlowKind::Egress as u8 && !dialled);
+            if held && proxy_answers(ctx, packet) {
+                return Fate::Drop(Counter::NotFromProxy);
+            }
+            if proxied {
                 flow::forget(&old);
             }
         }
         self.direct(packet, key, why)
     }
 
-    /// A new flow of the proxy's. Beyond the limits it is refused in either direction: without its entry hook D would
-    /// not know the answers.
+    /// Remembers a new flow of the proxy's; the reason where there is no room.
     #[inline(always)]
-    fn proxied(self, packet: &Packet, key: &FlowKey, rule: u32) -> Fate {
+    fn proxied(self, packet: &Packet, key: &FlowKey, rule: u32) -> Result<(), Counter> {
         let entry = self.entry(packet, Hook::of(key, true), (FlowState::Proxied, self.flags, 0), rule);
-        match flow::remember(key, &entry) {
-            Ok(()) => Fate::ToProxy(Counter::ToProxy),
-            Err(full) => Fate::Drop(full),
+        flow::remember(key, &entry)
+    }
+
+    /// A new flow of the proxy's beyond the limits. What the endpoint opens is refused. What others open to it goes to
+    /// the proxy all the same, else few forged SYNs a second would close it to everybody: the listener's answer needs no
+    /// entry at hook D, and the proxy's socket says whose the packets after it are, and when to remember them
+    /// ([`Self::proven`]). But not on the ports of what the endpoint has open itself: that entry would have them.
+    #[inline(always)]
+    fn unremembered(self, packet: &Packet, key: &FlowKey, answers: FlowKind, full: Counter) -> Fate {
+        let inbound = key.kind == FlowKind::Ingress as u8;
+        if !inbound || recall(&backward(self.ifindex, answers, packet)).is_some() {
+            return Fate::Drop(full);
         }
+        count(full);
+        Fate::ToProxy(Counter::ToProxy)
     }
 }

@@ -164,6 +164,7 @@ fn within(rig: &mut Rig) -> Result<()> {
         ("ipv6/conf/all/forwarding", "1"),
         ("ipv6/conf/sl-n1i/accept_ra", "1"),
         ("ipv4/tcp_max_tw_buckets", "1000"),
+        ("ipv4/tcp_syncookies", "0"),
         ("ipv4/tcp_fin_timeout", "60"),
     ];
     for (name, value) in sysctls {
