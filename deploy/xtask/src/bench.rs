@@ -21,6 +21,8 @@ pub(crate) enum What {
     Arrangements,
     /// The proxy's two legs joined in the kernel, beside ways of copying
     Sockmap,
+    /// How long it takes to put rows in force: the last table of the datapath's alone
+    Sync,
 }
 
 impl What {
@@ -32,6 +34,9 @@ impl What {
 
 /// Measures, prints, and writes where it is asked to.
 pub(crate) fn run(place: &Place, what: What, write: bool) -> anyhow::Result<()> {
+    if write && what == What::Sync {
+        bail!("{DOCUMENT} has the tables of one run: leave --write out, or measure the datapath");
+    }
     if !setup::is_root() {
         bail!("the benchmark creates network namespaces and loads eBPF programs: run it as root");
     }
@@ -41,7 +46,9 @@ pub(crate) fn run(place: &Place, what: What, write: bool) -> anyhow::Result<()> 
     let bench = ["bench", "--locked", "--package", "sluice-redirect", "--bench", "datapath"];
     step::command("building with optimisations", place.cargo(&bench).arg("--no-run"))?;
     let mut run = place.cargo(&bench);
-    if what != What::Datapath {
+    if what == What::Sync {
+        run.args(["--", "sync"]);
+    } else if what != What::Datapath {
         run.env("SLUICE_TRIALS", bpf::trials(place)?).args(["--", &what.name()]);
     }
     let output = run.stderr(std::process::Stdio::inherit()).output()?;

@@ -3,17 +3,14 @@
 //! The programs count as well, but they do not see what times out or is evicted. Knows nothing of rows. Called by
 //! `node.rs`, every few seconds.
 
+use crate::elements::{BATCH, Elements};
 use crate::error::SetupError;
 use crate::maps::Maps;
 use crate::plain::Plain;
-use crate::sys::{self, Batch};
 use aya::maps::IterableMap;
 use sluice_bpf_abi::{FlowEntry, FlowKey, FlowKind, MAX_FLOWS, Quota, flow_flag, map};
 use std::collections::{HashMap, HashSet};
-use std::os::fd::AsFd;
 
-/// Entries of one system call: more than any bucket of the table has.
-const BATCH: usize = 4_096;
 /// Calls of one walk at most: the table may be walked once, and grow meanwhile.
 const CALLS: usize = 2 * MAX_FLOWS as usize / BATCH;
 
@@ -33,24 +30,24 @@ type Counts = HashMap<u32, [i64; 2]>;
 pub(crate) fn sweep(maps: &mut Maps, lives: &HashSet<u32>) -> Result<Swept, SetupError> {
     let before = quotas(maps)?;
     let (mut swept, mut counts) = (Swept::default(), Counts::new());
-    let mut batch = Batch::new(BATCH);
-    for _ in 0..CALLS {
+    let mut calls = 0;
+    let elements = Elements::<Plain<FlowKey>, Plain<FlowEntry>>::of(IterableMap::map(&maps.flows))
+        .map_err(failed("walk", map::FLOWS))?;
+    let walked = elements.walk(|keys, entries| {
         let now = now();
-        let fd = IterableMap::map(&maps.flows).fd().as_fd();
-        let more = sys::lookup_batch(fd, &mut batch).map_err(failed("walk", map::FLOWS))?;
-        for (key, entry) in batch.entries() {
+        for (Plain(key), Plain(entry)) in keys.iter().zip(entries) {
             // A flow that is over and begins anew this very moment is removed with it: it is judged again, as any.
             if lives.contains(&key.ifindex) && !entry.is_over(key.protocol, now) {
                 swept.flows += 1;
                 account(&mut counts, key, entry);
-            } else if maps.flows.remove(&Plain(*key)).is_ok() {
+            } else if elements.remove_one(Plain(*key)).is_ok() {
                 swept.removed += 1;
             }
         }
-        if !more {
-            break;
-        }
-    }
+        calls += 1;
+        calls < CALLS
+    });
+    walked.map_err(failed("walk", map::FLOWS))?;
     write(maps, &before, &counts, lives)?;
     Ok(swept)
 }

@@ -1,17 +1,14 @@
-//! A snapshot as the kernel has it: five fresh inner maps, and one write that puts them in force.
+//! A snapshot as the kernel has it: what is in the five maps of its generation.
 //!
-//! Everything that can fail fails before that write, so a snapshot that does not fit leaves the one before
-//! as it is. Knows nothing of devices: who is where comes in.
+//! Knows nothing of devices: who is where comes in. Nor of how it is written, which `slots` knows.
 
-use crate::crash;
 use crate::discover::Found;
 use crate::error::ApplyError;
 use crate::fill::{self, Fill};
-use crate::maps::{Classes, Endpoints, Locals, Maps, Rows, Services};
+use crate::maps::Maps;
 use crate::netlink::Mac;
 use crate::origins::{Numbering, Origins};
-use crate::plain::Plain;
-use aya::maps::lpm_trie::Key;
+use crate::plain::{Leading, Plain};
 use sluice_bpf_abi::{
     Action, Address, EndpointValue, FlowKind, HOST_CLASS, LOCAL_NODE, MAX_CLASSES, MAX_ENDPOINTS, MAX_LOCALS,
     MAX_ROWS, MAX_SERVICES, NO_PROFILE, REMOTE_NODE, RowKey, RowValue, SERVICE_CLASS, SLOTS, ServiceKey,
@@ -24,16 +21,15 @@ use sluice_policy::{
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
 
-/// What the kernel's tries need to be told (`BPF_F_NO_PREALLOC`).
-const TRIE_FLAGS: u32 = 1;
+type Rows = HashMap<Plain<Leading<RowKey>>, Plain<RowValue>>;
 
 /// One generation, ready to be written.
 #[derive(Debug, Default)]
 pub(crate) struct Plan {
-    rows: HashMap<(u32, RowKey), RowValue>,
-    classes: HashMap<(u32, Address), u32>,
+    rows: Rows,
+    classes: HashMap<Plain<Leading<Address>>, u32>,
     /// Class by port of a Service.
-    services: HashMap<ServiceKey, u32>,
+    services: HashMap<Plain<ServiceKey>, u32>,
     /// By device.
     pub(crate) endpoints: HashMap<u32, EndpointValue>,
     /// Bridge by port, of every port of the node.
@@ -99,85 +95,31 @@ impl Plan {
         })
     }
 
-    /// Writes it and puts it in force; the epoch that stands for it.
-    pub(crate) fn commit(&self, maps: &mut Maps) -> Result<u64, ApplyError> {
+    /// What is to be written, if it fits.
+    pub(crate) fn contents(self) -> Result<Contents, ApplyError> {
         self.fits()?;
-        let epoch = epoch(maps)? + 1;
-        let slot = (epoch % u64::from(SLOTS)) as u32;
-        let rows = self.write_rows()?;
-        let classes = self.write_classes()?;
-        let services = self.write_services()?;
-        let (endpoints, locals) = self.write_locals()?;
-        crash::point("write the generation");
-        maps.rows.set(slot, &rows, 0).map_err(failed("swap", map::ROWS))?;
-        crash::point("swap ROWS");
-        maps.classes.set(slot, &classes, 0).map_err(failed("swap", map::CLASSES))?;
-        crash::point("swap CLASSES");
-        maps.services.set(slot, &services, 0).map_err(failed("swap", map::SERVICES))?;
-        crash::point("swap SERVICES");
-        maps.endpoints.set(slot, &endpoints, 0).map_err(failed("swap", map::ENDPOINTS))?;
-        crash::point("swap ENDPOINTS");
-        maps.locals.set(slot, &locals, 0).map_err(failed("swap", map::LOCALS))?;
-        crash::point("swap LOCALS");
-        // The one write. A program reads it once per packet and takes the slot from its lowest bit.
-        maps.epoch.set(0, epoch, 0).map_err(failed("write", map::EPOCH))?;
-        let found = self::epoch(maps)?;
-        if found != epoch {
-            return Err(ApplyError::ReadBack { what: "the epoch", found, written: epoch });
-        }
-        Ok(epoch)
-    }
-
-    fn write_rows(&self) -> Result<Rows, ApplyError> {
-        let rows = Rows::create(room(self.rows.len()), TRIE_FLAGS).map_err(failed("create", map::ROWS))?;
-        write_trie(
-            map::ROWS,
-            rows,
-            self.rows.iter().map(|((len, key), value)| (Key::new(*len, Plain(*key)), Plain(*value))),
-        )
-    }
-
-    fn write_classes(&self) -> Result<Classes, ApplyError> {
-        let classes =
-            Classes::create(room(self.classes.len()), TRIE_FLAGS).map_err(failed("create", map::CLASSES))?;
-        write_trie(
-            map::CLASSES,
-            classes,
-            self.classes.iter().map(|((len, address), class)| (Key::new(*len, *address), *class)),
-        )
-    }
-
-    fn write_services(&self) -> Result<Services, ApplyError> {
-        let room = room(self.services.len());
-        let mut services = Services::create(room, 0).map_err(failed("create", map::SERVICES))?;
-        for (port, class) in &self.services {
-            services.insert(Plain(*port), class, 0).map_err(failed("write", map::SERVICES))?;
-        }
-        let found = services.keys().filter(Result::is_ok).count();
-        if found == self.services.len() {
-            return Ok(services);
-        }
-        let (found, written) = (found as u64, self.services.len() as u64);
-        Err(ApplyError::ReadBack { what: map::SERVICES, found, written })
-    }
-
-    fn write_locals(&self) -> Result<(Endpoints, Locals), ApplyError> {
-        let mut endpoints = Endpoints::create(room(self.endpoints.len() + self.ports.len()), 0)
-            .map_err(failed("create", map::ENDPOINTS))?;
-        for (port, way) in &self.ports {
-            let value = EndpointValue { profile: NO_PROFILE, way: *way, ..EndpointValue::default() };
-            endpoints.insert(port, Plain(value), 0).map_err(failed("write", map::ENDPOINTS))?;
-        }
+        let port = |way| EndpointValue { profile: NO_PROFILE, way, ..EndpointValue::default() };
+        let ports = self.ports.into_iter().map(|(device, way)| (device, Plain(port(way))));
         // After the ports, which most of them are: the last word counts.
-        for (device, value) in &self.endpoints {
-            endpoints.insert(device, Plain(*value), 0).map_err(failed("write", map::ENDPOINTS))?;
-        }
-        let mut locals = Locals::create(room(self.locals.len()), 0).map_err(failed("create", map::LOCALS))?;
-        for (address, owner) in &self.locals {
-            locals.insert(address, owner, 0).map_err(failed("write", map::LOCALS))?;
-        }
-        Ok((endpoints, locals))
+        let endpoints = ports.chain(self.endpoints.into_iter().map(|(device, value)| (device, Plain(value))));
+        Ok(Contents {
+            rows: self.rows,
+            classes: self.classes,
+            services: self.services,
+            endpoints: endpoints.collect(),
+            locals: self.locals,
+        })
     }
+}
+
+/// What is in the five maps of a generation.
+#[derive(Debug, Default)]
+pub(crate) struct Contents {
+    pub(crate) rows: HashMap<Plain<Leading<RowKey>>, Plain<RowValue>>,
+    pub(crate) classes: HashMap<Plain<Leading<Address>>, u32>,
+    pub(crate) services: HashMap<Plain<ServiceKey>, u32>,
+    pub(crate) endpoints: HashMap<u32, Plain<EndpointValue>>,
+    pub(crate) locals: HashMap<Address, u32>,
 }
 
 /// The addresses of the other nodes and of this one, and the hardware addresses of its devices. What a snapshot says
@@ -219,45 +161,25 @@ pub(crate) fn epoch(maps: &Maps) -> Result<u64, ApplyError> {
     maps.epoch.get(&0, 0).map_err(failed("read", map::EPOCH))
 }
 
-/// Writes every entry and looks each up again: what is said to be in force is there.
-fn write_trie<K, V>(
-    name: &'static str,
-    mut trie: aya::maps::lpm_trie::LpmTrie<aya::maps::MapData, K, V>,
-    entries: impl Iterator<Item = (Key<K>, V)>,
-) -> Result<aya::maps::lpm_trie::LpmTrie<aya::maps::MapData, K, V>, ApplyError>
-where
-    K: aya::Pod,
-    V: aya::Pod,
-{
-    let mut written = 0_u64;
-    for (key, value) in entries {
-        trie.insert(&key, value, 0).map_err(failed("write", name))?;
-        written += 1;
-    }
-    let found = trie.keys().filter(Result::is_ok).count() as u64;
-    if found == written { Ok(trie) } else { Err(ApplyError::ReadBack { what: name, found, written }) }
-}
-
-fn failed<E: std::fmt::Display>(what: &'static str, map: &'static str) -> impl FnOnce(E) -> ApplyError {
+pub(crate) fn failed<E: std::fmt::Display>(
+    what: &'static str,
+    map: &'static str,
+) -> impl FnOnce(E) -> ApplyError {
     move |error| ApplyError::Map { what, map, reason: error.to_string() }
-}
-
-/// The kernel makes no map without room.
-fn room(count: usize) -> u32 {
-    u32::try_from(count).unwrap_or(u32::MAX).max(1)
 }
 
 fn bytes(address: IpAddr) -> Address {
     sluice_policy::prefix::bits(address).to_be_bytes()
 }
 
-fn class(prefix: Prefix, class: ClassId) -> ((u32, Address), u32) {
-    ((u32::from(prefix.mapped_len()), Ipv6Addr::from(prefix.mapped_bits()).octets()), class.0)
+fn class(prefix: Prefix, class: ClassId) -> (Plain<Leading<Address>>, u32) {
+    let key = Ipv6Addr::from(prefix.mapped_bits()).octets();
+    (Plain(Leading { bits: u32::from(prefix.mapped_len()), key }), class.0)
 }
 
 /// The rows, with what they name; where those do not fit, the fewer ones that name nothing. Names are for people, and
 /// no verdict waits for them.
-fn named(snapshot: &Snapshot, services: &ServiceRows) -> (HashMap<(u32, RowKey), RowValue>, Origins) {
+fn named(snapshot: &Snapshot, services: &ServiceRows) -> (Rows, Origins) {
     let mut numbering = Numbering::new(snapshot);
     let of_services = || services.rows.iter().map(service_row);
     let of_host = || snapshot.host_rows().map(|entry| host_row(&entry));
@@ -266,7 +188,7 @@ fn named(snapshot: &Snapshot, services: &ServiceRows) -> (HashMap<(u32, RowKey),
         .chain(of_services())
         .chain(of_host())
         .map(|entry| row(&entry, numbering.number(&entry)));
-    let rows: HashMap<_, _> = entries.take(MAX_ROWS as usize + 1).collect();
+    let rows: Rows = entries.take(MAX_ROWS as usize + 1).collect();
     if rows.len() <= MAX_ROWS as usize {
         return (rows, numbering.done());
     }
@@ -274,7 +196,7 @@ fn named(snapshot: &Snapshot, services: &ServiceRows) -> (HashMap<(u32, RowKey),
     (entries.collect(), Origins::default())
 }
 
-fn service(port: &VipPort) -> (ServiceKey, u32) {
+fn service(port: &VipPort) -> (Plain<ServiceKey>, u32) {
     let VipPort { address, protocol, port, class } = *port;
     let key = ServiceKey {
         address: bytes(address),
@@ -282,7 +204,7 @@ fn service(port: &VipPort) -> (ServiceKey, u32) {
         protocol: protocol_number(protocol),
         ..ServiceKey::default()
     };
-    (key, SERVICE_CLASS | class)
+    (Plain(key), SERVICE_CLASS | class)
 }
 
 /// The class stands for a port already: its row is that of every number.
@@ -312,7 +234,7 @@ fn protocol_number(protocol: Protocol) -> u8 {
     }
 }
 
-fn row(entry: &RowEntry, rule: u32) -> ((u32, RowKey), RowValue) {
+fn row(entry: &RowEntry, rule: u32) -> (Plain<Leading<RowKey>>, Plain<RowValue>) {
     let key = RowKey {
         profile: entry.profile.0,
         class: entry.class.0,
@@ -339,7 +261,8 @@ fn row(entry: &RowEntry, rule: u32) -> ((u32, RowKey), RowValue) {
         flags |= row_flag::REJECT;
     }
     let bits = RowKey::FIXED_BITS + u32::from(entry.ports.len);
-    ((bits, key), RowValue { action: action as u8, flags, rule, ..RowValue::default() })
+    let value = RowValue { action: action as u8, flags, rule, ..RowValue::default() };
+    (Plain(Leading { bits, key }), Plain(value))
 }
 
 #[cfg(test)]
@@ -358,7 +281,8 @@ mod tests {
             ports: PortPrefix { port, len },
             row: Row { action: RowAction::Allow, fail_open: false, audit: false, reject: false, by: None },
         };
-        row(&entry, 0).0
+        let Plain(Leading { bits, key }) = row(&entry, 0).0;
+        (bits, key)
     }
 
     /// Each type of each family has the row that the programs ask for.

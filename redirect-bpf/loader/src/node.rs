@@ -21,6 +21,7 @@ use crate::netns;
 use crate::origins::{Book, Page};
 use crate::placing::{self, Known, Place};
 use crate::plain::Plain;
+use crate::slots::Slots;
 use crate::upgrade::Before;
 use aya::maps::MapInfo;
 use aya::programs::TcAttachType;
@@ -141,6 +142,8 @@ pub struct Node {
     pub(crate) epoch: Option<u64>,
     /// The devices that have hooks by that.
     pub(crate) hooked: Vec<u32>,
+    /// What it wrote for that, and for the one before.
+    slots: Slots,
     /// Who has taken whose address, as far as it has been told: an endpoint, and the other's device.
     claims: HashSet<(String, u32)>,
     /// How full the maps of that are.
@@ -223,6 +226,7 @@ impl Node {
             pinned,
             epoch,
             hooked,
+            slots: Slots::default(),
             claims,
             fill,
             swept,
@@ -281,18 +285,21 @@ impl Node {
             problems: Vec::new(),
         };
         let (devices, endpoints) = self.place(snapshot, &found, &mut plan, &mut applied.missing);
+        let (fill, origins) = (plan.fill(), std::mem::take(&mut plan.origins));
+        let kept: HashSet<u32> = plan.endpoints.keys().copied().collect();
+        // What does not fit fails here, before anything is touched.
+        let contents = plan.contents()?;
         // What the node's administrator changed since is taken note of here.
         self.configure(self.helper.outer.index)?;
         crash::point("write the configuration again");
         self.book.write(Page {
             epoch: generation::epoch(&self.maps)? + 1,
             generation: snapshot.generation,
-            origins: std::mem::take(&mut plan.origins),
+            origins,
             endpoints,
         });
-        self.epoch = Some(plan.commit(&mut self.maps)?);
-        self.fill = plan.fill();
-        crash::point("swap the generation");
+        self.epoch = Some(self.slots.commit(&mut self.maps, contents)?);
+        self.fill = fill;
         // Before our hooks need them, and once more for what the others' hooks let in meanwhile.
         let mut imported = self.before.import(&mut self.maps);
         let mut judged = HashSet::new();
@@ -314,7 +321,7 @@ impl Node {
         if imported > 0 {
             tracing::info!(flows = imported, "taken over from the version before");
         }
-        applied.problems = self.let_go(|device| !plan.endpoints.contains_key(&device));
+        applied.problems = self.let_go(|device| !kept.contains(&device));
         applied.problems.extend(self.before.retire(&judged, !applied.missing.is_empty()));
         Ok(applied)
     }

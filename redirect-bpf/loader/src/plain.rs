@@ -8,8 +8,20 @@ use sluice_bpf_abi::{
 
 /// A key or value of a map.
 #[repr(transparent)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Plain<T>(pub(crate) T);
+
+/// A key of a trie.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub(crate) struct Leading<T> {
+    /// How many of its bits count.
+    pub(crate) bits: u32,
+    /// The key.
+    pub(crate) key: T,
+}
+
+const _: () = assert!(size_of::<Leading<RowKey>>() == 16 && size_of::<Leading<Address>>() == 20);
 
 /// A flow in ABI version 3. Its key is the same as ours.
 #[repr(C)]
@@ -34,6 +46,8 @@ macro_rules! plain {
 }
 
 plain!(
+    Leading<Address>,
+    Leading<RowKey>,
     Config,
     EndpointValue,
     Event,

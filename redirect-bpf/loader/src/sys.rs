@@ -1,8 +1,7 @@
 //! The bpf(2) calls that aya does not make.
 //!
-//! Knows nothing of what the links are for, nor of what flows mean. Called by `bpffs` and `flows`.
+//! Knows nothing of what the links are for. Called by `bpffs`, and by `batch`, which knows what is in a map.
 
-use sluice_bpf_abi::{FlowEntry, FlowKey};
 use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -10,8 +9,41 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 const BPF_OBJ_GET: libc::c_long = 7;
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_DETACH: libc::c_long = 34;
+
+/// What is done to one element of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum One {
+    /// Reads its value.
+    Lookup = 1,
+    /// Writes it, whether it is there or not.
+    Update = 2,
+    /// Removes it.
+    Delete = 3,
+    /// Reads, as the value, the key that comes after this one.
+    NextKey = 4,
+}
+
+/// What is done to many (Linux 5.6; of tries 5.13).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Batch {
+    /// Reads the next ones.
+    Lookup = 24,
+    /// Writes these.
+    Update = 26,
+    /// Removes these.
+    Delete = 27,
+}
+
+/// `union bpf_attr` of [`One`].
+#[repr(C)]
+struct Element {
+    map: u32,
+    pad: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
 
 /// `union bpf_attr` of `BPF_OBJ_GET`.
 #[repr(C)]
@@ -27,7 +59,7 @@ struct LinkDetach {
     link: u32,
 }
 
-/// `union bpf_attr` of `BPF_MAP_LOOKUP_BATCH`.
+/// `union bpf_attr` of [`Batch`].
 #[repr(C)]
 struct MapBatch {
     in_batch: u64,
@@ -40,56 +72,55 @@ struct MapBatch {
     flags: u64,
 }
 
-/// Where a walk over the flow table is, and what the last call brought.
-pub(crate) struct Batch {
-    keys: Vec<FlowKey>,
-    values: Vec<FlowEntry>,
-    filled: usize,
-    place: Option<u32>,
+/// One element.
+///
+/// # Safety
+/// `key` points at a key of the map; `value` at as much as the command reads or writes, or is null where it does
+/// neither.
+pub(crate) unsafe fn one(
+    command: One,
+    map: BorrowedFd<'_>,
+    key: *const u8,
+    value: *mut u8,
+) -> io::Result<()> {
+    let map = map.as_raw_fd() as u32;
+    let mut attributes = Element { map, pad: 0, key: key as u64, value: value as u64, flags: 0 };
+    call(command as libc::c_long, &mut attributes).map(|_| ())
 }
 
-impl Batch {
-    /// For so many entries a call.
-    pub(crate) fn new(size: usize) -> Self {
-        Self {
-            keys: vec![FlowKey::default(); size],
-            values: vec![FlowEntry::default(); size],
-            filled: 0,
-            place: None,
-        }
-    }
-
-    /// What the last call brought.
-    pub(crate) fn entries(&self) -> impl Iterator<Item = (&FlowKey, &FlowEntry)> {
-        self.keys.iter().zip(&self.values).take(self.filled)
-    }
+/// What the kernel reads and writes where many elements are asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Many {
+    /// Where the walk is: nothing at its beginning. As long as a key and at least four bytes.
+    pub(crate) from: *const u8,
+    /// Where it will be then.
+    pub(crate) to: *mut u8,
+    /// Keys.
+    pub(crate) keys: *mut u8,
+    /// Values.
+    pub(crate) values: *mut u8,
+    /// How many there is room for, or are there.
+    pub(crate) count: usize,
 }
 
-/// The next entries of the flow table; whether there are more (Linux 5.6). It marks none as used.
-pub(crate) fn lookup_batch(flows: BorrowedFd<'_>, batch: &mut Batch) -> io::Result<bool> {
-    let mut next = 0_u32;
+/// Many elements; how many it has come to, and what ended it.
+///
+/// # Safety
+/// Every pointer that the command needs points at as much as it reads or writes of this map; the others are null.
+pub(crate) unsafe fn many(command: Batch, map: BorrowedFd<'_>, many: Many) -> (usize, io::Result<()>) {
     let mut attributes = MapBatch {
-        in_batch: batch.place.as_ref().map_or(0, |place| std::ptr::from_ref(place) as u64),
-        out_batch: std::ptr::from_mut(&mut next) as u64,
-        keys: batch.keys.as_mut_ptr() as u64,
-        values: batch.values.as_mut_ptr() as u64,
-        count: batch.keys.len() as u32,
-        map: flows.as_raw_fd() as u32,
+        in_batch: many.from as u64,
+        out_batch: many.to as u64,
+        keys: many.keys as u64,
+        values: many.values as u64,
+        count: many.count as u32,
+        map: map.as_raw_fd() as u32,
         element_flags: 0,
         flags: 0,
     };
-    let done = call(BPF_MAP_LOOKUP_BATCH, &mut attributes);
+    let done = call(command as libc::c_long, &mut attributes).map(|_| ());
     // The kernel has written back how many there were.
-    batch.filled = (attributes.count as usize).min(batch.keys.len());
-    batch.place = Some(next);
-    match done {
-        Ok(_) => Ok(true),
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
-        Err(error) => {
-            batch.filled = 0;
-            Err(error)
-        }
-    }
+    ((attributes.count as usize).min(many.count), done)
 }
 
 /// What is pinned there.

@@ -14,11 +14,12 @@ use sluice_redirect::{Hooks, Node, NodeConfig};
 use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use sluice_tests::{Pod, PodSpec};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -26,8 +27,13 @@ use std::time::Duration;
 pub(crate) const ORDER: &str = "SLUICE_CRASH_ORDER";
 /// More steps than any way through has: a loop that does not end is a mistake.
 const MAX_STEPS: usize = 100;
-/// Fewer steps than this are too few to have named them all.
-const MIN_STEPS: usize = 15;
+/// Fewer steps than this are too few to have named them all: of a process that begins, and of one that goes on.
+const MIN_STEPS: [usize; 2] = [15, 5];
+/// The files with the snapshots that a victim has put in force before its steps are counted, and the one after.
+const BEGUN: [&str; 2] = ["first", "second"];
+const SNAPSHOT: &str = "snapshot";
+/// What the victim says when it has come to where its steps are counted.
+const READY: &str = "ready";
 /// How long a datagram that must not come is waited for. Everything is on this machine.
 const NOTHING: Duration = Duration::from_millis(40);
 /// How long one that must come may take.
@@ -43,6 +49,9 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("a node starts for the first time", first()),
         test("profiles and classes move", moved()),
         test("a pod is added, by filters", Case { hooks: Hooks::Clsact, ..added() }),
+        test("a policy changes, of a process that knows the slot", Case { again: true, ..changed() }),
+        test("a pod is removed, of a process that knows the slot", Case { again: true, ..removed() }),
+        test("profiles and classes move, of a process that knows the slot", Case { again: true, ..moved() }),
     ]
 }
 
@@ -74,6 +83,8 @@ struct Case {
     renumber: u32,
     /// How hooks are attached.
     hooks: Hooks,
+    /// The victim has put snapshots in force before, and writes over what it has written itself.
+    again: bool,
 }
 
 fn changed() -> Case {
@@ -92,6 +103,7 @@ fn changed() -> Case {
         ],
         renumber: 0,
         hooks: Hooks::Tcx,
+        again: false,
     }
 }
 
@@ -115,6 +127,7 @@ fn added() -> Case {
         ],
         renumber: 0,
         hooks: Hooks::Tcx,
+        again: false,
     }
 }
 
@@ -140,6 +153,7 @@ fn first() -> Case {
         ],
         renumber: 0,
         hooks: Hooks::Tcx,
+        again: false,
     }
 }
 
@@ -158,6 +172,7 @@ fn moved() -> Case {
         ],
         renumber: 1,
         hooks: Hooks::Tcx,
+        again: false,
     }
 }
 
@@ -176,11 +191,12 @@ fn run(case: Case) -> Result<()> {
     stage.open()?;
     for step in 1..=MAX_STEPS {
         stage.begin().with_context(|| format!("before step {step}"))?;
+        let victim = stage.victim(step).with_context(|| format!("before step {step}"))?;
         let unwanted = stage.arrived_unwanted();
         let stop = AtomicBool::new(false);
         let died = std::thread::scope(|scope| {
             let flood = scope.spawn(|| stage.flood(&stop));
-            let died = stage.child(step);
+            let died = last_words(victim);
             stop.store(true, Ordering::SeqCst);
             flood.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             died
@@ -203,7 +219,7 @@ fn run(case: Case) -> Result<()> {
         stage.check(|probe| (probe.after, probe.after)).with_context(what)?;
         stage.leftovers().with_context(what)?;
         if done {
-            ensure!(step > MIN_STEPS, "only {step} steps");
+            ensure!(step > MIN_STEPS[usize::from(stage.case.again)], "only {step} steps");
             return Ok(());
         }
     }
@@ -273,10 +289,15 @@ impl Stage {
         Ok(netns.inside(|| Node::uninstall(&config))??)
     }
 
-    /// Starts the victim; what it died after, or nothing if it came to its end.
-    fn child(&self, step: usize) -> Result<Option<String>> {
+    /// Starts the victim, up to where it waits to be told to go on.
+    fn victim(&self, step: usize) -> Result<Child> {
         let config = NodeConfig { hooks: self.case.hooks, ..self.rig.config("n1") };
-        Victim::with(&self.rig, &config, &self.after)?.die(step)
+        let everything = rules::snapshot(&self.rig.world, "n1", 0, &[]);
+        let begun: Vec<&Snapshot> = match &self.before {
+            Some(before) if self.case.again => vec![&everything, before],
+            _ => Vec::new(),
+        };
+        Victim::with(&self.rig, &config, &begun, &self.after)?.start("open", step)
     }
 
     /// The place of a probe's server among them.
@@ -389,18 +410,23 @@ pub(crate) struct Victim {
 impl Victim {
     /// On `n1` of a rig, to be opened with this, by these rules.
     pub(crate) fn new(rig: &Rig, config: &NodeConfig, lines: &[Line]) -> Result<Self> {
-        Self::with(rig, config, &rules::snapshot(&rig.world, "n1", 2, lines))
+        Self::with(rig, config, &[], &rules::snapshot(&rig.world, "n1", 2, lines))
     }
 
-    fn with(rig: &Rig, config: &NodeConfig, snapshot: &Snapshot) -> Result<Self> {
-        let place = rig.world.dir().join("snapshot");
-        std::fs::write(&place, sluice_wire::to_bytes(snapshot))?;
+    /// The same, which has put others in force before.
+    fn with(rig: &Rig, config: &NodeConfig, begun: &[&Snapshot], snapshot: &Snapshot) -> Result<Self> {
+        let directory = rig.world.dir();
+        for (name, snapshot) in BEGUN.iter().zip([begun.first(), begun.get(1)]) {
+            let bytes = snapshot.map(|snapshot| sluice_wire::to_bytes(snapshot)).unwrap_or_default();
+            std::fs::write(directory.join(name), bytes)?;
+        }
+        std::fs::write(directory.join(SNAPSHOT), sluice_wire::to_bytes(snapshot))?;
         let lines = vec![
             rig.world.node("n1").netns.path().display().to_string(),
             config.name.clone(),
             config.bpffs.display().to_string(),
             config.listen_port.to_string(),
-            place.display().to_string(),
+            directory.display().to_string(),
             format!("{:?}", config.hooks),
         ];
         Ok(Self { order: rig.world.dir().join("order"), lines })
@@ -408,26 +434,42 @@ impl Victim {
 
     /// Lets it die at a step of opening and applying; what it died after, or nothing if it came to its end.
     pub(crate) fn die(&mut self, step: usize) -> Result<Option<String>> {
-        self.start("open", step)
+        last_words(self.start("open", step)?)
     }
 
     /// The same of taking everything away.
     pub(crate) fn uninstall(&mut self, step: usize) -> Result<Option<String>> {
-        self.start("uninstall", step)
+        last_words(self.start("uninstall", step)?)
     }
 
-    fn start(&self, what: &str, step: usize) -> Result<Option<String>> {
+    /// Up to where it waits to be told to go on.
+    fn start(&self, what: &str, step: usize) -> Result<Child> {
         let order = [&self.lines[..], &[step.to_string(), what.to_owned()]].concat();
         std::fs::write(&self.order, order.join("\n"))?;
         let mut command = Command::new("/proc/self/exe");
-        command.env(ORDER, &self.order).stdin(Stdio::null());
-        let output = command.output().context("start the victim")?;
-        let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-        match (output.status.success(), output.status.signal()) {
-            (true, _) => Ok(None),
-            (_, Some(9)) if said.contains("dies after") => Ok(Some(said)),
-            _ => bail!("the victim failed: {said}"),
+        command.env(ORDER, &self.order);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut victim = command.spawn().context("start the victim")?;
+        let mut said = String::new();
+        BufReader::new(victim.stdout.take().context("its output")?).read_line(&mut said)?;
+        if said.trim() != READY {
+            let output = victim.wait_with_output()?;
+            bail!("the victim failed: {said} {}", String::from_utf8_lossy(&output.stderr));
         }
+        Ok(victim)
+    }
+}
+
+/// Lets the victim go on; what it died after, or nothing if it came to its end.
+fn last_words(mut victim: Child) -> Result<Option<String>> {
+    // What it waits for is the end of its input.
+    drop(victim.stdin.take());
+    let output = victim.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    match (output.status.success(), output.status.signal()) {
+        (true, _) => Ok(None),
+        (_, Some(9)) if said.contains("dies after") => Ok(Some(said)),
+        _ => bail!("the victim failed: {said}"),
     }
 }
 
@@ -444,19 +486,34 @@ pub(crate) fn child(order: &Path) -> ExitCode {
 
 fn obey(order: &Path) -> Result<()> {
     let text = std::fs::read_to_string(order)?;
-    let [netns, name, bpffs, port, snapshot, hooks, step, what] = text.lines().collect::<Vec<_>>()[..] else {
+    let [netns, name, bpffs, port, directory, hooks, step, what] = text.lines().collect::<Vec<_>>()[..] else {
         bail!("an order of other lines: {text}");
     };
-    let snapshot = sluice_wire::from_bytes(&std::fs::read(snapshot)?)?;
+    let read = |name: &str| -> Result<Option<Snapshot>> {
+        let bytes = std::fs::read(Path::new(directory).join(name))?;
+        if bytes.is_empty() { Ok(None) } else { Ok(Some(sluice_wire::from_bytes(&bytes)?)) }
+    };
+    let [first, second, after] = [read(BEGUN[0])?, read(BEGUN[1])?, read(SNAPSHOT)?];
     let netns = std::fs::File::open(netns)?;
     move_into_link_name_space(netns.as_fd(), Some(LinkNameSpaceType::Network))?;
     let hooks = if hooks == "Clsact" { Hooks::Clsact } else { Hooks::Tcx };
     let config = NodeConfig { hooks, ..NodeConfig::new(name, bpffs, port.parse()?) };
+    let begun: Vec<Snapshot> = [first, second].into_iter().flatten().collect();
+    let mut node = if begun.is_empty() { None } else { Some(Node::open(config.clone())?) };
+    for snapshot in &begun {
+        node.as_mut().context("a node")?.apply(snapshot)?;
+    }
+    println!("{READY}");
+    std::io::stdin().read_to_end(&mut Vec::new())?;
     sluice_redirect::crash::arm(step.parse()?);
     if what == "uninstall" {
         return Ok(Node::uninstall(&config)?);
     }
-    let applied = Node::open(config)?.apply(&snapshot)?;
+    let mut node = match node {
+        Some(node) => node,
+        None => Node::open(config)?,
+    };
+    let applied = node.apply(&after.context("a snapshot")?)?;
     ensure!(applied.missing.is_empty() && applied.problems.is_empty(), "{applied:?}");
     Ok(())
 }

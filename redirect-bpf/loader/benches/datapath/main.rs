@@ -21,7 +21,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 use table::{Programs, Results};
 use traffic::{Workload, run};
-use world::{Judge, SERVER, World};
+use world::{Change, Judge, SERVER, World};
 
 /// The sizes that are compared: who may reach whom, a rule for each of nftables.
 const RULES: [usize; 3] = [10, 1_000, 10_000];
@@ -30,10 +30,13 @@ const ROUNDS: usize = 7;
 /// How long one measurement takes.
 const TIME: Duration = Duration::from_millis(400);
 /// How often the rows are written.
-const SYNCS: usize = 15;
+const SYNCS: u16 = 15;
 /// So many rules are 10,000 rows: each peer has one for every protocol and direction of both endpoints, most of them
 /// denials.
 const RULES_OF_10_000_ROWS: usize = 904;
+
+/// Asks for the last table alone.
+const SYNC: &str = "sync";
 
 fn main() -> Result<()> {
     // What else runs here would be measured as well.
@@ -42,6 +45,7 @@ fn main() -> Result<()> {
     match asked.first().map(String::as_str) {
         Some("arrangements") => arrangements::run(),
         Some("sockmap") => sockmap::run(),
+        Some(SYNC) => syncs(),
         // What cargo says of itself begins with a dash.
         _ => datapath(),
     }
@@ -84,15 +88,26 @@ fn datapath() -> Result<()> {
     if brief {
         return Ok(());
     }
-    worlds.push(World::build(worlds.len(), Judge::Sluice, RULES_OF_10_000_ROWS)?);
+    drop(worlds);
+    syncs()
+}
+
+/// How long it takes to put rows in force, in worlds of their own.
+fn syncs() -> Result<()> {
     let mut syncs = BTreeMap::new();
-    for world in worlds.iter_mut().filter(|world| world.judge == Judge::Sluice) {
-        let mut times = Vec::new();
-        for shift in 0..SYNCS {
-            times.push(world.apply(1 + u32::try_from(shift)?)?);
+    for (number, rules) in [RULES[0], RULES_OF_10_000_ROWS, RULES[2]].into_iter().enumerate() {
+        let mut world = World::build(number, Judge::Sluice, rules)?;
+        // So that both slots are known, as they are in a process that has run for a while.
+        (0..2).try_for_each(|_| world.apply(Change::default()).map(|_| ()))?;
+        let rows = world.rows;
+        for what in table::Sync::ALL {
+            let mut times = Vec::new();
+            for number in 1..=SYNCS {
+                times.push(world.apply(what.change(number))?);
+            }
+            times.sort();
+            syncs.insert((rows, what), times);
         }
-        times.sort();
-        syncs.insert(world.rows, times);
     }
     print!("{}", table::syncs(&syncs));
     Ok(())

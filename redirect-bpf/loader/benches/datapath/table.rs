@@ -3,7 +3,7 @@
 //! Knows nothing of how. Called by the benchmark.
 
 use crate::traffic::{Sample, Workload};
-use crate::world::{Judge, World};
+use crate::world::{Change, Judge, World};
 use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 use std::time::Duration;
@@ -124,15 +124,49 @@ impl Display for Programs {
     }
 }
 
+/// What is other in a generation than in those before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Sync {
+    /// One rule of one policy.
+    Rule,
+    /// Every address has another class.
+    Addresses,
+    /// Every row has another key.
+    Everything,
+}
+
+impl Sync {
+    /// All of them.
+    pub(crate) const ALL: [Self; 3] = [Self::Rule, Self::Addresses, Self::Everything];
+
+    /// The n-th such change.
+    pub(crate) fn change(self, number: u16) -> Change {
+        match self {
+            Self::Rule => Change { port: number, ..Change::default() },
+            Self::Addresses => Change { shift: number.into(), ..Change::default() },
+            Self::Everything => Change { numbers: number.into(), ..Change::default() },
+        }
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Rule => "one rule",
+            Self::Addresses => "every address",
+            Self::Everything => "every row",
+        }
+    }
+}
+
 /// How long it takes to put rows in force.
-pub(crate) fn syncs(times: &BTreeMap<usize, Vec<Duration>>) -> String {
+pub(crate) fn syncs(times: &BTreeMap<(usize, Sync), Vec<Duration>>) -> String {
     let mut text = String::from("\n**Rows put in force** (`Node::apply`, everything in it)\n\n");
-    text += "| rows | median | least | most |\n|--:|--:|--:|--:|\n";
-    for (rows, times) in times {
+    text += "| rows | other than before | median | least | most |\n|--:|---|--:|--:|--:|\n";
+    for ((rows, what), times) in times {
         let millis = |at: usize| times.get(at).map_or(0.0, |time| time.as_secs_f64() * 1e3);
         let (middle, last) = (times.len() / 2, times.len().saturating_sub(1));
         text += &format!(
-            "| {rows} | {:.1} ms | {:.1} ms | {:.1} ms |\n",
+            "| {rows} | {} | {:.1} ms | {:.1} ms | {:.1} ms |\n",
+            what.name(),
             millis(middle),
             millis(0),
             millis(last)

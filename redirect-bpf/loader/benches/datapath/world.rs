@@ -32,6 +32,8 @@ pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 3);
 const OTHERS: u32 = 0x0a80_0000;
 /// One instruction and the way out: `r0 = 0; exit`.
 static EMPTY: &[u8] = aya::include_bytes_aligned!("pass.bpf.o");
+/// The peer that is used may be reached on a port from here on as well.
+const MORE: u16 = 40_000;
 const GATEWAY: &str = "169.254.1.1";
 const NODE_MAC: &str = "ee:ee:ee:ee:ee:ee";
 
@@ -84,6 +86,17 @@ pub(crate) struct World {
     generation: u64,
 }
 
+/// What of the rules is other than at first.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Change {
+    /// The others' addresses: by so much.
+    pub(crate) shift: u32,
+    /// The classes' numbers, which are in every row: by so much.
+    pub(crate) numbers: u32,
+    /// One more port of the one that is used.
+    pub(crate) port: u16,
+}
+
 impl World {
     /// Builds one with so many rules.
     pub(crate) fn build(number: usize, judge: Judge, rules: usize) -> Result<Self> {
@@ -102,7 +115,7 @@ impl World {
             Judge::Sluice => {
                 let config = world.config();
                 world.node = Some(world.inside(|| Node::open(config))??);
-                world.apply(0)?;
+                world.apply(Change::default())?;
             }
         }
         Ok(world)
@@ -112,10 +125,10 @@ impl World {
         unlimited(NodeConfig::new("slb", &self.bpffs, 15_001))
     }
 
-    /// Applies the rules again; `shift` makes them others, as many.
-    pub(crate) fn apply(&mut self, shift: u32) -> Result<std::time::Duration> {
+    /// Applies the rules again, as many, but changed; how long it took.
+    pub(crate) fn apply(&mut self, change: Change) -> Result<std::time::Duration> {
         self.generation += 1;
-        let snapshot = snapshot(self.rules, shift, self.generation);
+        let snapshot = snapshot(self.rules, change, self.generation);
         let start = std::time::Instant::now();
         let applied = self.node.as_mut().context("no loader here")?.apply(&snapshot)?;
         let took = start.elapsed();
@@ -296,18 +309,24 @@ fn by_set(rules: usize) -> String {
 }
 
 /// Our own: both ends isolated in both directions, so that answers pass as answers.
-fn snapshot(rules: usize, shift: u32, generation: u64) -> Snapshot {
+fn snapshot(rules: usize, change: Change, generation: u64) -> Snapshot {
     let mut snapshot = Snapshot { generation, ..Snapshot::default() };
+    let Change { shift, numbers, port } = change;
     let class = |identity| Class { identity, cidrs: Vec::new() };
     snapshot.classes.extend([class(Identity::Missing), class(Identity::World)]);
     snapshot.addresses.insert(Prefix::EVERYTHING, ClassId(1));
-    for (address, id) in [CLIENT, SERVER].into_iter().chain(others(rules, shift)).zip(2..) {
+    // Numbers that nobody has.
+    snapshot
+        .classes
+        .extend((0..numbers).map(|number| class(Identity::Workload(format!("none{number}").into()))));
+    let first = 2 + numbers;
+    for (address, id) in [CLIENT, SERVER].into_iter().chain(others(rules, shift)).zip(first..) {
         snapshot.classes.push(class(Identity::Workload(format!("w{id}").into())));
         snapshot.addresses.insert(Prefix::host(IpAddr::V4(address)), ClassId(id));
     }
-    let filler = 4..4 + u32::try_from(others(rules, shift).count()).unwrap_or(0);
-    let client = profile(Direction::Egress, ClassId(3), filler.clone());
-    let server = profile(Direction::Ingress, ClassId(2), filler);
+    let filler = first + 2..first + 2 + u32::try_from(others(rules, shift).count()).unwrap_or(0);
+    let client = profile(Direction::Egress, ClassId(first + 1), filler.clone(), port);
+    let server = profile(Direction::Ingress, ClassId(first), filler, port);
     snapshot.profiles = vec![client, server].into();
     snapshot.endpoints = vec![endpoint("client", CLIENT, 0), endpoint("server", SERVER, 1)].into();
     snapshot
@@ -336,7 +355,7 @@ pub(crate) fn policy() -> Arc<Policy> {
     })
 }
 
-fn profile(direction: Direction, peer: ClassId, filler: std::ops::Range<u32>) -> Profile {
+fn profile(direction: Direction, peer: ClassId, filler: std::ops::Range<u32>, port: u16) -> Profile {
     let policy = policy();
     let isolation = Isolation { policy: Arc::clone(&policy), ports: IsolatedPorts::All };
     let mut profile = Profile::default();
@@ -355,7 +374,9 @@ fn profile(direction: Direction, peer: ClassId, filler: std::ops::Range<u32>) ->
             conditions: None,
         });
     };
-    rule(ClassSet::of([peer]), vec![range(Protocol::Tcp, PORT), range(Protocol::Udp, PORT)], "peer");
+    let used =
+        vec![range(Protocol::Tcp, PORT), range(Protocol::Udp, PORT), range(Protocol::Tcp, MORE + port)];
+    rule(ClassSet::of([peer]), used, "peer");
     rule(ClassSet::of(filler.map(ClassId)), vec![range(Protocol::Tcp, PORT)], "others");
     profile
 }

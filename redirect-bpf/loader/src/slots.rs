@@ -1,0 +1,247 @@
+//! The two slots that generations are written to, in turn, and the one write that puts one in force.
+//!
+//! Everything that can fail fails before that write, so a snapshot that cannot be written leaves the one before as it
+//! is. After it the kernel is waited for, until no program can still be using the slot that was in force (an RCU grace
+//! period). What is acknowledged is therefore all that any packet is judged by; and nobody reads the other slot.
+//!
+//! So that slot's maps are written where they are: the difference alone, as this process remembers what it wrote there
+//! two generations ago. A process that dies meanwhile leaves a slot that is half written and not in force. The next one
+//! remembers nothing, believes nothing that it finds there, and makes new maps; so does this one after a failure, and
+//! where somebody else has written since. New maps are made as well where there is no room, or where so much differs
+//! that it takes less time.
+//!
+//! Knows nothing of what the maps say. Called by the node.
+
+use crate::crash;
+use crate::elements::Elements;
+use crate::error::ApplyError;
+use crate::generation::{Contents, epoch, failed};
+use crate::maps::{Classes, Endpoints, Inner, Locals, Maps, Rows, Services};
+use sluice_bpf_abi::{SLOTS, map};
+use std::collections::HashMap;
+
+/// As many elements as the kernel writes in the time for which it must be waited for where new maps take the place of
+/// old ones: some ten milliseconds.
+const GRACE: usize = 8_192;
+/// Room that every map has beyond what is in it now, at least.
+const SPARE: usize = 64;
+
+/// What this process knows of the slots.
+#[derive(Default)]
+pub(crate) struct Slots {
+    /// The generation that it put in force last.
+    last: Option<u64>,
+    /// Nobody uses the slot that is not in force any more.
+    quiet: bool,
+    written: [Option<Written>; SLOTS as usize],
+}
+
+/// What is in the maps of a slot.
+struct Written {
+    rows: Table<Rows>,
+    classes: Table<Classes>,
+    services: Table<Services>,
+    endpoints: Table<Endpoints>,
+    locals: Table<Locals>,
+}
+
+/// A map and what is in it.
+struct Table<M: Inner> {
+    map: M,
+    id: u32,
+    room: u32,
+    holds: HashMap<M::Key, M::Value>,
+    /// It is not in its slot yet.
+    new: bool,
+}
+
+impl Slots {
+    /// Writes a generation and puts it in force; the epoch that stands for it.
+    pub(crate) fn commit(&mut self, maps: &mut Maps, contents: Contents) -> Result<u64, ApplyError> {
+        let before = epoch(maps)?;
+        let epoch = before + 1;
+        let slot = (epoch % u64::from(SLOTS)) as u32;
+        // Another process has put one in force since.
+        if self.last != Some(before) {
+            *self = Self::default();
+        }
+        if !self.quiet {
+            settle(maps, before)?;
+            self.quiet = true;
+            crash::point("wait for the slot");
+        }
+        // From here on nobody knows what is in it, until it is whole.
+        let old = self.written[slot as usize].take();
+        let mut written = Written::write(maps, slot, old, contents)?;
+        crash::point("write the generation");
+        written.swap(maps, slot)?;
+        self.quiet = false;
+        // The one write. A program reads it once per packet and takes the slot from its lowest bit.
+        maps.epoch.set(0, epoch, 0).map_err(failed("write", map::EPOCH))?;
+        let found = self::epoch(maps)?;
+        if found != epoch {
+            return Err(ApplyError::ReadBack { what: "the epoch", found, written: epoch });
+        }
+        crash::point("swap the generation");
+        self.last = Some(epoch);
+        self.written[slot as usize] = Some(written);
+        // It is in force. Where the kernel cannot be waited for now it is before the next is written.
+        self.quiet = settle(maps, epoch).is_ok();
+        Ok(epoch)
+    }
+}
+
+/// Waits until every program that may still read the slot before this generation has ended. There is no call for that
+/// alone; but the kernel does so at every write to a map of maps (Linux 4.19), and to write what is there changes
+/// nothing. (`membarrier` does as well, but not on a machine with one CPU.)
+fn settle(maps: &mut Maps, epoch: u64) -> Result<(), ApplyError> {
+    let slot = (epoch % u64::from(SLOTS)) as u32;
+    match maps.services.get(&slot, 0) {
+        Ok(services) => maps.services.set(slot, &services, 0).map_err(failed("wait for", map::SERVICES)),
+        // Nothing has ever been in force.
+        Err(_) if epoch == 0 => Ok(()),
+        Err(error) => Err(failed("read", map::SERVICES)(error)),
+    }
+}
+
+impl Written {
+    fn write(maps: &Maps, slot: u32, old: Option<Self>, new: Contents) -> Result<Self, ApplyError> {
+        let (rows, classes, services, endpoints, locals) = match old {
+            Some(old) => {
+                (Some(old.rows), Some(old.classes), Some(old.services), Some(old.endpoints), Some(old.locals))
+            }
+            None => (None, None, None, None, None),
+        };
+        Ok(Self {
+            rows: Table::write(maps, slot, rows, new.rows)?,
+            classes: Table::write(maps, slot, classes, new.classes)?,
+            services: Table::write(maps, slot, services, new.services)?,
+            endpoints: Table::write(maps, slot, endpoints, new.endpoints)?,
+            locals: Table::write(maps, slot, locals, new.locals)?,
+        })
+    }
+
+    /// Puts those that are new into their slot. At each the kernel waits, as [`settle`] does; all at once they wait for
+    /// the same moment, one after the other each for its own.
+    fn swap(&mut self, maps: &mut Maps, slot: u32) -> Result<(), ApplyError> {
+        let Maps { rows, classes, services, endpoints, locals, .. } = maps;
+        std::thread::scope(|scope| {
+            let swaps = [
+                self.rows.new.then(|| scope.spawn(|| swap(rows, slot, &self.rows))),
+                self.classes.new.then(|| scope.spawn(|| swap(classes, slot, &self.classes))),
+                self.services.new.then(|| scope.spawn(|| swap(services, slot, &self.services))),
+                self.endpoints.new.then(|| scope.spawn(|| swap(endpoints, slot, &self.endpoints))),
+                self.locals.new.then(|| scope.spawn(|| swap(locals, slot, &self.locals))),
+            ];
+            // Every one is waited for, also where another failed.
+            let ended = swaps.map(|swap| {
+                swap.map_or(Ok(()), |swap| {
+                    swap.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                })
+            });
+            ended.into_iter().collect::<Result<(), _>>()
+        })?;
+        self.rows.new = false;
+        self.classes.new = false;
+        self.services.new = false;
+        self.endpoints.new = false;
+        self.locals.new = false;
+        Ok(())
+    }
+}
+
+fn swap<M: Inner>(
+    outer: &mut aya::maps::ArrayOfMaps<aya::maps::MapData, M>,
+    slot: u32,
+    table: &Table<M>,
+) -> Result<(), ApplyError> {
+    outer.set(slot, &table.map, 0).map_err(failed("swap", M::NAME))?;
+    crash::point("swap a map");
+    Ok(())
+}
+
+impl<M: Inner> Table<M> {
+    /// A map with these elements: the one that was in the slot, or a new one.
+    fn write(
+        maps: &Maps,
+        slot: u32,
+        old: Option<Self>,
+        new: HashMap<M::Key, M::Value>,
+    ) -> Result<Self, ApplyError> {
+        let Some(old) = old.filter(|old| new.len() <= old.room as usize && old.is_in(maps, slot)) else {
+            return Self::make(new);
+        };
+        let gone: Vec<M::Key> = old.holds.keys().filter(|key| !new.contains_key(key)).copied().collect();
+        let differs = |(key, value): &(&M::Key, &M::Value)| old.holds.get(key) != Some(value);
+        let other: Vec<_> = new.iter().filter(differs).map(|(key, value)| (*key, *value)).collect();
+        if gone.len() + other.len() > new.len() + GRACE {
+            return Self::make(new);
+        }
+        let changed = !gone.is_empty() || !other.is_empty();
+        let mut table = Self { holds: new, ..old };
+        match table.change(gone, other).and_then(|()| if changed { table.read_back() } else { Ok(()) }) {
+            Ok(()) => Ok(table),
+            Err(error) => {
+                tracing::warn!(%error, "a map is made anew");
+                Self::make(std::mem::take(&mut table.holds))
+            }
+        }
+    }
+
+    fn make(holds: HashMap<M::Key, M::Value>) -> Result<Self, ApplyError> {
+        let room = room(holds.len(), M::MOST);
+        let map = M::make(room).map_err(failed("create", M::NAME))?;
+        let id = map.data().info().map_err(failed("look at", M::NAME))?.id();
+        let table = Self { map, id, room, holds, new: true };
+        let all = table.holds.iter().map(|(key, value)| (*key, *value));
+        table.elements()?.write(all).map_err(failed("write", M::NAME))?;
+        table.read_back()?;
+        Ok(table)
+    }
+
+    fn change(&self, gone: Vec<M::Key>, other: Vec<(M::Key, M::Value)>) -> Result<(), ApplyError> {
+        let elements = self.elements()?;
+        if !gone.is_empty() {
+            elements.remove(gone.into_iter()).map_err(failed("write", M::NAME))?;
+            crash::point("remove what is gone");
+        }
+        if !other.is_empty() {
+            elements.write(other.into_iter()).map_err(failed("write", M::NAME))?;
+            crash::point("write what differs");
+        }
+        Ok(())
+    }
+
+    /// That the map has these elements and no others: what is said to be in force is there.
+    fn read_back(&self) -> Result<(), ApplyError> {
+        let (mut found, mut foreign) = (0, 0);
+        let look = |keys: &[M::Key], values: &[M::Value]| {
+            for (key, value) in keys.iter().zip(values) {
+                *(if self.holds.get(key) == Some(value) { &mut found } else { &mut foreign }) += 1;
+            }
+            // More than there is room for are none that we wrote.
+            found + foreign <= u64::from(M::MOST)
+        };
+        self.elements()?.walk(look).map_err(failed("read", M::NAME))?;
+        let written = self.holds.len() as u64;
+        if (found, foreign) == (written, 0) {
+            return Ok(());
+        }
+        Err(ApplyError::ReadBack { what: M::NAME, found: found + foreign, written })
+    }
+
+    /// Whether it is what is in the slot.
+    fn is_in(&self, maps: &Maps, slot: u32) -> bool {
+        M::there(maps, slot) == Some(self.id)
+    }
+
+    fn elements(&self) -> Result<Elements<'_, M::Key, M::Value>, ApplyError> {
+        Elements::of(self.map.data()).map_err(failed("use", M::NAME))
+    }
+}
+
+/// Room for so many and some more, so that the next generations find place in the same map.
+fn room(count: usize, most: u32) -> u32 {
+    let ample = (count + count / 4 + SPARE).next_power_of_two();
+    u32::try_from(ample).unwrap_or(u32::MAX).min(most)
+}
