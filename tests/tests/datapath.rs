@@ -63,6 +63,8 @@ mod rules;
 mod services;
 #[path = "datapath/short.rs"]
 mod short;
+#[path = "datapath/slots.rs"]
+mod slots;
 #[path = "datapath/stress.rs"]
 mod stress;
 #[path = "datapath/strict.rs"]
@@ -117,6 +119,7 @@ fn main() -> ExitCode {
         events::tests(),
         table::tests(),
         short::tests(),
+        slots::tests(),
         stress::tests(),
         drift::tests(),
         fuzz::tests(),

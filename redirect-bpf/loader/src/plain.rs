@@ -2,8 +2,8 @@
 
 use aya::Pod;
 use sluice_bpf_abi::{
-    Config, EndpointValue, Event, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Limits, Quota, RowKey,
-    RowValue, ServiceKey,
+    Address, Config, EndpointValue, Event, FlowEntry, FlowKey, FragmentEntry, FragmentKey, Limits, Quota,
+    RowKey, RowValue, ServiceKey,
 };
 
 /// A key or value of a map.

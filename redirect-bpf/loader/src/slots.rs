@@ -168,7 +168,8 @@ impl<M: Inner> Table<M> {
         old: Option<Self>,
         new: HashMap<M::Key, M::Value>,
     ) -> Result<Self, ApplyError> {
-        let Some(old) = old.filter(|old| new.len() <= old.room as usize && old.is_in(maps, slot)) else {
+        // Not full: below Linux 6.13 a trie that is takes no other value of a key either.
+        let Some(old) = old.filter(|old| new.len() < old.room as usize && old.is_in(maps, slot)) else {
             return Self::make(new);
         };
         let gone: Vec<M::Key> = old.holds.keys().filter(|key| !new.contains_key(key)).copied().collect();
