@@ -5,6 +5,7 @@
 use crate::sys;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 
 /// Takes a link off its device, whoever holds it, as an administrator may.
 ///
@@ -12,6 +13,16 @@ use std::os::fd::AsFd;
 /// If there is no link of this number, or with the kernel's reason.
 pub fn link(id: u32) -> io::Result<()> {
     sys::detach(sys::link(id)?.as_fd())
+}
+
+/// Takes what is in a slot out of a map of maps, which is pinned there.
+///
+/// # Errors
+/// If there is no such pin, or with the kernel's reason.
+pub fn inner_map(pin: &Path, slot: u32) -> io::Result<()> {
+    let map = sys::get(pin)?;
+    // SAFETY: the key of a map of maps is a number as long as this.
+    unsafe { sys::delete(map.as_fd(), std::ptr::from_ref(&slot).cast()) }
 }
 
 const LOAD_WORD: u16 = 0x20;

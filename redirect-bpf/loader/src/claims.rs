@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is tried.
 const BETWEEN: Duration = Duration::from_millis(20);
 
-/// That this process is at work on the node, or has it to itself. The kernel takes it back when the process ends,
+/// That this process is at work on the node, has it to itself, or alone writes its rows. The kernel takes it back when the process ends,
 /// however it does.
 #[derive(Debug)]
 pub(crate) struct Claim(#[expect(dead_code, reason = "held until it is dropped")] OwnedFd);
@@ -46,6 +46,16 @@ impl Claim {
             root,
             FlockOperation::NonBlockingLockExclusive,
             "an agent runs on this node, and would put back what is taken away: stop it first",
+        )
+    }
+
+    /// To put a generation in force, which one process does at a time: an agent that hands the node over may just be at
+    /// its last one. Of the directory of the maps.
+    pub(crate) fn alone(maps: &Path) -> Result<Self, SetupError> {
+        Self::take(
+            maps,
+            FlockOperation::NonBlockingLockExclusive,
+            "another agent puts its rows in force on this node without end: stop one of the two",
         )
     }
 

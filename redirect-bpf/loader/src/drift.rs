@@ -116,6 +116,8 @@ impl Node {
         if let Some(epoch) = self.epoch
             && self.maps.epoch.get(&0, 0).ok() != Some(epoch)
         {
+            // Packets were judged by the slot that is to be written next, and some still are.
+            self.slots.disturbed();
             let done = self.maps.epoch.set(0, epoch, 0);
             told(found, format!("somebody wrote to map {}", map::EPOCH), done);
         }

@@ -102,7 +102,7 @@ impl SetupError {
     }
 }
 
-/// A snapshot cannot be put in force. The one before stays.
+/// A snapshot cannot be put in force. The one before stays, but for [`ApplyError::Unsettled`].
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// It does not fit.
@@ -141,6 +141,11 @@ pub enum ApplyError {
         /// What should be.
         written: u64,
     },
+    /// It is in force, but not yet acknowledged.
+    #[error(
+        "the rows are in force, but a packet may still be judged by those before: the kernel cannot be waited for: {0}; apply them again"
+    )]
+    Unsettled(String),
     /// The pins.
     #[error(transparent)]
     Setup(#[from] SetupError),

@@ -40,7 +40,7 @@ pub(crate) fn sweep(maps: &mut Maps, lives: &HashSet<u32>) -> Result<Swept, Setu
             if lives.contains(&key.ifindex) && !entry.is_over(key.protocol, now) {
                 swept.flows += 1;
                 account(&mut counts, key, entry);
-            } else if elements.remove_one(Plain(*key)).is_ok() {
+            } else if elements.remove_one(&Plain(*key)).is_ok() {
                 swept.removed += 1;
             }
         }

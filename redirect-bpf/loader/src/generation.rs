@@ -303,14 +303,15 @@ mod tests {
         let puts: [(&str, u32, Put); 6] = [
             (map::ROWS, MAX_ROWS, |plan, n| {
                 let key = RowKey { class: n, ..RowKey::default() };
-                plan.rows.insert((RowKey::BITS, key), RowValue::default());
+                plan.rows.insert(Plain(Leading { bits: RowKey::BITS, key }), Plain(RowValue::default()));
             }),
             (map::CLASSES, MAX_CLASSES, |plan, n| {
-                plan.classes.insert((128, Ipv6Addr::from(u128::from(n)).octets()), n);
+                let key = Ipv6Addr::from(u128::from(n)).octets();
+                plan.classes.insert(Plain(Leading { bits: 128, key }), n);
             }),
             (map::SERVICES, MAX_SERVICES, |plan, n| {
                 let address = Ipv6Addr::from(u128::from(n)).octets();
-                plan.services.insert(ServiceKey { address, ..ServiceKey::default() }, n);
+                plan.services.insert(Plain(ServiceKey { address, ..ServiceKey::default() }), n);
             }),
             (map::ENDPOINTS, MAX_ENDPOINTS, |plan, n| {
                 plan.endpoints.insert(n, EndpointValue::default());

@@ -143,7 +143,7 @@ pub struct Node {
     /// The devices that have hooks by that.
     pub(crate) hooked: Vec<u32>,
     /// What it wrote for that, and for the one before.
-    slots: Slots,
+    pub(crate) slots: Slots,
     /// Who has taken whose address, as far as it has been told: an endpoint, and the other's device.
     claims: HashSet<(String, u32)>,
     /// How full the maps of that are.
@@ -267,9 +267,11 @@ impl Node {
     /// An endpoint that cannot be found or attached does not hold up the others.
     ///
     /// # Errors
-    /// The snapshot before stays in force. After the rows' one write nothing fails as a whole: what could not be
-    /// attached is missing, what could not be taken away is a problem.
+    /// The snapshot before stays in force, but for [`ApplyError::Unsettled`], where this one is and is to be applied
+    /// again. After the rows' one write nothing else fails as a whole: what could not be attached is missing, what
+    /// could not be taken away is a problem.
     pub fn apply(&mut self, snapshot: &Snapshot) -> Result<Applied, ApplyError> {
+        let _alone = Claim::alone(&self.pins.maps())?;
         self.before.is_ours(&self.pins)?;
         self.before.look_again(&self.pins)?;
         let wanted: HashSet<IpAddr> =
@@ -300,6 +302,7 @@ impl Node {
         });
         self.epoch = Some(self.slots.commit(&mut self.maps, contents)?);
         self.fill = fill;
+        self.slots.settle(&mut self.maps)?;
         // Before our hooks need them, and once more for what the others' hooks let in meanwhile.
         let mut imported = self.before.import(&mut self.maps);
         let mut judged = HashSet::new();

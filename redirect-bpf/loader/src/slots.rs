@@ -5,20 +5,36 @@
 //! period). What is acknowledged is therefore all that any packet is judged by; and nobody reads the other slot.
 //!
 //! So that slot's maps are written where they are: the difference alone, as this process remembers what it wrote there
-//! two generations ago. A process that dies meanwhile leaves a slot that is half written and not in force. The next one
-//! remembers nothing, believes nothing that it finds there, and makes new maps; so does this one after a failure, and
-//! where somebody else has written since. New maps are made as well where there is no room, or where so much differs
-//! that it takes less time.
+//! two generations ago. Why that is right:
+//!
+//! - **Who read the epoch just before the write** runs on, by the slot of then, which is whole and stays as it is until
+//!   he is done: the wait is after the write, before the acknowledgement, and before that slot is next written. A
+//!   process that dies between the write and the wait has acknowledged nothing, and the next one waits before it
+//!   writes, as does this one where the wait failed or somebody else has written the epoch meanwhile.
+//! - **In what order** keys are removed and written, that a trie is rebuilt on the way, and that the kernel gives the
+//!   place of a removed element to another at once: nobody looks at that slot meanwhile. Whoever reads the new epoch
+//!   sees all that was written before it: there is a barrier before, and he comes to the maps by way of the epoch.
+//! - **A call for many that fails half way**, or one of us that dies: the slot is half written and not in force. This
+//!   process then remembers nothing of it and makes new maps; so does the next process, which believes nothing that it
+//!   finds in a slot. New maps are made as well where there is no room, where so much differs that it takes less time,
+//!   and where what is in the slot is not the map that was put there.
+//! - **What is in a map** is read back whole each time, keys and values, before it is put in force: what somebody else
+//!   wrote or removed since makes it a new map as well.
+//! - **Two processes at once** would each write what the other may put in force: one holds [`Claim::alone`] meanwhile.
 //!
 //! Knows nothing of what the maps say. Called by the node.
+//!
+//! [`Claim::alone`]: crate::claims::Claim::alone
 
 use crate::crash;
 use crate::elements::Elements;
 use crate::error::ApplyError;
 use crate::generation::{Contents, epoch, failed};
 use crate::maps::{Classes, Endpoints, Inner, Locals, Maps, Rows, Services};
+use aya::maps::MapError;
 use sluice_bpf_abi::{SLOTS, map};
 use std::collections::HashMap;
+use std::sync::atomic::{Ordering, fence};
 
 /// As many elements as the kernel writes in the time for which it must be waited for where new maps take the place of
 /// old ones: some ten milliseconds.
@@ -56,7 +72,7 @@ struct Table<M: Inner> {
 }
 
 impl Slots {
-    /// Writes a generation and puts it in force; the epoch that stands for it.
+    /// Writes a generation and puts it in force; the epoch that stands for it. To be followed by [`Slots::settle`].
     pub(crate) fn commit(&mut self, maps: &mut Maps, contents: Contents) -> Result<u64, ApplyError> {
         let before = epoch(maps)?;
         let epoch = before + 1;
@@ -66,8 +82,7 @@ impl Slots {
             *self = Self::default();
         }
         if !self.quiet {
-            settle(maps, before)?;
-            self.quiet = true;
+            self.wait(maps, before).map_err(failed("wait for", map::SERVICES))?;
             crash::point("wait for the slot");
         }
         // From here on nobody knows what is in it, until it is whole.
@@ -76,6 +91,8 @@ impl Slots {
         crash::point("write the generation");
         written.swap(maps, slot)?;
         self.quiet = false;
+        // A CPU that orders its writes as it likes does not show the epoch before what it stands for.
+        fence(Ordering::SeqCst);
         // The one write. A program reads it once per packet and takes the slot from its lowest bit.
         maps.epoch.set(0, epoch, 0).map_err(failed("write", map::EPOCH))?;
         let found = self::epoch(maps)?;
@@ -85,22 +102,40 @@ impl Slots {
         crash::point("swap the generation");
         self.last = Some(epoch);
         self.written[slot as usize] = Some(written);
-        // It is in force. Where the kernel cannot be waited for now it is before the next is written.
-        self.quiet = settle(maps, epoch).is_ok();
         Ok(epoch)
     }
-}
 
-/// Waits until every program that may still read the slot before this generation has ended. There is no call for that
-/// alone; but the kernel does so at every write to a map of maps (Linux 4.19), and to write what is there changes
-/// nothing. (`membarrier` does as well, but not on a machine with one CPU.)
-fn settle(maps: &mut Maps, epoch: u64) -> Result<(), ApplyError> {
-    let slot = (epoch % u64::from(SLOTS)) as u32;
-    match maps.services.get(&slot, 0) {
-        Ok(services) => maps.services.set(slot, &services, 0).map_err(failed("wait for", map::SERVICES)),
-        // Nothing has ever been in force.
-        Err(_) if epoch == 0 => Ok(()),
-        Err(error) => Err(failed("read", map::SERVICES)(error)),
+    /// Waits until the generation that was put in force is all that any packet is judged by.
+    pub(crate) fn settle(&mut self, maps: &mut Maps) -> Result<(), ApplyError> {
+        let Some(epoch) = self.last.filter(|_| !self.quiet) else { return Ok(()) };
+        self.wait(maps, epoch).map_err(|error| ApplyError::Unsettled(error.to_string()))?;
+        crash::point("wait for the programs");
+        Ok(())
+    }
+
+    /// Somebody has put the other slot in force for a while.
+    pub(crate) const fn disturbed(&mut self) {
+        self.quiet = false;
+    }
+
+    /// Waits until every program that may still read the slot before this generation's has ended. There is no call for
+    /// that alone; but the kernel does so at every write to a map of maps (Linux 4.19), and to write what is there
+    /// changes nothing. (`membarrier` does as well, but not on a machine with one CPU.)
+    fn wait(&mut self, maps: &mut Maps, epoch: u64) -> Result<(), MapError> {
+        let slot = (epoch % u64::from(SLOTS)) as u32;
+        match &self.written[slot as usize] {
+            Some(written) => maps.services.set(slot, &written.services.map, 0)?,
+            None => {
+                let services = match maps.services.get(&slot, 0) {
+                    // Nothing has ever been in force, or somebody took it away. One without Services says as much.
+                    Err(MapError::KeyNotFound) => Services::make(1)?,
+                    there => there?,
+                };
+                maps.services.set(slot, &services, 0)?;
+            }
+        }
+        self.quiet = true;
+        Ok(())
     }
 }
 
@@ -178,9 +213,8 @@ impl<M: Inner> Table<M> {
         if gone.len() + other.len() > new.len() + GRACE {
             return Self::make(new);
         }
-        let changed = !gone.is_empty() || !other.is_empty();
         let mut table = Self { holds: new, ..old };
-        match table.change(gone, other).and_then(|()| if changed { table.read_back() } else { Ok(()) }) {
+        match table.change(gone, other).and_then(|()| table.read_back()) {
             Ok(()) => Ok(table),
             Err(error) => {
                 tracing::warn!(%error, "a map is made anew");

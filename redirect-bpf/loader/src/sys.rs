@@ -1,6 +1,6 @@
 //! The bpf(2) calls that aya does not make.
 //!
-//! Knows nothing of what the links are for. Called by `bpffs`, and by `batch`, which knows what is in a map.
+//! Knows nothing of what the links are for. Called by `bpffs`, and by `elements`, which knows what is in a map.
 
 use std::ffi::CString;
 use std::io;
@@ -8,21 +8,9 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_LINK_DETACH: libc::c_long = 34;
-
-/// What is done to one element of a map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum One {
-    /// Reads its value.
-    Lookup = 1,
-    /// Writes it, whether it is there or not.
-    Update = 2,
-    /// Removes it.
-    Delete = 3,
-    /// Reads, as the value, the key that comes after this one.
-    NextKey = 4,
-}
 
 /// What is done to many (Linux 5.6; of tries 5.13).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,14 +23,12 @@ pub(crate) enum Batch {
     Delete = 27,
 }
 
-/// `union bpf_attr` of [`One`].
+/// `union bpf_attr` of `BPF_MAP_DELETE_ELEM`, which takes nothing behind the key.
 #[repr(C)]
 struct Element {
     map: u32,
     pad: u32,
     key: u64,
-    value: u64,
-    flags: u64,
 }
 
 /// `union bpf_attr` of `BPF_OBJ_GET`.
@@ -72,20 +58,13 @@ struct MapBatch {
     flags: u64,
 }
 
-/// One element.
+/// Removes one element.
 ///
 /// # Safety
-/// `key` points at a key of the map; `value` at as much as the command reads or writes, or is null where it does
-/// neither.
-pub(crate) unsafe fn one(
-    command: One,
-    map: BorrowedFd<'_>,
-    key: *const u8,
-    value: *mut u8,
-) -> io::Result<()> {
-    let map = map.as_raw_fd() as u32;
-    let mut attributes = Element { map, pad: 0, key: key as u64, value: value as u64, flags: 0 };
-    call(command as libc::c_long, &mut attributes).map(|_| ())
+/// `key` points at a key of the map.
+pub(crate) unsafe fn delete(map: BorrowedFd<'_>, key: *const u8) -> io::Result<()> {
+    let mut attributes = Element { map: map.as_raw_fd() as u32, pad: 0, key: key as u64 };
+    call(BPF_MAP_DELETE_ELEM, &mut attributes).map(|_| ())
 }
 
 /// What the kernel reads and writes where many elements are asked for.
