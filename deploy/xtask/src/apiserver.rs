@@ -47,8 +47,8 @@ pub(crate) fn ready(place: &Place) -> anyhow::Result<Option<String>> {
     Ok(None)
 }
 
-/// Where envtest would find it.
-fn elsewhere(name: &str) -> Option<PathBuf> {
+/// Where envtest would find it, or on PATH.
+pub(crate) fn elsewhere(name: &str) -> Option<PathBuf> {
     let asset = format!("TEST_ASSET_{}", name.to_uppercase().replace('-', "_"));
     let named = std::env::var_os(asset).map(PathBuf::from);
     let assets = std::env::var_os(ASSETS).map(|folder| Path::new(&folder).join(name));
@@ -145,7 +145,7 @@ fn numbers(version: &str) -> Option<(u32, u32)> {
 }
 
 /// A package of PyPI in an environment of its own.
-fn python(place: &Place, package: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn python(place: &Place, package: &str) -> anyhow::Result<PathBuf> {
     let venv = place.cache.join("tools").join(package.replace("==", "-"));
     let done = venv.join(".done");
     if done.exists() {

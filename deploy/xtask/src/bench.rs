@@ -3,11 +3,13 @@
 //! Builds them with optimisations, in cargo's own profile for that. Knows nothing of what is measured.
 
 use crate::bpf;
+use crate::peers;
 use crate::place::Place;
 use crate::setup::{self, Machine};
 use crate::step;
 use anyhow::{Context as _, bail};
 use clap::ValueEnum;
+use std::process::Command;
 
 /// The document that has the tables.
 const DOCUMENT: &str = "docs/performance.md";
@@ -19,6 +21,8 @@ pub(crate) enum What {
     Datapath,
     /// The two places for the proxy's sockets: a network namespace of its own, and the node's
     Arrangements,
+    /// The proxy, beside others and beside none
+    Proxy,
     /// The proxy's two legs joined in the kernel, beside ways of copying
     Sockmap,
     /// How long it takes to put rows in force: the last table of the datapath's alone
@@ -32,8 +36,45 @@ impl What {
     }
 }
 
+/// What of it is measured, and how it is told.
+#[derive(Clone, Debug)]
+pub(crate) struct Form {
+    /// For programs as well.
+    pub(crate) json: bool,
+    /// The benchmark's own words.
+    pub(crate) only: Vec<String>,
+}
+
+/// The command of a benchmark, built with optimisations.
+fn built(place: &Place, what: What, form: &Form) -> anyhow::Result<Command> {
+    let (package, name) = if what == What::Proxy {
+        ("sluice-proxy", "peers")
+    } else {
+        if form.json || !form.only.is_empty() {
+            bail!("only `bench proxy` takes more than --write");
+        }
+        ("sluice-redirect", "datapath")
+    };
+    let bench = ["bench", "--locked", "--package", package, "--bench", name];
+    step::command("building with optimisations", place.cargo(&bench).arg("--no-run"))?;
+    let mut run = place.cargo(&bench);
+    match what {
+        What::Proxy => {
+            run.envs(peers::ready(place)).arg("--").args(form.json.then_some("--json")).args(&form.only);
+        }
+        What::Datapath => {}
+        What::Sync => {
+            run.args(["--", "sync"]);
+        }
+        What::Arrangements | What::Sockmap => {
+            run.env("SLUICE_TRIALS", bpf::trials(place)?).args(["--", &what.name()]);
+        }
+    }
+    Ok(run)
+}
+
 /// Measures, prints, and writes where it is asked to.
-pub(crate) fn run(place: &Place, what: What, write: bool) -> anyhow::Result<()> {
+pub(crate) fn run(place: &Place, what: What, write: bool, form: &Form) -> anyhow::Result<()> {
     if write && what == What::Sync {
         bail!("{DOCUMENT} has the tables of one run: leave --write out, or measure the datapath");
     }
@@ -43,14 +84,7 @@ pub(crate) fn run(place: &Place, what: What, write: bool) -> anyhow::Result<()> 
     if let Machine::Lacking(what) = setup::machine(place)? {
         bail!("the benchmark needs tools that are missing: {what}");
     }
-    let bench = ["bench", "--locked", "--package", "sluice-redirect", "--bench", "datapath"];
-    step::command("building with optimisations", place.cargo(&bench).arg("--no-run"))?;
-    let mut run = place.cargo(&bench);
-    if what == What::Sync {
-        run.args(["--", "sync"]);
-    } else if what != What::Datapath {
-        run.env("SLUICE_TRIALS", bpf::trials(place)?).args(["--", &what.name()]);
-    }
+    let mut run = built(place, what, form)?;
     let output = run.stderr(std::process::Stdio::inherit()).output()?;
     let tables = String::from_utf8(output.stdout).context("the tables are text")?;
     print!("{tables}");
@@ -60,6 +94,8 @@ pub(crate) fn run(place: &Place, what: What, write: bool) -> anyhow::Result<()> 
     if write {
         let path = place.root.join(DOCUMENT);
         let text = std::fs::read_to_string(&path).with_context(|| format!("read {DOCUMENT}"))?;
+        let tables: String =
+            tables.lines().filter(|line| !line.starts_with('{')).map(|line| format!("{line}\n")).collect();
         std::fs::write(&path, replaced(&text, tables.trim(), &what.name())?)
             .with_context(|| format!("write {DOCUMENT}"))?;
     }

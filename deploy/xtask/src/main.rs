@@ -12,6 +12,7 @@ mod crds;
 mod kernel;
 mod lint;
 mod parts;
+mod peers;
 mod place;
 mod setup;
 mod step;
@@ -54,6 +55,11 @@ enum Verb {
         /// Put the tables into docs/performance.md
         #[arg(long)]
         write: bool,
+        /// Print what was measured for programs as well, on one line, the last (proxy)
+        #[arg(long)]
+        json: bool,
+        /// For the benchmark: `rounds=3`, `millis=500`, `peers=floor,ours`, `scenarios=h1,churn` (proxy)
+        only: Vec<String>,
     },
     /// Boot an older kernel under qemu and run some of the datapath's tests there (takes minutes; not part of the tests)
     Kernel {
@@ -98,7 +104,9 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
     match verb {
         Verb::Demo { arguments } => demo(&place, &arguments),
         Verb::Test { part, long } => suite::test(&place, part, long),
-        Verb::Bench { what, write } => bench::run(&place, what, write).map(|()| true),
+        Verb::Bench { what, write, json, only } => {
+            bench::run(&place, what, write, &bench::Form { json, only }).map(|()| true)
+        }
         Verb::Kernel { tests, package } => kernel::run(&place, &package, &tests),
         Verb::BuildBpf { check } => {
             if let Some(reason) = bpf::run(&place, check)? {
