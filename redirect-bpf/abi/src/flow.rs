@@ -212,7 +212,8 @@ mod tests {
 
     #[test]
     fn a_syn_to_the_proxy_is_soon_forgotten() {
-        let asked = FlowEntry { state: FlowState::Proxied as u8, life: life::ANSWERED, ..FlowEntry::default() };
+        let asked =
+            FlowEntry { state: FlowState::Proxied as u8, life: life::ANSWERED, ..FlowEntry::default() };
         assert_eq!(asked.idle(TCP), idle::TCP_PROXIED_OPENING);
         assert!(asked.is_over(TCP, idle::TCP_PROXIED_OPENING + 1));
         let direct = FlowEntry { state: FlowState::Direct as u8, ..asked };

@@ -2,7 +2,7 @@
 //!
 //! The ring outlives the loader: what was told while nobody read is read by whoever comes next, as far as there was
 //! room; what did not fit the kernel counts (`event_lost`). Knows nothing of records or of who wants them. Opened by
-//! `node.rs`, read by the agent.
+//! `node`, read by the agent.
 
 use crate::error::SetupError;
 use crate::origins::{Book, Origin};

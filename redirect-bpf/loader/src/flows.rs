@@ -1,7 +1,7 @@
 //! The walk over the flow table: counts each endpoint's flows, and removes what has been silent for too long.
 //!
 //! The programs count as well, but they do not see what times out or is evicted. Knows nothing of rows. Called by
-//! `node.rs`, every few seconds.
+//! `node`, every few seconds.
 
 use crate::elements::{BATCH, Elements};
 use crate::error::SetupError;

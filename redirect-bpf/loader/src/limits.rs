@@ -1,6 +1,6 @@
 //! What each endpoint may take of the node's flow table, and of the kernel's answers and events.
 //!
-//! Knows nothing of how the kernel counts. Written by `node.rs`, read by the programs.
+//! Knows nothing of how the kernel counts. Written by `node`, read by the programs.
 
 use sluice_bpf_abi::Limits;
 

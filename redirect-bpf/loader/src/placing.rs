@@ -3,7 +3,7 @@
 //! A pod's address is found inside its network namespace, where a pod that may change it (`CAP_NET_ADMIN`) says what it
 //! likes. What it cannot change are the node's routes and the generation in force, so those are believed first. Then
 //! a device that is somebody's is nobody else's. Where nothing decides, every device in question is closed, and none is
-//! left without hooks. Knows nothing of maps or netlink. Called by `node.rs` for each snapshot.
+//! left without hooks. Knows nothing of maps or netlink. Called by `node` for each snapshot.
 
 use crate::discover::Found;
 use std::collections::{BTreeSet, HashSet};
