@@ -47,14 +47,20 @@ mod l7;
 mod legs;
 #[path = "datapath/life.rs"]
 mod life;
+#[path = "datapath/links.rs"]
+mod links;
 #[path = "datapath/node.rs"]
 mod node;
+#[path = "datapath/passing.rs"]
+mod passing;
 #[path = "datapath/peers.rs"]
 mod peers;
 #[path = "datapath/pinned.rs"]
 mod pinned;
 #[path = "datapath/quotas.rs"]
 mod quotas;
+#[path = "datapath/reuse.rs"]
+mod reuse;
 #[path = "datapath/rig.rs"]
 mod rig;
 #[path = "datapath/rules.rs"]
@@ -109,6 +115,9 @@ fn main() -> ExitCode {
         across::tests(),
         handover::tests(),
         host::tests(),
+        passing::tests(),
+        reuse::tests(),
+        links::tests(),
         node::tests(),
         claims::tests(),
         crash::tests(),

@@ -119,6 +119,8 @@ pub(crate) fn icmp_types(v4: &[u8], v6: &[u8]) -> PortSet {
 
 /// The peer that is the endpoints' own node.
 pub(crate) const NODE: &str = "the node";
+/// The peers that are the other nodes.
+pub(crate) const FAR_NODE: &str = "the other nodes";
 
 /// The snapshot of a node: each pod and host outside is a class of its own, named as in the world; `world` is
 /// everybody else. Every pod of the node is an endpoint with a profile of its own.
@@ -145,6 +147,16 @@ pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line
             snapshot.addresses.insert(Prefix::host(address), own);
         }
     }
+    let far = ClassId(u32::try_from(snapshot.classes.len()).expect("few"));
+    if lines.iter().any(|line| line.peer.as_deref() == Some(FAR_NODE)) {
+        // None of the snapshot's endpoints runs there: no name.
+        snapshot.classes.push(Class { identity: Identity::Node("".into()), cidrs: Vec::new() });
+        for other in world.nodes.iter().filter(|other| other.name != node) {
+            for address in [IpAddr::from(other.v4), other.v6.into()] {
+                snapshot.addresses.insert(Prefix::host(address), far);
+            }
+        }
+    }
     let (mut endpoints, mut profiles) = (Vec::new(), Vec::new());
     for (pod, id) in world.pods.iter().filter(|pod| pod.node == node).zip(0..) {
         endpoints.push(Arc::new(Endpoint {
@@ -152,7 +164,7 @@ pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line
             addresses: addresses(pod).to_vec(),
             profile: ProfileId(id),
         }));
-        profiles.push(profile(&pod.name, (&peers, own), lines, &mut snapshot.policies));
+        profiles.push(profile(&pod.name, (&peers, own, far), lines, &mut snapshot.policies));
     }
     snapshot.profiles = profiles.into();
     snapshot.endpoints = endpoints.into();
@@ -162,7 +174,7 @@ pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line
 /// `policies` has every line's, as a snapshot that goes over the wire must.
 fn profile(
     pod: &str,
-    (peers, node): (&[&Pod], ClassId),
+    (peers, node, far): (&[&Pod], ClassId, ClassId),
     lines: &[Line],
     policies: &mut Vec<Arc<Policy>>,
 ) -> Profile {
@@ -187,6 +199,7 @@ fn profile(
         let class = match peer.as_str() {
             "world" => ClassId(1),
             NODE => node,
+            FAR_NODE => far,
             name => ClassId(peers.iter().zip(2..).find(|(pod, _)| pod.name == name).expect("a known peer").1),
         };
         let conditions = Conditions { http: vec![HttpMatch::default()], ..Conditions::default() };
