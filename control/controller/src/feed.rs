@@ -3,13 +3,14 @@
 //! A node that reads slowly holds up nobody: its task waits, and sends whatever is newest when it reads again.
 //! Knows nothing of objects or compiling. Called by tonic.
 
+use crate::heard;
 use sluice_wire::pb::from_node::Message;
-use sluice_wire::{Feed, WIRE_VERSION, limits, pb};
+use sluice_wire::{Feed, WIRE_VERSION, pb};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -50,17 +51,29 @@ pub enum Event {
         stream: u64,
         /// The node's word.
         ack: pb::Ack,
+        /// See [`Turn`].
+        turn: Turn,
     },
     /// What happened on the node.
     Reported {
         /// The node's name.
         node: String,
+        /// The stream.
+        stream: u64,
         /// Flow records received.
         records: u64,
         /// Flow records the node dropped.
         dropped: u64,
+        /// What the node knows of its kernel, if it says so this time.
+        kernel: Option<heard::Kernel>,
+        /// See [`Turn`].
+        turn: Turn,
     },
 }
+
+/// Held until an event is taken: of each stream one message waits for the loop, and the next is not read before. Else
+/// a node that floods would fill the memory of all while the loop compiles.
+pub type Turn = OwnedSemaphorePermit;
 
 /// The service.
 pub struct FeedService {
@@ -105,6 +118,7 @@ impl Feed for FeedService {
             out,
             events: self.events.clone(),
             shutdown: self.shutdown.clone(),
+            turn: Arc::new(Semaphore::new(1)),
         };
         tokio::spawn(session.run());
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
@@ -127,7 +141,7 @@ async fn hello(incoming: &mut Streaming<pb::FromNode>) -> Result<pb::Hello, Stat
         );
         return Err(Status::failed_precondition(text));
     }
-    if hello.node.is_empty() || hello.node.len() > limits::NAME_BYTES {
+    if !heard::is_node_name(&hello.node) {
         return Err(Status::invalid_argument("Hello.node is the node's name, as in the pods' spec.nodeName"));
     }
     Ok(hello)
@@ -142,6 +156,7 @@ struct Session {
     out: mpsc::Sender<Result<pb::ToNode, Status>>,
     events: mpsc::Sender<Event>,
     shutdown: CancellationToken,
+    turn: Arc<Semaphore>,
 }
 
 impl Session {
@@ -192,13 +207,20 @@ impl Session {
         let _ = self.out.try_send(Err(stopping()));
     }
 
+    /// Waits until the loop has taken what this stream said before.
     async fn tell(&self, message: pb::FromNode) -> Result<(), ()> {
-        let node = self.node.clone();
+        let (node, stream) = (self.node.clone(), self.stream);
+        let turn = Arc::clone(&self.turn).acquire_owned().await.map_err(|_| ())?;
         let event = match message.message {
-            Some(Message::Ack(ack)) => Event::Acked { node, stream: self.stream, ack },
-            Some(Message::Report(report)) => {
-                Event::Reported { node, records: report.records.len() as u64, dropped: report.dropped }
-            }
+            Some(Message::Ack(ack)) => Event::Acked { node, stream, ack: heard::ack(ack), turn },
+            Some(Message::Report(report)) => Event::Reported {
+                node,
+                stream,
+                records: report.records.len() as u64,
+                dropped: report.dropped,
+                kernel: report.kernel.map(heard::kernel),
+                turn,
+            },
             Some(Message::Hello(_)) | None => {
                 tracing::warn!(node, "sent a message that has no place here: ignored");
                 return Ok(());

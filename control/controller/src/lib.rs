@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod config;
 pub mod feed;
 pub mod follow;
+pub mod heard;
 pub mod nodes;
 pub mod plan;
 pub mod run;

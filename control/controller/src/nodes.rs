@@ -3,7 +3,8 @@
 //! A value without I/O: time comes in as an argument, snapshots come compiled. Called by the controller's loop.
 
 use crate::feed::Newest;
-use sluice_wire::{limits, pb};
+use crate::heard::Kernel;
+use sluice_wire::{STALE_AFTER, pb};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +30,12 @@ pub struct Node {
     took: Duration,
     /// Why its newest snapshot is not sent; what it was sent last is older than the manifests then.
     withheld: Option<String>,
+    /// When its newest stream opened.
+    joined: Instant,
+    /// What it said last of its kernel, and when.
+    kernel: Option<(Instant, Kernel)>,
+    /// Whether it was said to be stale.
+    said_stale: bool,
     /// Flow records received from it.
     pub records: u64,
     /// Flow records that it had to drop.
@@ -60,18 +67,35 @@ impl Node {
         self.ack.as_ref()
     }
 
+    /// What it said last of its kernel, and how long ago. Of a stream before its newest, it may be; the age tells.
+    #[must_use]
+    pub fn kernel(&self, now: Instant) -> Option<(Duration, &Kernel)> {
+        let (at, kernel) = self.kernel.as_ref()?;
+        Some((now.saturating_duration_since(*at), kernel))
+    }
+
+    /// Whether it is connected and says nothing of its kernel any more, or never did: what is in force there is not
+    /// known, whatever it acknowledged.
+    #[must_use]
+    pub fn is_stale(&self, now: Instant) -> bool {
+        let last = self.kernel.as_ref().map_or(self.joined, |(at, _)| self.joined.max(*at));
+        self.is_connected() && now.saturating_duration_since(last) > STALE_AFTER
+    }
+
     /// Whether everything that it was sent is enforced on every endpoint.
     #[must_use]
-    pub fn is_in_force(&self) -> bool {
+    pub fn is_in_force(&self, now: Instant) -> bool {
         let published = self.published();
         published > 0
             && self.is_connected()
+            && !self.is_stale(now)
             && self.withheld.is_none()
             && self.ack.as_ref().is_some_and(|ack| {
                 ack.generation == published
                     && ack.applied
                     && ack.rejected.is_empty()
                     && ack.missing.is_empty()
+                    && ack.drift.is_empty()
             })
     }
 }
@@ -124,12 +148,15 @@ impl Nodes {
             ack: None,
             took: Duration::ZERO,
             withheld: None,
+            joined: now,
+            kernel: None,
+            said_stale: false,
             records: 0,
             dropped: 0,
         });
         node.streams.push(stream);
         node.ack = None;
-        node.offered = now;
+        (node.offered, node.joined) = (now, now);
         // An absurd number (a broken node) must not use up the generations of all.
         if last_generation >= self.generation && last_generation < u64::MAX / 2 {
             self.generation = last_generation + 1;
@@ -147,16 +174,29 @@ impl Nodes {
         }
     }
 
-    /// Keeps a node's word, if it comes from its newest stream. Bounded, whatever the node sends.
-    pub fn acked(&mut self, name: &str, stream: u64, mut ack: pb::Ack, now: Instant) {
-        let Some(node) = self.nodes.get_mut(name) else { return };
-        if node.streams.last() != Some(&stream) {
+    /// Keeps a node's word, which was made safe before, if it comes from its newest stream.
+    pub fn acked(&mut self, name: &str, stream: u64, ack: pb::Ack, now: Instant) {
+        let Some(node) = self.nodes.get_mut(name).filter(|node| node.streams.last() == Some(&stream)) else {
             return;
-        }
-        ack.attached.truncate(limits::ENDPOINTS);
-        ack.missing.truncate(limits::ENDPOINTS);
+        };
         node.took = now.saturating_duration_since(node.offered);
         node.ack = Some(ack);
+    }
+
+    /// Keeps what a node said of its kernel, likewise.
+    pub fn reported(&mut self, name: &str, stream: u64, kernel: Kernel, now: Instant) {
+        if let Some(node) = self.nodes.get_mut(name).filter(|node| node.streams.last() == Some(&stream)) {
+            node.kernel = Some((now, kernel));
+        }
+    }
+
+    /// The nodes that have become stale since this was asked last, and those that are not any more.
+    pub fn turned_stale(&mut self, now: Instant) -> Vec<(&str, bool)> {
+        let turned = self.nodes.iter_mut().filter_map(|(name, node)| {
+            let stale = node.is_stale(now);
+            (std::mem::replace(&mut node.said_stale, stale) != stale).then_some((name.as_str(), stale))
+        });
+        turned.collect()
     }
 
     /// Offers compiled snapshots to their nodes, where they differ from what the node was offered last. One
@@ -210,15 +250,15 @@ impl Nodes {
 
     /// Whether everything published is enforced on every connected node, of which there is one.
     #[must_use]
-    pub fn is_in_force(&self) -> bool {
+    pub fn is_in_force(&self, now: Instant) -> bool {
         let mut connected = self.nodes.values().filter(|node| node.is_connected()).peekable();
-        connected.peek().is_some() && connected.all(Node::is_in_force)
+        connected.peek().is_some() && connected.all(|node| node.is_in_force(now))
     }
 
     /// Says, once per generation and number of nodes, that it is in force and how long that took.
-    pub fn announcement(&mut self) -> Option<String> {
+    pub fn announcement(&mut self, now: Instant) -> Option<String> {
         let count = self.nodes.values().filter(|node| node.is_connected()).count();
-        if !self.is_in_force() || self.announced == Some((self.generation, count)) {
+        if !self.is_in_force(now) || self.announced == Some((self.generation, count)) {
             return None;
         }
         self.announced = Some((self.generation, count));
@@ -273,23 +313,26 @@ mod tests {
         let (mut nodes, _a, _b, now) = two();
         nodes.publish(vec![("a".to_owned(), snapshot(1)), ("b".to_owned(), snapshot(1))], now);
         nodes.acked("a", 1, applied(7), now);
-        assert!(!nodes.is_in_force());
+        assert!(!nodes.is_in_force(now));
         let missing = pb::MissingEndpoint { endpoint: "shop/cart".into(), reason: "no interface".into() };
         nodes.acked("b", 2, pb::Ack { missing: vec![missing], ..applied(7) }, now);
-        assert!(!nodes.is_in_force(), "an endpoint is missing");
+        assert!(!nodes.is_in_force(now), "an endpoint is missing");
+        let drift = pb::Drift { what: "a hook was gone".into(), ..pb::Drift::default() };
+        nodes.acked("b", 2, pb::Ack { drift: vec![drift], ..applied(7) }, now);
+        assert!(!nodes.is_in_force(now), "something of the node is not as it must be");
         nodes.acked("b", 2, applied(6), now);
-        assert!(!nodes.is_in_force(), "an older generation");
+        assert!(!nodes.is_in_force(now), "an older generation");
         nodes.acked("b", 9, applied(7), now);
-        assert!(!nodes.is_in_force(), "not the node's newest stream");
+        assert!(!nodes.is_in_force(now), "not the node's newest stream");
         nodes.acked("b", 2, pb::Ack { rejected: "bits".into(), ..applied(7) }, now);
-        assert!(!nodes.is_in_force(), "refused");
+        assert!(!nodes.is_in_force(now), "refused");
         nodes.acked("b", 2, applied(7), now + Duration::from_millis(38));
-        assert!(nodes.is_in_force());
-        let said = nodes.announcement();
+        assert!(nodes.is_in_force(now));
+        let said = nodes.announcement(now);
         assert_eq!(said.as_deref(), Some("generation 7 in force on 2/2 nodes after 38 ms"));
-        assert_eq!(nodes.announcement(), None, "said once");
+        assert_eq!(nodes.announcement(now), None, "said once");
         nodes.leave("b", 2);
-        assert!(nodes.is_in_force(), "a node that is gone holds nobody up");
+        assert!(nodes.is_in_force(now), "a node that is gone holds nobody up");
     }
 
     #[test]
@@ -298,17 +341,17 @@ mod tests {
         nodes.leave("b", 2);
         nodes.publish(vec![("a".to_owned(), snapshot(1))], now);
         nodes.acked("a", 1, applied(7), now);
-        assert!(nodes.is_in_force());
+        assert!(nodes.is_in_force(now));
         let name = "n".repeat(sluice_wire::limits::MESSAGE_BYTES);
         let policy = pb::Policy { name, ..pb::Policy::default() };
         let large = pb::Snapshot { policies: vec![policy], ..pb::Snapshot::default() };
         assert_eq!(nodes.publish(vec![("a".to_owned(), large)], now), 0);
         assert_eq!(a.borrow().as_ref().map(|s| s.generation), Some(7));
-        assert!(!nodes.is_in_force(), "what is in force is older than the manifests");
+        assert!(!nodes.is_in_force(now), "what is in force is older than the manifests");
         let said = nodes.get_mut("a").and_then(|node| node.withheld().map(str::to_owned));
         assert!(said.is_some_and(|said| said.contains("bytes")));
         nodes.publish(vec![("a".to_owned(), snapshot(1))], now);
-        assert!(nodes.is_in_force(), "back to what the node has");
+        assert!(nodes.is_in_force(now), "back to what the node has");
     }
 
     #[test]
@@ -323,5 +366,40 @@ mod tests {
         assert_eq!(again.borrow().as_ref().map(|s| s.generation), Some(201));
         nodes.join("d", 5, u64::MAX, now).expect("room");
         assert_eq!(nodes.generation(), 201, "an absurd generation uses up nothing");
+    }
+
+    #[test]
+    fn a_node_that_says_nothing_of_its_kernel_is_stale_and_not_in_force() {
+        let (mut nodes, _a, _b, begin) = two();
+        nodes.leave("b", 2);
+        nodes.publish(vec![("a".to_owned(), snapshot(1))], begin);
+        nodes.acked("a", 1, applied(7), begin);
+        let soon = Duration::from_millis(1);
+        assert!(nodes.is_in_force(begin + STALE_AFTER), "it has its time");
+        assert!(!nodes.is_in_force(begin + STALE_AFTER + soon), "it never spoke, and may be hanging");
+        assert_eq!(nodes.turned_stale(begin + STALE_AFTER), []);
+        assert_eq!(nodes.turned_stale(begin + STALE_AFTER + soon), [("a", true)]);
+        assert_eq!(nodes.turned_stale(begin + STALE_AFTER + soon), [], "said once");
+
+        let spoke = begin + 2 * STALE_AFTER;
+        nodes.reported("a", 9, Kernel::default(), spoke);
+        assert!(!nodes.is_in_force(spoke), "not the node's newest stream");
+        nodes.reported("a", 1, Kernel { generation: 7, ..Kernel::default() }, spoke);
+        assert!(nodes.is_in_force(spoke + STALE_AFTER));
+        assert_eq!(nodes.turned_stale(spoke), [("a", false)]);
+        let node = nodes.get_mut("a").expect("known");
+        let kernel = node.kernel(spoke + soon).map(|(age, kernel)| (age, kernel.generation));
+        assert_eq!(kernel, Some((soon, 7)));
+        assert!(!nodes.is_in_force(spoke + STALE_AFTER + soon), "it stopped");
+        // A proxy that takes over has its time as well, and what the other said is as old as it is.
+        let later = spoke + 2 * STALE_AFTER;
+        nodes.join("a", 3, 7, later).expect("room");
+        let node = nodes.get_mut("a").expect("known");
+        assert!(!node.is_stale(later + STALE_AFTER) && node.is_stale(later + STALE_AFTER + soon));
+        assert_eq!(node.kernel(later).map(|(age, _)| age), Some(2 * STALE_AFTER));
+        nodes.leave("a", 3);
+        nodes.leave("a", 1);
+        let node = nodes.get_mut("a").expect("known");
+        assert!(!node.is_stale(later + 2 * STALE_AFTER), "it is gone, which is another thing");
     }
 }

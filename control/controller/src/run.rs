@@ -29,6 +29,9 @@ const EVENTS: usize = 1024;
 /// Reports come many a second, and the status is large: what they count is written this often.
 const COUNTS: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether a node has fallen silent, and the status is written anew for the ages in it.
+const AGES: Duration = sluice_wire::REPORT_PERIOD;
+
 /// What to run.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -159,6 +162,8 @@ impl Controller {
         let mut counts = tokio::time::interval(COUNTS);
         counts.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut counted = false;
+        let mut ages = tokio::time::interval(AGES);
+        ages.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
@@ -169,8 +174,8 @@ impl Controller {
                     None => anyhow::bail!("nobody follows the objects any more: start control again"),
                 },
                 event = events.recv() => match event {
-                    Some(Event::Reported { node, records, dropped }) => {
-                        self.count(&node, records, dropped);
+                    Some(event @ Event::Reported { .. }) => {
+                        self.take(event).await;
                         counted = true;
                         continue;
                     }
@@ -178,8 +183,9 @@ impl Controller {
                     None => return by_itself(shutdown),
                 },
                 _ = counts.tick(), if counted => counted = false,
+                _ = ages.tick() => self.say_stale(),
             }
-            if let Some(text) = self.nodes.announcement() {
+            if let Some(text) = self.nodes.announcement(Instant::now()) {
                 tracing::info!("{text}");
             }
             self.write_status();
@@ -189,7 +195,8 @@ impl Controller {
     fn write_status(&mut self) {
         let problems: Vec<Problem> = self.unreadable.iter().chain(&self.plan.problems).cloned().collect();
         let source = self.objects.status();
-        self.status.write(status(&self.nodes, self.reads, &source, &problems, &self.plan.policies));
+        let now = Instant::now();
+        self.status.write(status(&self.nodes, now, self.reads, &source, &problems, &self.plan.policies));
     }
 
     async fn reload(&mut self) {
@@ -257,18 +264,33 @@ impl Controller {
                 tracing::info!("node {node} left");
                 self.nodes.leave(&node, stream);
             }
-            Event::Acked { node, stream, ack } => {
+            Event::Acked { node, stream, ack, turn: _ } => {
                 say_ack(&node, &ack);
                 self.nodes.acked(&node, stream, ack, Instant::now());
             }
-            Event::Reported { node, records, dropped } => self.count(&node, records, dropped),
+            Event::Reported { node, stream, records, dropped, kernel, turn: _ } => {
+                if let Some(kernel) = kernel {
+                    self.nodes.reported(&node, stream, kernel, Instant::now());
+                }
+                if let Some(node) = self.nodes.get_mut(&node) {
+                    node.records = node.records.saturating_add(records);
+                    node.dropped = node.dropped.saturating_add(dropped);
+                }
+            }
         }
     }
 
-    fn count(&mut self, node: &str, records: u64, dropped: u64) {
-        if let Some(node) = self.nodes.get_mut(node) {
-            node.records = node.records.saturating_add(records);
-            node.dropped = node.dropped.saturating_add(dropped);
+    fn say_stale(&mut self) {
+        for (node, stale) in self.nodes.turned_stale(Instant::now()) {
+            if stale {
+                tracing::warn!(
+                    "node {node} is connected and has said nothing of its kernel for {} s: what is in \
+                    force there is not known",
+                    sluice_wire::STALE_AFTER.as_secs()
+                );
+            } else {
+                tracing::info!("node {node} is not stale any more");
+            }
         }
     }
 
@@ -300,6 +322,9 @@ fn say_ack(node: &str, ack: &pb::Ack) {
     }
     for missing in &ack.missing {
         tracing::warn!("node {node}: {} is not enforced: {}", missing.endpoint, missing.reason);
+    }
+    for drift in &ack.drift {
+        tracing::warn!("node {node} is not as it must be: {}: {}", drift.what, drift.stays);
     }
     tracing::debug!("node {node}: generation {generation}, {} endpoints attached", ack.attached.len());
 }

@@ -2,21 +2,31 @@
 //!
 //! Replaced atomically, and only when it says something new. Nothing reads it back. Called by the controller's loop.
 
+use crate::heard::Kernel;
 use crate::nodes::{Node, Nodes};
 use serde_json::{Value, json};
 use sluice_crd::Problem;
+use sluice_wire::{STALE_AFTER, pb};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// The status of a whole control plane.
 #[must_use]
-pub fn status(nodes: &Nodes, reads: u64, source: &Value, problems: &[Problem], policies: &[Value]) -> Value {
+pub fn status(
+    nodes: &Nodes,
+    now: Instant,
+    reads: u64,
+    source: &Value,
+    problems: &[Problem],
+    policies: &[Value],
+) -> Value {
     let by_name: serde_json::Map<String, Value> =
-        nodes.iter().map(|(name, node)| (name.to_owned(), node_status(node))).collect();
+        nodes.iter().map(|(name, node)| (name.to_owned(), node_status(node, now))).collect();
     json!({
         "generation": nodes.generation(),
-        "inForce": nodes.is_in_force(),
+        "inForce": nodes.is_in_force(now),
         "reads": reads,
         "source": source,
         "nodes": by_name,
@@ -25,7 +35,7 @@ pub fn status(nodes: &Nodes, reads: u64, source: &Value, problems: &[Problem], p
     })
 }
 
-fn node_status(node: &Node) -> Value {
+fn node_status(node: &Node, now: Instant) -> Value {
     let ack = node.ack();
     let missing = ack.map_or(&[][..], |ack| &ack.missing);
     let missing: Vec<Value> =
@@ -34,13 +44,71 @@ fn node_status(node: &Node) -> Value {
         "connected": node.is_connected(),
         "published": node.published(),
         "acked": ack.filter(|ack| ack.applied).map(|ack| ack.generation),
-        "inForce": node.is_in_force(),
+        "inForce": node.is_in_force(now),
+        "stale": node.is_stale(now),
+        "warnings": warnings(node, now),
         "withheld": node.withheld(),
         "rejected": ack.map(|ack| ack.rejected.as_str()).filter(|reason| !reason.is_empty()),
         "attached": ack.map_or(&[][..], |ack| &ack.attached),
         "missing": missing,
+        "kernel": node.kernel(now).map(|(age, kernel)| kernel_status(age, kernel)),
         "records": node.records,
         "recordsDropped": node.dropped,
+    })
+}
+
+/// What an operator should know of the node's kernel, in words.
+fn warnings(node: &Node, now: Instant) -> Vec<String> {
+    let mut all = Vec::new();
+    if node.is_stale(now) {
+        let bound = STALE_AFTER.as_secs();
+        all.push(match node.kernel(now) {
+            Some((age, _)) => format!(
+                "stale: connected, and silent about its kernel for {} s (more than {bound} s): what is in force there \
+                 is not known. Look whether its sluice-proxy hangs",
+                age.as_secs()
+            ),
+            None => format!(
+                "stale: connected for more than {bound} s, and never said anything of its kernel: what is in force \
+                 there is not known. Look whether its sluice-proxy hangs, or is older than this control"
+            ),
+        });
+    }
+    let drift = node.ack().map_or(&[][..], |ack| &ack.drift);
+    all.extend(drift.iter().map(|drift| format!("not as it must be: {}: {}", drift.what, drift.stays)));
+    if let Some((_, kernel)) = node.kernel(now) {
+        if !kernel.trouble.is_empty() {
+            all.push(kernel.trouble.clone());
+        }
+        let full = kernel.maps.values().map(|fill| &fill.warning);
+        all.extend(full.filter(|warning| !warning.is_empty()).cloned());
+    }
+    all
+}
+
+fn kernel_status(age: Duration, kernel: &Kernel) -> Value {
+    let drift = |drift: &pb::Drift| {
+        json!({
+            "what": drift.what,
+            "repaired": drift.stays.is_empty(),
+            "stays": Some(&drift.stays).filter(|why| !why.is_empty()),
+            "times": drift.times,
+            "ageSeconds": drift.age_seconds.saturating_add(age.as_secs()),
+        })
+    };
+    let maps: serde_json::Map<String, Value> = kernel
+        .maps
+        .iter()
+        .map(|(name, fill)| (name.clone(), json!({ "used": fill.used, "max": fill.max })))
+        .collect();
+    json!({
+        "ageSeconds": age.as_secs(),
+        "generation": kernel.generation,
+        "packets": kernel.packets,
+        "maps": maps,
+        "drift": kernel.drift.iter().map(drift).collect::<Vec<_>>(),
+        "repaired": kernel.repaired,
+        "leftOut": kernel.left_out,
     })
 }
 

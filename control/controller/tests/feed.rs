@@ -219,11 +219,119 @@ async fn a_stranger_to_the_protocol_is_told_why_it_gets_nothing() {
 async fn reports_are_counted_with_what_was_dropped() {
     let control = Control::start().await;
     let a = control.node("node-a", 0).await;
-    let report = pb::Report { records: vec![pb::FlowRecord::default(); 3], dropped: 2 };
+    let report = pb::Report { records: vec![pb::FlowRecord::default(); 3], dropped: 2, kernel: None };
     let message = pb::FromNode { message: Some(pb::from_node::Message::Report(report)) };
     a.to_control.send(message).await.expect("open");
     let status = control.until(|status| status["nodes"]["node-a"]["records"] == 3).await;
     assert_eq!(status["nodes"]["node-a"]["recordsDropped"], 2);
+    control.stop().await;
+}
+
+fn map(name: &str, used: u64, max: u64, warning: &str) -> pb::MapFill {
+    pb::MapFill { map: name.into(), used, max, warning: warning.into() }
+}
+
+#[tokio::test]
+async fn what_a_node_knows_of_its_kernel_is_shown_with_its_age() {
+    let control = Control::start().await;
+    let mut a = control.node("node-a", 0).await;
+    let generation = a.next().await.generation;
+    a.send(pb::Ack { generation, applied: true, ..pb::Ack::default() }).await;
+    let status = control.until(|status| status["inForce"] == true).await;
+    assert_eq!(status["nodes"]["node-a"]["kernel"], serde_json::Value::Null, "nothing is known yet");
+    let kernel = pb::Kernel {
+        generation,
+        packets: vec![pb::Packets { reason: "denied".into(), count: 3 }],
+        maps: vec![map("ROWS", 9, 262_144, ""), map("FLOWS", 92, 100, "map FLOWS is 92 % full: close some")],
+        drift: vec![pb::Drift {
+            what: "rp_filter was 1".into(),
+            times: 2,
+            age_seconds: 4,
+            ..pb::Drift::default()
+        }],
+        repaired: 2,
+        trouble: String::new(),
+    };
+    a.to_control.send(sluice_wire::kernel(kernel)).await.expect("open");
+    let status = control.until(|status| status["nodes"]["node-a"]["kernel"]["packets"]["denied"] == 3).await;
+    let node = &status["nodes"]["node-a"];
+    assert_eq!((&node["stale"], &node["inForce"]), (&false.into(), &true.into()), "{node:#}");
+    assert_eq!(node["warnings"], serde_json::json!(["map FLOWS is 92 % full: close some"]));
+    let kernel = &node["kernel"];
+    assert_eq!(kernel["maps"]["ROWS"], serde_json::json!({"used": 9, "max": 262_144}));
+    assert_eq!((&kernel["drift"][0]["repaired"], &kernel["drift"][0]["times"]), (&true.into(), &2.into()));
+    assert!(kernel["ageSeconds"].as_u64() <= Some(4) && kernel["drift"][0]["ageSeconds"].as_u64() >= Some(4));
+    // Nothing comes any more, and the status says so without anybody asking.
+    control.until(|status| status["nodes"]["node-a"]["kernel"]["ageSeconds"].as_u64() >= Some(5)).await;
+    control.stop().await;
+}
+
+#[tokio::test]
+async fn what_could_not_be_put_right_on_a_node_is_not_in_force() {
+    let control = Control::start().await;
+    let mut a = control.node("node-a", 0).await;
+    let generation = a.next().await.generation;
+    let drift =
+        pb::Drift { what: "a hook of eth0 was gone".into(), stays: "busy".into(), ..pb::Drift::default() };
+    let ack = pb::Ack { generation, applied: true, ..pb::Ack::default() };
+    a.send(pb::Ack { drift: vec![drift], ..ack.clone() }).await;
+    let status = control.until(|status| status["nodes"]["node-a"]["acked"] == generation).await;
+    assert_eq!(status["inForce"], false);
+    assert_eq!(status["nodes"]["node-a"]["warnings"][0], "not as it must be: a hook of eth0 was gone: busy");
+    a.send(ack).await;
+    control.until(|status| status["inForce"] == true).await;
+    control.stop().await;
+}
+
+/// A node that lies costs its own line in the status, and nobody else anything.
+#[tokio::test]
+async fn a_node_that_lies_hurts_nobody() {
+    let control = Control::start().await;
+    let mut honest = control.node("node-b", 0).await;
+    let generation = honest.next().await.generation;
+    honest.applied(generation, "shop/billing").await;
+
+    // Some 4 MB of nothing would be some 600 MB of records.
+    let liar = control.node("node-a", 0).await;
+    let records = vec![pb::FlowRecord::default(); 1_000_000];
+    let report = pb::Report { records, ..pb::Report::default() };
+    let message = pb::FromNode { message: Some(pb::from_node::Message::Report(report)) };
+    liar.to_control.send(message).await.expect("open");
+    control.until(|status| status["nodes"]["node-a"]["connected"] == false).await;
+    let status = control.until(|status| status["nodes"]["node-b"]["inForce"] == true).await;
+    assert_eq!(status["nodes"]["node-a"]["records"], 0, "it was refused whole");
+
+    let liar = control.node("node-a", 0).await;
+    let packets = |at: u64| pb::Packets { reason: format!("reason_{at}"), count: u64::MAX };
+    let drift = pb::Drift {
+        what: "\u{1b}[2J\u{202e}all is well\n".into(),
+        stays: String::new(),
+        times: u64::MAX,
+        age_seconds: u64::MAX,
+    };
+    let kernel = pb::Kernel {
+        generation: u64::MAX,
+        packets: (0..5_000).map(packets).chain([pb::Packets { reason: "x\u{7}".into(), count: 1 }]).collect(),
+        maps: vec![map("ROWS", u64::MAX, 0, "\u{9b}31mfine\r"); 1_000],
+        drift: vec![drift; 1_000],
+        repaired: u64::MAX,
+        trouble: "\0".repeat(100_000),
+    };
+    liar.to_control.send(sluice_wire::kernel(kernel)).await.expect("open");
+    let status = control.until(|status| !status["nodes"]["node-a"]["kernel"].is_null()).await;
+    let kernel = &status["nodes"]["node-a"]["kernel"];
+    assert_eq!(kernel["packets"].as_object().expect("an object").len(), sluice_wire::limits::COUNTERS);
+    assert_eq!(kernel["drift"].as_array().expect("a list").len(), sluice_wire::limits::DRIFTS);
+    assert_eq!(kernel["drift"][0]["ageSeconds"], u64::MAX);
+    let text = fs::read_to_string(control.path("status.json")).expect("a status");
+    assert!(text.len() < 100_000, "{}", text.len());
+    // JSON writes control characters as escapes: they must not be there in that form either.
+    assert!(!text.contains("\\u00") && !text.contains("\\r") && !text.contains('\u{202e}'), "{text}");
+    assert_eq!(status["nodes"]["node-b"]["inForce"], true);
+
+    let socket = control.path("control.sock");
+    let refused = Node::subscribe(&socket, hello("node\u{1b}c", 0)).await.err().expect("refused");
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
     control.stop().await;
 }
 

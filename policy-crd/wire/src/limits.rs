@@ -7,6 +7,19 @@
 pub const MESSAGE_BYTES: usize = 64 << 20;
 /// One message from a node: its endpoints with a reason each, or a batch of records.
 pub const FROM_NODE_BYTES: usize = 4 << 20;
+/// Elements of all lists in one message from a node: every endpoint twice, or a batch of 512 records. An empty element
+/// takes two bytes of the message and some 300 of memory.
+pub const FROM_NODE_ENTRIES: usize = 1 << 14;
+/// Changes of a node that a report names, the latest: more are as bad.
+pub const DRIFTS: usize = 32;
+/// Reasons that packets are counted by: several times as many as there are.
+pub const COUNTERS: usize = 256;
+/// Maps of a node's kernel: several times as many as there are.
+pub const MAPS: usize = 64;
+/// The name of a counter or a map.
+pub const COUNTER_BYTES: usize = 64;
+/// A sentence of a node for people: a reason with its remedy.
+pub const SENTENCE_BYTES: usize = 1 << 12;
 /// Policies that reach one node.
 pub const POLICIES: usize = 1 << 16;
 /// Peer classes: the kernel's rows multiply with them.

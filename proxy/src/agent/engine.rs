@@ -15,6 +15,7 @@
 //!   it: nobody accepts, so what goes to the proxy is refused, and a new worker accepts nothing before it has `new`.
 
 use super::child::Event;
+use super::findings::Findings;
 use super::flows::Flows;
 use super::links::Links;
 use super::records::Records;
@@ -22,13 +23,14 @@ use super::store::Store;
 use crate::channel::{FromWorker, Swapped, ToWorker};
 use bytes::Bytes;
 use sluice_policy::Snapshot;
-use sluice_redirect::{Applied, Drift, Node};
-use sluice_wire::pb;
+use sluice_redirect::{Applied, Node};
+use sluice_wire::{REPORT_PERIOD, pb};
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Instant, MissedTickBehavior};
 
 /// How long the rows wait for a worker to swap. One that is being started must not hold up L3/L4.
@@ -90,7 +92,7 @@ pub(super) struct Engine {
     worker: Option<watch::Sender<ToWorker>>,
     target: Option<Target>,
     links: Links,
-    drifted: Vec<Drift>,
+    findings: Findings,
     sequence: u64,
     draining: bool,
     drained: bool,
@@ -119,7 +121,7 @@ impl Engine {
             worker: None,
             target: None,
             links: Links::look()?,
-            drifted: Vec::new(),
+            findings: Findings::default(),
             sequence: 0,
             draining: false,
             drained: false,
@@ -194,6 +196,8 @@ impl Engine {
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut verify = tokio::time::interval(VERIFY);
         verify.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut count = tokio::time::interval(REPORT_PERIOD);
+        count.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !self.drained {
             let due = self.target.as_ref().and_then(|target| target.due);
             tokio::select! {
@@ -212,6 +216,7 @@ impl Engine {
                     self.apply_rows().await;
                 },
                 _ = sweep.tick() => self.sweep_flows().await,
+                _ = count.tick() => self.count().await,
             }
         }
         Ok(())
@@ -318,16 +323,17 @@ impl Engine {
             return;
         }
         let (node, snapshot) = (self.node.clone(), target.snapshot.clone());
-        let done = tokio::task::spawn_blocking(move || {
+        let what = format!("the rows of generation {} are written", snapshot.generation);
+        let work = tokio::task::spawn_blocking(move || {
             let mut node = node.lock().unwrap_or_else(PoisonError::into_inner);
             node.as_mut().map(|node| node.apply(&snapshot).map_err(|error| error.to_string()))
-        })
-        .await;
-        let result = match done {
+        });
+        let result = match self.busy(&what, work).await {
             Ok(Some(result)) => result,
             Ok(None) => return,
             Err(error) => Err(error.to_string()),
         };
+        let Some(target) = &mut self.target else { return };
         match result {
             Ok(applied) => {
                 let first = target.applied.is_none();
@@ -380,13 +386,54 @@ impl Engine {
             node.as_mut().map(Node::verify).unwrap_or_default()
         });
         let Ok(found) = done.await else { return };
-        for drift in found.iter().filter(|drift| !self.drifted.contains(drift)) {
-            match &drift.stays {
-                None => tracing::warn!(what = drift.what, "somebody changed this node; it is put right"),
-                Some(why) => tracing::error!(what = drift.what, why, "this node is not as it must be"),
+        let news = self.findings.look(found, Instant::now());
+        // What is in force is so only as far as the node is as it must be.
+        if news.stays {
+            self.acknowledge();
+        }
+        if news.any {
+            self.count().await;
+        }
+    }
+
+    /// Reports what is known of the kernel; by it control knows that this node lives. Nothing waits for control: while
+    /// it does not read, reports are dropped, and the next one says the same and more.
+    async fn count(&mut self) {
+        let node = self.node.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let node = node.lock().unwrap_or_else(PoisonError::into_inner);
+            let read = |node: &Node| node.counters().map(|counters| (counters, node.fill()));
+            node.as_ref().map(|node| read(node).map_err(|error| error.to_string()))
+        });
+        // Another agent has the node, and speaks for it.
+        let Ok(Some(read)) = done.await else { return };
+        let trouble = match read {
+            Ok((counters, fill)) => {
+                self.findings.read(&counters, &fill);
+                String::new()
+            }
+            Err(error) => {
+                tracing::error!(error, "cannot read what the kernel counts");
+                format!("what the kernel counts cannot be read: {error}")
+            }
+        };
+        self.report_kernel(trouble);
+    }
+
+    fn report_kernel(&self, trouble: String) {
+        let generation = self.generation.load(Ordering::Relaxed);
+        self.report(Some(self.findings.report(generation, trouble, Instant::now())));
+    }
+
+    /// Waits for what may take long on a large node, and says meanwhile that this one lives.
+    async fn busy<T>(&self, what: &str, mut work: JoinHandle<T>) -> Result<T, JoinError> {
+        let begin = Instant::now();
+        loop {
+            match tokio::time::timeout(REPORT_PERIOD, &mut work).await {
+                Ok(done) => return done,
+                Err(_) => self.report_kernel(format!("busy for {} s: {what}", begin.elapsed().as_secs())),
             }
         }
-        self.drifted = found;
     }
 
     /// Writes down what is in force.
@@ -424,6 +471,7 @@ impl Engine {
                     reason: missing.why.clone(),
                 })
                 .collect(),
+            drift: self.findings.stays(),
         };
         self.tell(ack);
     }
@@ -435,7 +483,13 @@ impl Engine {
         }
         if ack.applied {
             let (attached, missing) = (ack.attached.len(), ack.missing.len());
-            tracing::info!(generation = ack.generation, attached, missing, "in force");
+            tracing::info!(
+                generation = ack.generation,
+                attached,
+                missing,
+                drift = ack.drift.len(),
+                "in force"
+            );
             for missing in &ack.missing {
                 tracing::warn!(endpoint = missing.endpoint, reason = missing.reason, "not enforced");
             }

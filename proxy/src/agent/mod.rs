@@ -6,6 +6,7 @@
 pub mod child;
 mod engine;
 mod feed;
+mod findings;
 mod flows;
 mod handover;
 mod links;

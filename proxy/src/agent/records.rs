@@ -58,7 +58,8 @@ impl Records {
         if records.is_empty() && lost == 0 {
             return None;
         }
-        let report = pb::Report { records: records.iter().map(flow_record).collect(), dropped: lost };
+        let records_of = records.iter().map(flow_record).collect();
+        let report = pb::Report { records: records_of, dropped: lost, kernel: None };
         if let Some((lines, _)) = &self.lines
             && let Err(TrySendError::Full(lost)) = lines.try_send(records)
         {

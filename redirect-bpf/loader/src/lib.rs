@@ -51,7 +51,7 @@ pub use counters::Counters;
 pub use drift::Drift;
 pub use error::{ApplyError, SetupError};
 pub use events::{Events, FlowEvent, Peer};
-pub use fill::Fill;
+pub use fill::{EASED, Fill, NEARLY_FULL};
 pub use flows::Swept;
 pub use limits::EndpointLimits;
 pub use node::{Applied, Attached, DEFAULT_MARK, Missing, Node, NodeConfig};

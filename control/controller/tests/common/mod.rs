@@ -185,7 +185,10 @@ impl Node {
         self.to_control.send(ack(message)).await.expect("open");
     }
 
+    /// As an agent does that is well.
     pub(crate) async fn applied(&self, generation: u64, attached: &str) {
+        let kernel = pb::Kernel { generation, ..pb::Kernel::default() };
+        self.to_control.send(sluice_wire::kernel(kernel)).await.expect("open");
         let attached = vec![attached.to_owned()];
         self.send(pb::Ack { generation, applied: true, attached, ..pb::Ack::default() }).await;
     }
