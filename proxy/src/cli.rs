@@ -2,6 +2,7 @@
 
 use crate::agent::{self, Options};
 use crate::check::{self, Output};
+use crate::counters;
 use clap::{Args, Parser, Subcommand};
 use sluice_redirect::{DEFAULT_MARK, EndpointLimits, Hooks, MAX_FLOWS, NodeConfig};
 use std::path::PathBuf;
@@ -30,6 +31,10 @@ enum Command {
     /// own, and changes nothing.
     #[command(after_help = check::EXIT_CODES)]
     Check(Check),
+    /// What the kernel of this node counts and how full its maps are: reads what is pinned, beside a proxy that runs or
+    /// without one, and changes nothing.
+    #[command(after_help = counters::ABOUT)]
+    Counters(Counters),
     /// Take everything of ours off this node: hooks, maps, the helper device, and with --state what is kept there.
     /// Give it the options of `run`, and stop that first. Nothing is enforced afterwards.
     Uninstall(Uninstall),
@@ -140,6 +145,19 @@ impl Check {
 }
 
 #[derive(Debug, Args)]
+struct Counters {
+    /// The directory of pins that `run` was given.
+    #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf/sluice")]
+    bpffs: PathBuf,
+    /// Also the counters that are 0.
+    #[arg(long)]
+    all: bool,
+    /// How they are printed.
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+#[derive(Debug, Args)]
 struct Worker {
     /// Accept nothing before the first snapshot, however long that takes: another worker does.
     #[arg(long)]
@@ -155,11 +173,11 @@ struct Uninstall {
 }
 
 impl Cli {
-    /// What is logged unless `RUST_LOG` says otherwise. What a check has to say are its findings.
+    /// What is logged unless `RUST_LOG` says otherwise. What those that only look have to say is what they print.
     #[must_use]
     pub const fn log_level(&self) -> &'static str {
         match self.command {
-            Command::Check(_) => "off",
+            Command::Check(_) | Command::Counters(_) => "off",
             _ => "info",
         }
     }
@@ -171,6 +189,7 @@ impl Cli {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.command {
             Command::Check(check) => return check::run(&check.config(), check.output),
+            Command::Counters(Counters { bpffs, all, output }) => counters::run(&bpffs, all, output)?,
             Command::Worker(Worker { patient }) => crate::worker::run(patient)?,
             Command::Uninstall(Uninstall { node, files }) => {
                 agent::uninstall(&node.config(), files.state.as_deref(), files.handover().as_deref())?;

@@ -10,6 +10,7 @@ pub mod answer;
 pub mod channel;
 pub mod check;
 pub mod cli;
+pub mod counters;
 pub mod detect;
 pub mod dial;
 pub mod http1;

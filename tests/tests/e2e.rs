@@ -14,6 +14,8 @@ mod fixtures;
 mod flows;
 #[path = "e2e/handover.rs"]
 mod handover;
+#[path = "e2e/kernel.rs"]
+mod kernel;
 #[path = "e2e/life.rs"]
 mod life;
 #[path = "e2e/load.rs"]
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
     tests.extend(apiserver::tests());
     tests.extend(attacks::tests());
     tests.extend(load::tests());
+    tests.extend(kernel::tests());
     tests.extend(life::tests());
     tests.extend(handover::tests());
     tests.extend(storm::tests());

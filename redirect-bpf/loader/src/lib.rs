@@ -40,6 +40,7 @@ mod node;
 mod origins;
 mod placing;
 mod plain;
+mod reading;
 mod slots;
 mod sys;
 mod tc;
@@ -56,6 +57,7 @@ pub use flows::Swept;
 pub use limits::EndpointLimits;
 pub use node::{Applied, Attached, DEFAULT_MARK, Missing, Node, NodeConfig};
 pub use origins::Origin;
+pub use reading::Reading;
 pub use sluice_bpf_abi::{
     ABI_VERSION, Counter, EventVerdict, MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_ROWS,
 };
