@@ -25,8 +25,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How often it is tried.
 const BETWEEN: Duration = Duration::from_millis(20);
 
-/// That this process is at work on the node, has it to itself, or alone writes its rows. The kernel takes it back when the process ends,
-/// however it does.
+/// That this process is at work on the node, has it to itself, or alone writes its rows. The kernel takes it back when
+/// the process ends, however it does.
 #[derive(Debug)]
 pub(crate) struct Claim(#[expect(dead_code, reason = "held until it is dropped")] OwnedFd);
 
@@ -50,10 +50,11 @@ impl Claim {
     }
 
     /// To put a generation in force, which one process does at a time: an agent that hands the node over may just be at
-    /// its last one. Of the directory of the maps.
-    pub(crate) fn alone(maps: &Path) -> Result<Self, SetupError> {
+    /// its last one. Of the directory of the links: that of the maps is held all the time by whoever reads the events,
+    /// in the same process as well.
+    pub(crate) fn alone(links: &Path) -> Result<Self, SetupError> {
         Self::take(
-            maps,
+            links,
             FlockOperation::NonBlockingLockExclusive,
             "another agent puts its rows in force on this node without end: stop one of the two",
         )

@@ -113,7 +113,7 @@ impl Node {
     /// again. After the rows' one write nothing else fails as a whole: what could not be attached is missing, what
     /// could not be taken away is a problem.
     pub fn apply(&mut self, snapshot: &Snapshot) -> Result<Applied, ApplyError> {
-        let _alone = Claim::alone(&self.pins.maps())?;
+        let _alone = Claim::alone(&self.pins.links())?;
         self.before.is_ours(&self.pins)?;
         self.before.look_again(&self.pins)?;
         let wanted: HashSet<IpAddr> =
