@@ -13,6 +13,8 @@ pub mod cli;
 pub mod counters;
 pub mod detect;
 pub mod dial;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod http1;
 pub mod http2;
 pub mod judge;

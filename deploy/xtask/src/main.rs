@@ -9,6 +9,7 @@ mod bpf;
 mod corpora;
 mod count;
 mod crds;
+mod fuzz;
 mod kernel;
 mod lint;
 mod parts;
@@ -24,6 +25,10 @@ use parts::Part;
 use place::Place;
 use setup::Machine;
 use std::process::ExitCode;
+use std::time::Duration;
+
+/// How long each target is fuzzed as a part of the tests.
+const FUZZ_SHORT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask", about = "Builds, tests and shows sluice", version)]
@@ -60,6 +65,12 @@ enum Verb {
         json: bool,
         /// For the benchmark: `rounds=3`, `millis=500`, `peers=floor,ours`, `scenarios=h1,churn` (proxy)
         only: Vec<String>,
+    },
+    /// Fuzz what reads strangers' bytes, two targets at a time, and say how far each came (not part of the tests)
+    Fuzz {
+        /// For each target
+        #[arg(long, default_value_t = 1)]
+        minutes: u64,
     },
     /// Boot an older kernel under qemu and run some of the datapath's tests there (takes minutes; not part of the tests)
     Kernel {
@@ -103,6 +114,8 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
     place::check_compiler(&place)?;
     match verb {
         Verb::Demo { arguments } => demo(&place, &arguments),
+        Verb::Fuzz { minutes } => fuzz::run(&place, Duration::from_secs(minutes * 60)),
+        Verb::Test { part: Some(Part::Fuzz), .. } => fuzz::run(&place, FUZZ_SHORT),
         Verb::Test { part, long } => suite::test(&place, part, long),
         Verb::Bench { what, write, json, only } => {
             bench::run(&place, what, write, &bench::Form { json, only }).map(|()| true)

@@ -27,6 +27,8 @@ pub(crate) enum Part {
     Telemetry,
     /// Whole nodes: end to end, and the demo
     Node,
+    /// The fuzzers, for a minute each; only where they are asked for
+    Fuzz,
 }
 
 impl Part {

@@ -5,9 +5,11 @@
 //! body is kept. Called by [`Proxy`].
 
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub mod hpack;
 mod pump;
-mod relay;
+pub(crate) mod relay;
 mod rewound;
 mod stream;
 mod upstreams;

@@ -104,7 +104,7 @@ pub(super) fn judged(
 }
 
 /// The request as it is judged.
-fn said(parts: &Parts) -> judge::Said {
+pub(super) fn said(parts: &Parts) -> judge::Said {
     let host = parts.headers.get("host").map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
     let mut headers = fields(&parts.headers);
     // A condition on `host` holds in HTTP/2 as well.
@@ -129,7 +129,7 @@ fn fields(map: &HeaderMap) -> Vec<judge::Field> {
 
 /// Makes sure that there is one host: `:authority` and `Host` must agree, and `Host` alone becomes `:authority`
 /// (RFC 9113 §8.3.1).
-fn settle_authority(parts: &mut Parts) -> Result<(), Refusal> {
+pub(super) fn settle_authority(parts: &mut Parts) -> Result<(), Refusal> {
     if let Some(refusal) = odd_field(parts.headers.iter()) {
         return Err(refusal);
     }

@@ -17,7 +17,7 @@ use sluice_policy::HttpVersion;
 
 /// The block is no message: an error of its stream (§8.1.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Malformed;
+pub(in crate::http2) struct Malformed;
 
 /// Pseudo-header fields by name.
 #[derive(Default)]
@@ -115,10 +115,10 @@ pub(in crate::http2) fn is_trailer(name: &HeaderName, value: &HeaderValue) -> bo
 
 /// A request.
 #[derive(Debug)]
-pub(super) struct Asked {
-    pub(super) said: judge::Said,
+pub(in crate::http2) struct Asked {
+    pub(in crate::http2) said: judge::Said,
     /// It is HTTP, but servers would read it differently.
-    pub(super) odd: Option<Refusal>,
+    pub(in crate::http2) odd: Option<Refusal>,
     pub(super) method: Method,
     pub(super) length: Option<u64>,
     /// What has to be said otherwise.
@@ -168,7 +168,7 @@ fn shared(value: &HeaderValue) -> Bytes {
 }
 
 /// Reads a request.
-pub(super) fn request(lines: &[Line], end: bool) -> Result<Asked, Malformed> {
+pub(in crate::http2) fn request(lines: &[Line], end: bool) -> Result<Asked, Malformed> {
     let (pseudos, mut fields) = split(lines)?;
     let method =
         pseudos.method.and_then(|method| Method::from_bytes(method.as_bytes()).ok()).ok_or(Malformed)?;

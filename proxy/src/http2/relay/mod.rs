@@ -8,6 +8,8 @@
 mod client;
 mod flood;
 mod frames;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 pub(super) mod io;
 pub(super) mod message;
 mod server;

@@ -169,6 +169,12 @@ impl Half {
         }
     }
 
+    /// How much waits.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn waiting(&self) -> usize {
+        self.pending.len()
+    }
+
     /// Since when its receiver has taken nothing of what waits for it.
     pub(super) fn blocked(&mut self, now: Instant) -> Option<Instant> {
         let waits = self.pending.len();

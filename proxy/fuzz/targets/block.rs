@@ -1,0 +1,4 @@
+//! See `sluice_proxy::fuzzing::block`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| sluice_proxy::fuzzing::block(bytes));
