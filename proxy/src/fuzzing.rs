@@ -5,7 +5,7 @@
 
 use crate::dial::Dialer;
 use crate::http1::body::Pump;
-use crate::http1::head::{Changes, Framing, RequestHead, ResponseHead, find_end};
+use crate::http1::head::{Bad, Changes, Framing, RequestHead, ResponseHead, find_end};
 use crate::proxy::Proxy;
 use crate::record::{Record, Sink};
 use crate::telemetry::sampler::Sampler;
@@ -74,8 +74,11 @@ pub fn head(bytes: &[u8]) {
     }
     for to_head in [false, true] {
         if let Ok(head) = ResponseHead::parse(&bytes[..end], to_head) {
-            let again = ResponseHead::parse(&head.forward(true), to_head).expect("fit to go on");
-            assert!(again.close && again.status == head.status);
+            match ResponseHead::parse(&head.forward(true), to_head) {
+                Ok(again) => assert!(again.close && again.status == head.status),
+                // With a field of ours there may be one more than is taken.
+                Err(bad) => assert_eq!(bad, Bad::TooLarge),
+            }
         }
     }
 }

@@ -9,7 +9,7 @@ mod common;
 use common::http2::{
     DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, block, first, frame, raw_http2, server,
 };
-use common::{OK, Recorder, World, shop, soon};
+use common::{OK, Recorder, Rules, World, http, shop, soon};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 
@@ -479,6 +479,28 @@ async fn http2_that_becomes_two_requests_elsewhere_reaches_nobody() {
         }
     }
     assert!(wrong.is_empty() && served.try_recv().is_err(), "{wrong:#?}");
+}
+
+/// Without `:path`, and without `:authority`, which some libraries forgive.
+#[tokio::test]
+async fn a_request_without_a_path_reaches_nobody() {
+    let (at, mut served) = server().await;
+    let anything = Rules { http: vec![http(&[], None)], ..shop() };
+    let world = World::start(&anything, at).await;
+    for fields in [
+        &[(":method", "GET"), (":scheme", "http"), ("host", "cart")][..],
+        &[(":method", "GET"), (":path", "/api"), ("host", "cart")],
+        &[(":method", "GET"), (":scheme", "http"), (":authority", "cart")],
+        &[(":scheme", "http"), (":path", "/api"), (":authority", "cart")],
+    ] {
+        let mut stream = raw_http2(&world).await;
+        let head = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(fields));
+        stream.write_all(&head).await.expect("the proxy reads");
+        tokio::select! {
+            said = first(&mut stream, &[HEADERS, RST_STREAM, GOAWAY]) => assert!(said.is_some(), "{fields:?}"),
+            got = served.recv() => panic!("{fields:?}: {:?}", got.map(|got| got.request)),
+        }
+    }
 }
 
 /// H2.CL proper: a length that the body is not of never ends at the server.

@@ -178,7 +178,9 @@ pub(in crate::http2) fn request(lines: &[Line], end: bool) -> Result<Asked, Malf
         return Err(Malformed);
     }
     let sent = pseudos.path;
-    if connect == (pseudos.scheme.is_some() || sent.is_some()) || (!connect && pseudos.scheme.is_none()) {
+    // CONNECT has neither, any other has both (RFC 9113 §8.3.1, §8.5).
+    let there = [pseudos.scheme.is_some(), sent.is_some()];
+    if there != [!connect; 2] {
         return Err(Malformed);
     }
     let uri = uri(&pseudos)?;
