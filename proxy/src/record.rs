@@ -4,7 +4,7 @@
 //! reads it; no verdict depends on it.
 
 use crate::judge::Leg;
-use crate::limits::{RECORD_QUEUE, RECORD_VALUE_BYTES};
+use crate::limits::{RECORD_QUEUE, RECORD_VALUE_BYTES, RECORDS_WORTH};
 use crate::service::vip::Vip;
 use crate::state::View;
 use crate::telemetry::sampler::Span;
@@ -13,7 +13,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 /// One record. The numbers are its format between worker and agent, which are always the same build.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -349,6 +349,7 @@ pub fn hex(bytes: &[u8]) -> String {
 pub struct Sink {
     queue: mpsc::Sender<Record>,
     dropped: Arc<AtomicU64>,
+    many: Arc<Notify>,
 }
 
 impl Sink {
@@ -356,7 +357,7 @@ impl Sink {
     #[must_use]
     pub fn new() -> (Self, mpsc::Receiver<Record>) {
         let (queue, reader) = mpsc::channel(RECORD_QUEUE);
-        (Self { queue, dropped: Arc::default() }, reader)
+        (Self { queue, dropped: Arc::default(), many: Arc::default() }, reader)
     }
 
     /// Ends the record now and sends it.
@@ -364,7 +365,14 @@ impl Sink {
         record.end_unix_ns = now_unix_ns().max(record.start_unix_ns);
         if self.queue.try_send(record).is_err() {
             self.dropped.fetch_add(1, Ordering::Relaxed);
+        } else if (self.queue.max_capacity() - self.queue.capacity()).is_multiple_of(RECORDS_WORTH) {
+            self.many.notify_one();
         }
+    }
+
+    /// Ends when so many wait that they are worth taking.
+    pub async fn many(&self) {
+        self.many.notified().await;
     }
 
     /// How many records were dropped so far.

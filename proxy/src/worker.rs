@@ -6,7 +6,7 @@
 
 use crate::channel::{self, FromWorker, Swapped, ToWorker};
 use crate::dial::Dialer;
-use crate::limits::RECORD_BATCH;
+use crate::limits::{RECORD_BATCH, RECORD_LULL, RECORDS_WORTH};
 use crate::proxy::Proxy;
 use crate::record::{Record, Sink};
 use crate::telemetry::settings::Settings;
@@ -171,6 +171,19 @@ async fn report(
             biased;
             _ = records.recv_many(&mut batch, RECORD_BATCH) => {}
             _ = &mut drained, if !over => over = true,
+        }
+        // A message for each record would cost more than its request: what comes soon goes along.
+        if !over && batch.len() < RECORDS_WORTH {
+            tokio::select! {
+                () = tokio::time::sleep(RECORD_LULL) => {}
+                () = sink.many() => {}
+                _ = &mut drained => over = true,
+            }
+        }
+        while batch.len() < RECORD_BATCH
+            && let Ok(record) = records.try_recv()
+        {
+            batch.push(record);
         }
         let done = over && records.is_empty();
         let message = FromWorker {
