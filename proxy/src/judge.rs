@@ -34,6 +34,9 @@ impl Leg {
 /// stands for kilobytes, and a copy of each would fill the memory.
 pub type Field = (HeaderName, HeaderValue);
 
+/// Fields that most requests have at most.
+const FEW_FIELDS: usize = 24;
+
 /// What judging something came to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Judged {
@@ -99,8 +102,17 @@ impl Said {
     }
 
     fn ask(&self, view: &View, leg: &Leg, path: &str) -> Verdict {
-        let headers: Vec<(&str, &[u8])> =
-            self.headers.iter().map(|(n, v)| (n.as_str(), v.as_bytes())).collect();
+        // Of nearly all requests on the stack.
+        let mut few = [("", [].as_slice()); FEW_FIELDS];
+        let many: Vec<(&str, &[u8])>;
+        let all = self.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes()));
+        let headers = if let Some(few) = few.get_mut(..self.headers.len()) {
+            few.iter_mut().zip(all).for_each(|(place, field)| *place = field);
+            &*few
+        } else {
+            many = all.collect();
+            &many
+        };
         let request = Request {
             version: self.version,
             method: &self.method,
@@ -108,7 +120,7 @@ impl Said {
             query: self.query.as_deref(),
             host: self.host.as_deref(),
             upgrade: self.upgrade(),
-            headers: &headers,
+            headers,
         };
         ask(view, leg, Facts::Request(&request))
     }

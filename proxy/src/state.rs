@@ -12,6 +12,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
+use std::task::Poll;
 use tokio_util::sync::CancellationToken;
 
 /// Wakes the one task that serves many flows when one of them has lost its permission.
@@ -124,12 +125,19 @@ pub struct Flow {
 }
 
 impl Flow {
-    /// Ends when the flow has lost its permission, with the verdict that took it.
+    /// Ends when the flow has lost its permission, with the verdict that took it. Of the flows that share a wake only
+    /// one may be waited for at a time; whoever serves several at once asks [`Flow::taken`].
     pub async fn revoked(&self) -> &Verdict {
         match &self.told {
             Told::Token(token) => token.cancelled().await,
-            // Whoever shares a wake asks `taken`.
-            Told::Wake(_) => std::future::pending().await,
+            // Registered before it is looked: whoever takes the permission says so first, and wakes then.
+            Told::Wake(wake) => {
+                std::future::poll_fn(|cx| {
+                    let _ = wake.take(cx);
+                    if self.taken().is_some() { Poll::Ready(()) } else { Poll::Pending }
+                })
+                .await;
+            }
         }
         // The verdict is set before the token is cancelled, and only by `swap`.
         self.revoked.get_or_init(|| judge::refuse(sluice_policy::Reason::DefaultDeny))

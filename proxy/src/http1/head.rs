@@ -61,6 +61,8 @@ struct Field {
 pub struct RequestHead {
     raw: Bytes,
     fields: Vec<Field>,
+    /// The fields, as they are judged.
+    judged: Vec<judge::Field>,
     target: Range<usize>,
     path: Range<usize>,
     /// The method.
@@ -158,10 +160,16 @@ fn has_stray_control(raw: &[u8]) -> bool {
     raw.contains(&0) || raw.windows(2).any(|pair| pair[0] == b'\r' && pair[1] != b'\n')
 }
 
-/// A field as it is judged.
-fn field(raw: &[u8], place: &Field) -> Option<judge::Field> {
+/// A field as it is judged: it shares the head's bytes.
+fn field(raw: &Bytes, place: &Field) -> Option<judge::Field> {
     let name = HeaderName::from_bytes(&raw[place.name.clone()]).ok()?;
-    Some((name, HeaderValue::from_bytes(&raw[place.value.clone()]).ok()?))
+    Some((name, HeaderValue::from_maybe_shared(raw.slice(place.value.clone())).ok()?))
+}
+
+/// The fields as they are judged; `count`: as many as the grammar has found. What cannot be judged must not go on.
+fn judged(raw: &Bytes, fields: &[Field], count: usize) -> Result<Vec<judge::Field>, Bad> {
+    let all = fields.iter().map(|place| field(raw, place)).collect::<Option<Vec<_>>>();
+    all.filter(|all| all.len() == count).ok_or(Bad::Malformed("the header section"))
 }
 
 /// What the fields of a message say about its framing and connection.
@@ -204,7 +212,7 @@ fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
     value.split(|b| *b == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
 }
 
-fn read_fields<'a>(raw: &'a [u8], fields: &[Field]) -> Result<Said<'a>, Bad> {
+fn read_fields<'a>(raw: &'a [u8], fields: impl IntoIterator<Item = &'a Field>) -> Result<Said<'a>, Bad> {
     let mut said = Said::default();
     let (mut lengths, mut encodings) = (0, 0);
     for field in fields {
@@ -322,10 +330,7 @@ impl RequestHead {
         }
         let line_end = raw.windows(2).position(|pair| pair == b"\r\n").unwrap_or(0) + 2;
         let fields = split_fields(&raw, line_end);
-        // What cannot be judged must not go on.
-        if fields.len() != request.headers.len() || fields.iter().any(|f| field(&raw, f).is_none()) {
-            return Err(Bad::Malformed("the header section"));
-        }
+        let judged = judged(&raw, &fields, request.headers.len())?;
         let said = read_fields(&raw, &fields)?;
         let host = one_host(&said.hosts, minor)?;
         let target_at = method.len() + 1..method.len() + 1 + target.len();
@@ -375,6 +380,7 @@ impl RequestHead {
             expects: said.expects,
             upgrade,
             fields,
+            judged,
             raw,
         })
     }
@@ -391,9 +397,9 @@ impl RequestHead {
         rest.strip_prefix('?')
     }
 
-    /// The fields, to be judged. Each was checked when the head was parsed.
+    /// The fields, to be judged.
     pub fn headers(&self) -> impl Iterator<Item = judge::Field> {
-        self.fields.iter().filter_map(|place| field(&self.raw, place))
+        self.judged.iter().cloned()
     }
 
     /// The values of a field, by its name in lower case.
@@ -535,12 +541,9 @@ impl ResponseHead {
             return Err(Bad::Malformed("the header section"));
         }
         // A server's Connection may name what it likes: nothing of it was judged.
-        let without_connection: Vec<Field> = fields
-            .iter()
-            .filter(|f| !raw[f.name.clone()].eq_ignore_ascii_case(b"connection"))
-            .cloned()
-            .collect();
-        let said = read_fields(&raw, &without_connection)?;
+        let without_connection =
+            fields.iter().filter(|f| !raw[f.name.clone()].eq_ignore_ascii_case(b"connection"));
+        let said = read_fields(&raw, without_connection)?;
         if said.chunked && minor == 0 {
             return Err(Bad::Malformed("Transfer-Encoding in HTTP/1.0"));
         }

@@ -15,7 +15,7 @@ use crate::limits::{DISCARD_BYTES, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
 use crate::proxy::{Accepted, Proxy, reset};
 use crate::record::{Record, bounded};
 use crate::service::route::{Route, Target, Wish};
-use crate::state::{OpenFlow, Said, View};
+use crate::state::{OpenFlow, Said, View, Wake};
 use crate::telemetry::context::Context;
 use crate::tunnel;
 use body::read_more;
@@ -33,6 +33,8 @@ struct Connection {
     proxy: Arc<Proxy>,
     client: Accepted,
     upstreams: Upstreams,
+    /// Of whichever request is open.
+    wake: Arc<Wake>,
 }
 
 /// What came of waiting for a request.
@@ -55,7 +57,7 @@ enum Step {
 
 /// Serves the connection to its end.
 pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
-    let mut connection = Connection { proxy, client, upstreams: Upstreams::default() };
+    let mut connection = Connection { proxy, client, upstreams: Upstreams::default(), wake: Arc::default() };
     loop {
         let step = match connection.next_request().await {
             Next::Request(head) => connection.request(&head).await,
@@ -69,7 +71,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             Step::Close => return linger(connection.client.stream).await,
             Step::Abort => return reset(&connection.client.stream),
             Step::Tunnel => {
-                let Connection { proxy, client, upstreams } = connection;
+                let Connection { proxy, client, upstreams, .. } = connection;
                 return tunnel::serve(&proxy, client, Said::Raw, upstreams.into_servers()).await;
             }
         }
@@ -101,7 +103,7 @@ impl Connection {
             let deadline =
                 began.map_or_else(|| tokio::time::Instant::now() + IDLE_TIMEOUT, |at| at + HEAD_TIMEOUT);
             let idle = began.is_none();
-            let Self { proxy, client, upstreams } = self;
+            let Self { proxy, client, upstreams, .. } = self;
             let read = tokio::select! {
                 // First: a request that has come is served, whatever else has happened.
                 biased;
@@ -154,8 +156,9 @@ impl Connection {
         // Elsewhere there is nothing to be chosen.
         let open = if self.client.client.service { self.upstreams.open() } else { Vec::new() };
         let judge = |view: &View, leg: &Leg| judged(head, &said, view, leg);
-        let route =
-            self.proxy.route(&self.client.client, &Said::Request(said.clone()), Wish::Keep(&open), judge);
+        let asked = Said::Request(said.clone());
+        let wake = Some(&self.wake);
+        let route = self.proxy.route_of(&self.client.client, &asked, Wish::Keep(&open), wake, judge);
         let Route { target, judged, flow, view, load } = route;
         let mut record = target.record(&view, if head.minor == 0 { "http/1.0" } else { "http/1.1" });
         drop(view);

@@ -11,7 +11,7 @@ use crate::judge::{self, Judged, Leg};
 use crate::limits::CHOICES;
 use crate::proxy::Proxy;
 use crate::record::Record;
-use crate::state::{OpenFlow, Said, View};
+use crate::state::{OpenFlow, Said, View, Wake};
 use sluice_policy::Reason;
 use std::cell::OnceCell;
 use std::net::{IpAddr, SocketAddr};
@@ -131,31 +131,56 @@ impl Proxy {
         wish: Wish<'_>,
         judge: impl Fn(&View, &Leg) -> Judged,
     ) -> Route {
+        self.route_of(client, said, wish, None, judge)
+    }
+
+    /// As [`Proxy::route`], for a task that has one flow after the other: it is woken by the same wake for each.
+    pub(crate) fn route_of(
+        &self,
+        client: &Client,
+        said: &Said,
+        wish: Wish<'_>,
+        wake: Option<&Arc<Wake>>,
+        judge: impl Fn(&View, &Leg) -> Judged,
+    ) -> Route {
         if !client.service {
-            return self.route_direct(client.leg, said, judge);
+            return self.route_direct(client.leg, said, wake, judge);
         }
         for _ in 0..CHOICES {
             let view = self.state.view();
             let Some(vip) = view.vip(client.leg.destination) else {
                 // The Service has gone: what is still asked of its address is asked of a stranger.
-                return self.route_direct(client.leg, said, judge);
+                return self.route_direct(client.leg, said, wake, judge);
             };
             let (target, judged) = self.choose(&view, client, &vip, wish, &judge);
-            let flow = self.state.open(target.leg, said.clone());
+            let flow = self.register(target.leg, said, wake);
             // Registered under a snapshot that has not been replaced: whichever replaces it sees the flow.
             if Arc::ptr_eq(&view, &self.state.view()) {
                 let load = (!judged.is_denied()).then(|| self.balance.open(target.leg.destination));
                 return Route { target, judged, flow, view, load };
             }
         }
-        let flow = self.state.open(client.leg, said.clone());
+        let flow = self.register(client.leg, said, wake);
         let judged = Judged::of(judge::refuse(Reason::Limit));
         Route { target: Target::direct(client.leg), judged, flow, view: self.state.view(), load: None }
     }
 
-    fn route_direct(&self, leg: Leg, said: &Said, judge: impl Fn(&View, &Leg) -> Judged) -> Route {
+    fn register(&self, leg: Leg, said: &Said, wake: Option<&Arc<Wake>>) -> OpenFlow {
+        match wake {
+            Some(wake) => self.state.open_beside(leg, said.clone(), wake),
+            None => self.state.open(leg, said.clone()),
+        }
+    }
+
+    fn route_direct(
+        &self,
+        leg: Leg,
+        said: &Said,
+        wake: Option<&Arc<Wake>>,
+        judge: impl Fn(&View, &Leg) -> Judged,
+    ) -> Route {
         // Before the view is loaded: then either the judge sees a new snapshot, or its swap sees the flow.
-        let flow = self.state.open(leg, said.clone());
+        let flow = self.register(leg, said, wake);
         let view = self.state.view();
         let judged = judge(&view, &leg);
         Route { target: Target::direct(leg), judged, flow, view, load: None }

@@ -114,7 +114,7 @@ impl Relay {
         stream.flow = Some(flow);
         stream.up.expect(length);
         stream.to_head = method == Method::HEAD;
-        self.streams.push(stream);
+        self.streams.push(Box::new(stream));
         let place = self.streams.len() - 1;
         let came = Came { head, raw, bytes, block: &block };
         if let Some(refusal) = refusal {
@@ -153,13 +153,16 @@ impl Relay {
     /// Sends the request of a stream to the server, or keeps it until the server takes more.
     pub(super) fn send_request(&mut self, place: usize, came: &Came<'_>, rewrite: &message::Rewrite) {
         let rewrite = Some(rewrite).filter(|rewrite| !rewrite.is_none());
-        let open = self.streams.iter().filter(|stream| stream.at == At::Open).count();
-        let waiting = self.streams.iter().any(|stream| matches!(stream.at, At::Held(..)));
+        let most = self.server.streams as usize;
+        // Looked at one by one only where they could be too many.
+        let full = self.streams.len() > most
+            && self.streams.iter().filter(|stream| stream.at == At::Open).count() > most;
         let stream = &mut self.streams[place];
-        if waiting || open > self.server.streams as usize {
+        if self.holding || full {
             let block = came.resolved(rewrite);
             came.keep_back(&mut self.server);
             stream.at = At::Held(block, came.end());
+            self.holding = true;
             return;
         }
         came.pass(&mut self.server, rewrite);
@@ -169,7 +172,7 @@ impl Relay {
 
     /// Sends the requests that the server takes now, the oldest first.
     pub(super) fn admit(&mut self) {
-        if self.link != Link::Open {
+        if self.link != Link::Open || !self.holding {
             return;
         }
         let mut open = self.streams.iter().filter(|stream| stream.at == At::Open).count();
@@ -186,6 +189,7 @@ impl Relay {
                 open += 1;
             }
         }
+        self.holding = false;
     }
 
     /// Sends the request that the connection was dialled for, if it still may.
@@ -353,7 +357,7 @@ impl Relay {
             headers: Vec::new(),
         });
         let stream = self.stream(head, &said, record);
-        self.streams.push(stream);
+        self.streams.push(Box::new(stream));
         self.refuse(self.streams.len() - 1, &Refusal::HeadTooLarge);
         Ok(())
     }
@@ -394,7 +398,7 @@ impl Relay {
     /// Closes the streams that have lost their permission.
     pub(super) fn revoke(&mut self) {
         let taken = |stream: &Stream| Some((stream.id, stream.flow.as_ref()?.taken()?.clone()));
-        let taken: Vec<_> = self.streams.iter().filter_map(taken).collect();
+        let taken: Vec<_> = self.streams.iter().filter_map(|stream| taken(stream)).collect();
         for (id, verdict) in taken {
             if let Some(place) = self.find(id) {
                 self.revoke_one(place, &verdict, &Refusal::Denied(Denial::of(&verdict)));

@@ -201,7 +201,7 @@ impl Io {
             (End::Server, None) => return false,
         };
         let side = self.relay.side(end);
-        let mut moved = false;
+        let (full, mut moved) = (side.is_full(), false);
         while side.waiting() > 0 {
             match Pin::new(&mut *stream).poll_write(cx, &side.out[side.written..]) {
                 Poll::Ready(Ok(length @ 1..)) => {
@@ -226,7 +226,7 @@ impl Io {
                 side.out = Vec::new();
             }
         }
-        if moved {
+        if moved && full {
             // What had no room.
             self.relay.flush();
         }

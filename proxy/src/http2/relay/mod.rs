@@ -129,8 +129,11 @@ struct Relay {
     client: Side,
     server: Side,
     link: Link,
-    /// By number.
-    streams: Vec<Stream>,
+    /// By number. Boxed: the oldest usually ends first, and those after it move up.
+    #[expect(clippy::vec_box, reason = "pointers are moved in place of streams")]
+    streams: Vec<Box<Stream>>,
+    /// Some of them wait for the server to take more.
+    holding: bool,
     /// The client's newest stream, and the server's.
     last: u32,
     last_sent: u32,
@@ -173,6 +176,7 @@ impl Relay {
             server: Side::new(now),
             link: Link::None,
             streams: Vec::new(),
+            holding: false,
             last: 0,
             last_sent: 0,
             forgotten: VecDeque::new(),

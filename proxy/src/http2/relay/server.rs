@@ -189,7 +189,7 @@ impl Relay {
                 && !stream.answered
                 && (stream.id > last || matches!(stream.at, At::Held(..)))
         };
-        while let Some(place) = self.streams.iter().position(unseen) {
+        while let Some(place) = self.streams.iter().position(|stream| unseen(stream)) {
             if let Some(record) = &mut self.streams[place].record {
                 "server_closed".clone_into(&mut record.error);
             }
