@@ -292,6 +292,8 @@ fn two() -> Result<()> {
 fn room() -> Result<()> {
     let mut rig = Rig::routed()?;
     let _servers = [80, 1999].map(|port| Server::start(&rig.pod("a/server").netns, port));
+    // Whoever reads the events all the time, as an agent does, holds nobody up.
+    let _events = rig.node("n1").events()?;
     let few = || lines([80]);
     // Ports apart, so that no prefix stands for two.
     let many = || lines((1001..3000).step_by(2));
