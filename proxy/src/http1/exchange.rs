@@ -116,7 +116,9 @@ impl Exchange<'_> {
                         record.judged(verdict);
                         "revoked".clone_into(&mut record.error);
                         let refusal = Refusal::Denied(Denial::of(verdict));
-                        let whole = progress.uploaded.load(Ordering::Relaxed);
+                        // Without a body it is whole before anything of it was sent on.
+                        let whole = self.head.framing == Framing::Empty
+                            || progress.uploaded.load(Ordering::Relaxed);
                         break Some(match progress.status.load(Ordering::Relaxed) {
                             0 if whole && !self.head.close => After::Revoked(refusal),
                             0 => After::Answer(refusal),
