@@ -138,7 +138,7 @@ const LOOKS: &str = "NFKC and Windows' best fit make ASCII of it";
 const CASE: &str = "Express, ASP.NET and file systems route without regard to case";
 const END: &str = "cut off by what ends a text, a line or a name there";
 const ROOT: &str = "`..` at the root: some stay there, some refuse";
-const FORM: &str = "the proxy makes it origin-form; seen through all the same";
+const FORM: &str = "goes on as it came; seen through all the same";
 
 const PATHS: &[Trick] = &[
     trick("as it is", get("/admin"), Shut, "the deny says so"),
