@@ -197,6 +197,11 @@ pub const RECORD_LULL: Duration = Duration::from_millis(20);
 /// The longest frame between agent and worker: a snapshot.
 pub const FRAME_BYTES: usize = 64 * 1024 * 1024;
 
+/// How long a connection without a request stays once told to stop. Its client cannot know, and a request that crosses
+/// the closing is lost (RFC 9112 §9.6): so the next one is served and says that it is the last. Who asks less often than
+/// this hits the closing as rarely as that of any idle timeout.
+pub const DRAIN_LULL: Duration = Duration::from_secs(2);
+
 /// How long connections may drain once told to stop. Kubernetes gives 30 s by default; the agent needs a few.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 

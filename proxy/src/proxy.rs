@@ -7,7 +7,7 @@ use crate::answer::Refusal;
 use crate::detect::{self, Protocol};
 use crate::dial::{Dialer, keepalive};
 use crate::judge::{self, Judged, Leg};
-use crate::limits::{ACCEPT_BACKOFF, CONNECTIONS, DETECT_WINDOW, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
+use crate::limits::{ACCEPT_BACKOFF, CONNECTIONS, DETECT_WINDOW, DRAIN_LULL, HEAD_TIMEOUT, IDLE_TIMEOUT};
 use crate::record::Sink;
 use crate::service::balance::Balance;
 use crate::service::route::{Client, Target};
@@ -100,6 +100,12 @@ impl Proxy {
     /// Ends when the proxy is told to drain.
     pub async fn draining(&self) {
         self.drain.cancelled().await;
+    }
+
+    /// Ends when the proxy drains and a client that was about to speak has had the time to.
+    pub(crate) async fn drained_idle(&self) {
+        self.drain.cancelled().await;
+        tokio::time::sleep(DRAIN_LULL).await;
     }
 
     /// Whether the proxy drains: answers then close their connection.
@@ -244,16 +250,11 @@ impl Proxy {
                 Some(at) => at + HEAD_TIMEOUT,
                 None => accepted_at + IDLE_TIMEOUT,
             };
-            let told = async {
-                self.drain.cancelled().await;
-                // A client that connected before the drain may be about to speak.
-                tokio::time::sleep(LINGER).await;
-            };
             let read = tokio::select! {
                 biased;
                 read = http1::body::read_more(&mut accepted.stream, &mut accepted.buf) => read,
                 () = tokio::time::sleep_until(deadline) => return (raw_is_fine || !silent).then_some(unknown),
-                () = told, if silent => return None,
+                () = self.drained_idle(), if silent => return None,
             };
             match read {
                 // Half-closed without a word, or gone: the tunnel finds out which.

@@ -338,8 +338,15 @@ async fn draining_ends_connections_after_their_answer() {
     assert_eq!(idle.ask(get("/api")).await, OK);
     let mut busy = world.connect().await;
     busy.send("GET /api HTTP/1.1\r\nHost:").await;
+    let mut between = world.connect().await;
+    assert_eq!(between.ask(get("/api")).await, OK);
     let proxy = world.proxy.clone();
     let drained = tokio::spawn(async move { proxy.drain(common::DEADLINE).await });
+    // One that is between two requests has not heard yet: its next one is served, and is the last.
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    let answer = between.ask(get("/api")).await;
+    assert!(answer.contains("\r\nconnection: close\r\n") && answer.ends_with("ok"), "{answer}");
+    assert_eq!(between.rest().await.expect("closed in order"), b"");
     assert_eq!(idle.rest().await.expect("closed in order"), b"");
     let answer = busy.ask(" c\r\n\r\n").await;
     assert!(answer.contains("\r\nconnection: close\r\n") && answer.ends_with("ok"), "{answer}");

@@ -111,7 +111,7 @@ impl Connection {
                 () = tokio::time::sleep_until(deadline) => return if idle { Next::Over } else { Next::Slow },
                 // The server closed: the client hears it now, as it would without us, and not at its next request.
                 () = upstreams.left(), if idle => return Next::Over,
-                () = proxy.draining(), if idle => return Next::Over,
+                () = proxy.drained_idle(), if idle => return Next::Over,
             };
             match read {
                 Ok(0) | Err(_) => return Next::Over,
