@@ -6,7 +6,7 @@
 use crate::crash;
 use crate::error::SetupError;
 use crate::families::has_v6;
-use crate::netlink::{End, Link, Mac, Netlink, Way};
+use crate::netlink::{End, Link, Mac, Metrics, Netlink, Way};
 use crate::netns;
 use std::fs;
 use std::io;
@@ -30,7 +30,10 @@ const RULE_PRIORITY: u32 = 100;
 /// The helper takes whatever a pod's device lets out, jumbo frames too.
 const DEVICE_MTU: u32 = 65_535;
 /// What the proxy's own packets are cut to. A path with less says so in its peer's MSS.
-const ROUTE_MTU: u32 = 1_500;
+pub(crate) const ROUTE_MTU: u32 = 1_500;
+/// The least that its peers' packets are cut to: IPv6 asks for it on every link (RFC 8200, section 5), and no CNI gives
+/// its pods less.
+const LEAST_MTU: u32 = 1_280;
 /// Sockets of the proxy's in TIME_WAIT: none. The kernel asks such a socket for a listener on the original
 /// destination, where there is none, and the proxy's listener takes no SYN of a connection that still has a socket:
 /// a client that comes again from the same port would be kept out for a minute. Nothing is lost: where the proxy
@@ -90,7 +93,7 @@ impl Helper {
         let inner = outer.peer.unwrap_or_default();
         let helper = Self { netns: inside, outer, inner_name, inner, nsid };
         crash::point("make the helper");
-        helper.set_up_inside()?;
+        helper.set_up_inside(narrowest(node_netns)?)?;
         helper.set_up_outside(node_netns)?;
         Ok(helper)
     }
@@ -123,9 +126,20 @@ impl Helper {
         };
         let inner = outer.peer.unwrap_or_default();
         let helper = Self { netns: inside, outer, inner_name, inner, nsid: nsid as u32 };
-        helper.set_up_inside()?;
+        helper.set_up_inside(narrowest(node_netns)?)?;
         helper.set_up_outside(node_netns)?;
         Ok(helper)
+    }
+
+    /// Takes note of the pods' devices that are there now, of which one may be narrower than those before.
+    pub(crate) fn measure(&self, node: BorrowedFd<'_>) -> Result<(), SetupError> {
+        let answers = narrowest(node)?;
+        netns::within(self.netns.as_fd(), || {
+            let netlink = Netlink::open()?;
+            let mut families = [false, true].into_iter().filter(|family| !family || has_v6());
+            families.try_for_each(|v6| default_route(&netlink, v6, self.inner, answers).map(drop))
+        })
+        .map_err(SetupError::cannot("set the MSS of the proxy's routes", "CAP_NET_ADMIN is needed"))
     }
 
     /// Puts right what has changed of it: what that was.
@@ -140,13 +154,13 @@ impl Helper {
             self.inner = self.outer.peer.unwrap_or_default();
             changes.push(format!("the helper device {name} was gone"));
         }
-        changes.extend(self.set_up_inside()?);
+        changes.extend(self.set_up_inside(narrowest(node)?)?);
         changes.extend(self.set_up_outside(node)?);
         Ok(changes)
     }
 
-    /// What was not so before.
-    fn set_up_inside(&self) -> Result<Vec<String>, SetupError> {
+    /// What was not so before. `answers`: the longest packet that the proxy's peers may send it.
+    fn set_up_inside(&self, answers: u32) -> Result<Vec<String>, SetupError> {
         let name = &self.inner_name;
         let mut changes = sysctls(
             self.netns.as_fd(),
@@ -183,16 +197,13 @@ impl Helper {
                     ("next hop", netlink.neighbour(inner, via, OUTER_MAC)?),
                     ("rule", netlink.rule(v6, name, TABLE, RULE_PRIORITY)?),
                     ("local route", netlink.route(v6, Way::LocalDefault { table: TABLE, device: LOOPBACK })?),
-                    (
-                        "default route",
-                        netlink.route(v6, Way::Default { via, device: inner, mtu: ROUTE_MTU })?,
-                    ),
                 ];
                 let gone = new.iter().filter(|(_, new)| *new);
                 let family = if v6 { "IPv6" } else { "IPv4" };
                 changes.extend(
                     gone.map(|(what, _)| format!("the {family} {what} of the proxy's namespace was gone")),
                 );
+                changes.extend(default_route(&netlink, v6, inner, answers)?);
             }
             Ok(changes)
         })
@@ -296,6 +307,38 @@ fn join(
         format!("create the helper veth {outer_name}"),
         "CAP_NET_ADMIN and the veth module are needed",
     ))
+}
+
+/// The longest packet that every pod's device of the node lets through, as far as that can be granted.
+///
+/// The proxy speaks in the name of both sides, so what it says that it takes is what its peer sends to the pod's
+/// address; and that may have to pass the pod's device before a hook sees it: a bridge drops what is too long for a port
+/// without a word. One number for all pods: to tell one pod's connections from another's would take a rule for each
+/// address, which every look-up of a route would walk.
+fn narrowest(node: BorrowedFd<'_>) -> Result<u32, SetupError> {
+    let links = netns::within(node, || Netlink::open()?.links())
+        .map_err(SetupError::cannot("list the node's devices", "CAP_NET_ADMIN is needed"))?;
+    let pods = links.iter().filter(|link| link.is_pods()).map(|link| link.mtu);
+    Ok(pods.min().map_or(ROUTE_MTU, |least| least.clamp(LEAST_MTU, ROUTE_MTU)))
+}
+
+/// Gives the proxy's namespace its way out; what was not so.
+fn default_route(netlink: &Netlink, v6: bool, device: u32, answers: u32) -> io::Result<Option<String>> {
+    let via = if v6 { NEXT_HOP_V6 } else { NEXT_HOP_V4 };
+    let family = if v6 { "IPv6" } else { "IPv4" };
+    let metrics = Metrics::of(v6, ROUTE_MTU, answers);
+    let before = netlink.default_route(v6)?;
+    if before == Some(metrics) {
+        return Ok(None);
+    }
+    netlink.route(v6, Way::Default { via, device, metrics })?;
+    Ok(Some(match before {
+        None => format!("the {family} default route of the proxy's namespace was gone"),
+        Some(before) => format!(
+            "the {family} default route of the proxy's namespace had mtu {} advmss {}, and must have mtu {} advmss {}",
+            before.mtu, before.advmss, metrics.mtu, metrics.advmss
+        ),
+    }))
 }
 
 /// Gives an end of the helper what it must have; what was not so.

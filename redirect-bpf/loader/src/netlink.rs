@@ -3,6 +3,9 @@
 //! A socket belongs to the network namespace of the thread that opened it. Knows nothing of eBPF or of what
 //! the devices are for. Used by `helper`, `discover` and `tc`.
 
+mod routes;
+
+pub(crate) use routes::{Metrics, Way};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, send, socket_with};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,10 +24,6 @@ const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 const RTM_NEWADDR: u16 = 20;
 const RTM_GETADDR: u16 = 22;
-const RTM_NEWROUTE: u16 = 24;
-const RTM_GETROUTE: u16 = 26;
-const RTM_NEWNEIGH: u16 = 28;
-const RTM_NEWRULE: u16 = 32;
 const RTM_NEWNSID: u16 = 88;
 const RTM_GETNSID: u16 = 90;
 
@@ -55,26 +54,8 @@ const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const NETNSA_NSID: u16 = 1;
 const NETNSA_FD: u16 = 3;
-const NDA_DST: u16 = 1;
-const NDA_LLADDR: u16 = 2;
-const NUD_PERMANENT: u16 = 0x80;
-const RTA_DST: u16 = 1;
-const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_METRICS: u16 = 8;
-const RTA_TABLE: u16 = 15;
-const RTAX_MTU: u16 = 2;
-const RTN_UNICAST: u8 = 1;
-const RTN_LOCAL: u8 = 2;
-const RTNH_F_ONLINK: u32 = 4;
-const RTPROT_STATIC: u8 = 4;
-const SCOPE_LINK: u8 = 253;
 const SCOPE_HOST: u8 = 254;
 const IFA_F_NODAD: u8 = 2;
-const FRA_IIFNAME: u16 = 3;
-const FRA_PRIORITY: u16 = 6;
-const FRA_TABLE: u16 = 15;
-const FR_ACT_TO_TBL: u8 = 1;
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 const IFF_UP: u32 = 1;
@@ -119,17 +100,6 @@ impl Link {
 pub(crate) struct End<'a> {
     pub(crate) name: &'a str,
     pub(crate) mac: Mac,
-}
-
-/// A route's way.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Way {
-    /// Everything is local, in this table.
-    LocalDefault { table: u32, device: u32 },
-    /// One address is behind a device.
-    Host { address: IpAddr, device: u32 },
-    /// Everything goes to this next hop, which need not be on a network of the device.
-    Default { via: IpAddr, device: u32, mtu: u32 },
 }
 
 /// A netlink socket of one network namespace.
@@ -232,88 +202,6 @@ impl Netlink {
     /// Removes a device.
     pub(crate) fn remove(&self, index: u32) -> io::Result<()> {
         self.order(Message::new(RTM_DELLINK, ACK).bytes(&link_header(index, 0, 0)))
-    }
-
-    /// Adds a neighbour that is never asked for, in the place of another one; whether there was none.
-    pub(crate) fn neighbour(&self, device: u32, address: IpAddr, mac: Mac) -> io::Result<bool> {
-        let mut header = [0; 12];
-        header[0] = family(address);
-        header[4..8].copy_from_slice(&device.to_ne_bytes());
-        header[8..10].copy_from_slice(&NUD_PERMANENT.to_ne_bytes());
-        let order = |how: u16| {
-            let mut message = Message::new(RTM_NEWNEIGH, ACK | how).bytes(&header);
-            message.address(NDA_DST, address);
-            message.attribute(NDA_LLADDR, &mac);
-            self.order(message)
-        };
-        let new = is_new(order(CREATE_NEW))?;
-        if !new {
-            order(CREATE_OR_REPLACE)?;
-        }
-        Ok(new)
-    }
-
-    /// Adds a route of a family; whether it was not there.
-    pub(crate) fn route(&self, v6: bool, way: Way) -> io::Result<bool> {
-        let mut header = [0; 12];
-        header[0] = if v6 { AF_INET6 } else { AF_INET };
-        header[5] = RTPROT_STATIC;
-        match way {
-            Way::LocalDefault { table, device } => {
-                header[6] = SCOPE_HOST;
-                header[7] = RTN_LOCAL;
-                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_NEW).bytes(&header);
-                message.attribute(RTA_TABLE, &table.to_ne_bytes());
-                message.attribute(RTA_OIF, &device.to_ne_bytes());
-                is_new(self.order(message))
-            }
-            Way::Host { address, device } => {
-                header[1] = if v6 { 128 } else { 32 };
-                header[4] = 254;
-                header[6] = SCOPE_LINK;
-                header[7] = RTN_UNICAST;
-                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_NEW).bytes(&header);
-                message.address(RTA_DST, address);
-                message.attribute(RTA_OIF, &device.to_ne_bytes());
-                is_new(self.order(message))
-            }
-            Way::Default { via, device, mtu } => {
-                header[4] = 254;
-                header[7] = RTN_UNICAST;
-                header[8..12].copy_from_slice(&RTNH_F_ONLINK.to_ne_bytes());
-                let mut message = Message::new(RTM_NEWROUTE, ACK | CREATE_NEW).bytes(&header);
-                message.attribute(RTA_OIF, &device.to_ne_bytes());
-                message.address(RTA_GATEWAY, via);
-                message.nest(RTA_METRICS, |metrics| metrics.attribute(RTAX_MTU, &mtu.to_ne_bytes()));
-                is_new(self.order(message))
-            }
-        }
-    }
-
-    /// The device that what is sent to an address goes out by. `None` where there is no way.
-    pub(crate) fn device_to(&self, address: IpAddr) -> io::Result<Option<u32>> {
-        let mut header = [0; 12];
-        header[0] = family(address);
-        header[1] = if address.is_ipv6() { 128 } else { 32 };
-        let mut message = Message::new(RTM_GETROUTE, 0).bytes(&header);
-        message.address(RTA_DST, address);
-        let mut device = None;
-        self.ask(message, |body| {
-            device = attributes(body, 12).find(|a| a.0 == RTA_OIF).map(|a| number(a.1));
-        })?;
-        Ok(device)
-    }
-
-    /// What comes in by a device is looked up in a table; whether that was not so.
-    pub(crate) fn rule(&self, v6: bool, device: &str, table: u32, priority: u32) -> io::Result<bool> {
-        let mut header = [0; 12];
-        header[0] = if v6 { AF_INET6 } else { AF_INET };
-        header[7] = FR_ACT_TO_TBL;
-        let mut message = Message::new(RTM_NEWRULE, ACK | CREATE_NEW).bytes(&header);
-        message.text(FRA_IIFNAME, device);
-        message.attribute(FRA_TABLE, &table.to_ne_bytes());
-        message.attribute(FRA_PRIORITY, &priority.to_ne_bytes());
-        is_new(self.order(message))
     }
 
     /// Gives another namespace a number in this one.

@@ -93,6 +93,7 @@ fn drift(hooks: Hooks) -> Result<()> {
     };
     outside(&mut rig)?;
     within(&mut rig)?;
+    narrowed(&mut rig)?;
     noticed(&mut rig, "the helper", "sl-n1o was gone", run(&["ip", "link", "del", "sl-n1o"]))?;
     helper_hooks(&mut rig, hooks)?;
     in_the_kernel(&mut rig, hooks)
@@ -180,6 +181,14 @@ fn within(rig: &mut Rig) -> Result<()> {
         ("-6 rule del priority 100", "IPv6 rule"),
         ("route flush table main", "IPv4 default route"),
         ("-6 route del default", "IPv6 default route"),
+        (
+            "route replace default via 169.254.83.76 dev sl-n1i onlink mtu 1500",
+            "advmss 0, and must have mtu 1500",
+        ),
+        (
+            "-6 route change default via fe80::534c:55 dev sl-n1i onlink mtu 1400 advmss 1440",
+            "IPv6 default route",
+        ),
         ("route flush table 100", "IPv4 local route"),
         ("-6 route flush table 100", "IPv6 local route"),
         ("neigh del 169.254.83.76 dev sl-n1i", "IPv4 next hop"),
@@ -188,6 +197,16 @@ fn within(rig: &mut Rig) -> Result<()> {
     for (change, expect) in changes {
         let words: Vec<&str> = std::iter::once("ip").chain(change.split(' ')).collect();
         noticed(rig, change, expect, |rig| inside(rig, &words))?;
+    }
+    Ok(())
+}
+
+/// A pod's device gets another MTU: what the proxy says that it takes follows.
+fn narrowed(rig: &mut Rig) -> Result<()> {
+    let (node, veth) = (rig.world.node("n1").netns.clone(), rig.pod("a/other").veth.clone());
+    for (mtu, expect) in [(1_300, "advmss 1260"), (1_000, "advmss 1240"), (9_000, "advmss 1460")] {
+        let expect = format!("must have mtu 1500 {expect}");
+        noticed(rig, &expect, &expect, |_| node.ip_batch(&[format!("link set {veth} mtu {mtu}")]))?;
     }
     Ok(())
 }

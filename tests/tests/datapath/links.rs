@@ -14,6 +14,8 @@ use std::net::SocketAddr;
 
 /// Less than any pod's interface has.
 const NARROW: u32 = 1_300;
+/// More than the proxy's own packets.
+const JUMBO: u32 = 9_000;
 /// There and back again.
 const BULK: usize = 16 * 1024 * 1024;
 /// A port of the nodes' own processes.
@@ -24,7 +26,12 @@ pub(crate) fn tests() -> Vec<Trial> {
     vec![
         test("host: large segments over a narrow tunnel, routed veths", || narrow_tunnel(NodeSpec::routed)),
         test("host: large segments over a narrow tunnel, bridge ports", || narrow_tunnel(NodeSpec::bridged)),
-        test("host: large segments to a pod with a narrow link", narrow_pod),
+        test("host: large segments to and from a pod with a narrow link, routed veths", || {
+            narrow_pod(NodeSpec::routed("n1"))
+        }),
+        test("host: large segments to and from a pod with a narrow link, bridge ports", || {
+            narrow_pod(NodeSpec::bridged("n1"))
+        }),
     ]
 }
 
@@ -137,37 +144,42 @@ fn narrow_tunnel(node: fn(&'static str) -> NodeSpec) -> Result<()> {
     Ok(())
 }
 
-/// The narrow link is the pod's own, and its peers' are not. Directly its MSS says so; through the proxy, whose MSS is
-/// that of 1500 bytes, the node says so as a router. On a bridge there is none between the pods of the node, so that all
-/// of them must have the same MTU there (docs/networking.md).
-fn narrow_pod() -> Result<()> {
-    for (node, both) in [(NodeSpec::routed("n1"), &[false, true][..]), (NodeSpec::bridged("n1"), &[false])] {
-        let mut rig = Rig::with(node)?;
-        let (n1, server) = (rig.world.node("n1").clone(), rig.pod("a/server").clone());
-        n1.netns.ip_batch(&[format!("link set {} mtu {NARROW}", server.veth)])?;
-        server.netns.ip_batch(&[format!("link set eth0 mtu {NARROW}")])?;
-        let proxy = Proxy::start(rig.node("n1"))?;
-        let _server = Server::start(&server.netns, 80)?;
-        for &l7 in both {
-            let lines = ["a/client", "b/remote"].map(|peer| {
-                let line = ingress("a/server", peer, tcp(80, 80));
-                if l7 { line.l7() } else { line }
-            });
-            rig.apply(&[lines.to_vec(), vec![closed("a/server", Direction::Egress)]].concat())?;
-            let before = proxy.count();
-            for family in Family::BOTH {
-                let target = rig.at("a/server", family, 80);
-                let (client, remote) = (rig.pod("a/client").netns.clone(), rig.pod("b/remote").netns.clone());
-                for (what, from) in
-                    [("a pod beside it", &client), ("another node's", &remote), ("the node", &n1.netns)]
-                {
-                    let result = carries(&rig, from, target, Some(&server.netns));
-                    rig.explain(result).with_context(|| format!("{what}, {family:?}, l7: {l7}"))?;
-                }
+/// The narrow link is the pod's own, and its peers' are not: one has what is usual, one more. Directly its MSS says so, and
+/// through the proxy the proxy's, which speaks in its name. On a bridge nothing else does: there is no router between.
+fn narrow_pod(node: NodeSpec) -> Result<()> {
+    const PEERS: [&str; 3] = ["a/client", "a/other", "b/remote"];
+    let mut rig = Rig::with(node)?;
+    let (n1, server) = (rig.world.node("n1").clone(), rig.pod("a/server").clone());
+    for (pod, mtu) in [("a/server", NARROW), ("a/other", JUMBO)] {
+        n1.netns.ip_batch(&[format!("link set {} mtu {mtu}", rig.pod(pod).veth)])?;
+        rig.pod(pod).netns.ip_batch(&[format!("link set eth0 mtu {mtu}")])?;
+    }
+    let proxy = Proxy::start(rig.node("n1"))?;
+    let pods = PEERS.into_iter().chain(["a/server"]);
+    let _servers: Vec<Server> =
+        pods.map(|pod| Server::start(&rig.pod(pod).netns, 80)).collect::<Result<_>>()?;
+    for l7 in [false, true] {
+        let lines = PEERS.into_iter().flat_map(|peer| {
+            let lines = [ingress("a/server", peer, tcp(80, 80)), egress("a/server", peer, tcp(80, 80))];
+            lines.map(|line| if l7 { line.l7() } else { line })
+        });
+        rig.apply(&lines.collect::<Vec<_>>())?;
+        let before = proxy.count();
+        for family in Family::BOTH {
+            let to_server = rig.at("a/server", family, 80);
+            let mut ways = vec![("the node".to_owned(), &n1.netns, to_server, &server.netns)];
+            for peer in PEERS {
+                let pod = &rig.pod(peer).netns;
+                ways.push((format!("from {peer}"), pod, to_server, &server.netns));
+                ways.push((format!("to {peer}"), &server.netns, rig.at(peer, family, 80), pod));
             }
-            let passed = proxy.count() - before;
-            ensure!(passed == if l7 { 4 } else { 0 }, "{passed} passed the proxy");
+            for (what, from, target, to) in ways {
+                let result = carries(&rig, from, target, Some(to));
+                rig.explain(result).with_context(|| format!("{what}, {family:?}, l7: {l7}"))?;
+            }
         }
+        let passed = proxy.count() - before;
+        ensure!(passed == if l7 { 12 } else { 0 }, "{passed} passed the proxy");
     }
     Ok(())
 }

@@ -4,14 +4,13 @@
 
 use super::{Finding, line};
 use crate::families::has_v6;
+use crate::helper::ROUTE_MTU as PROXY_MTU;
 use crate::netlink::{DUMP, Link, Message, Netlink, attributes, text};
 use sluice_bpf_abi::MAX_TUNNELS;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 
-/// What the proxy's own packets are cut to.
-const PROXY_MTU: u32 = 1_500;
 /// Percent of conntrack's table from which it will be full at the next burst.
 const FULL: u64 = 90;
 /// A message of `nfnetlink`: subsystem 10 (nf_tables), `NFT_MSG_GETTABLE`.
@@ -218,6 +217,7 @@ fn mtu(links: &[Link]) -> Finding {
     const CHECK: &str = "node.mtu";
     let pods = || links.iter().filter(|link| link.is_pods());
     let largest = pods().map(|link| link.mtu).max().unwrap_or(0);
+    let smallest = pods().map(|link| link.mtu).min().unwrap_or(0);
     let tunnel = links.iter().filter(|link| link.tunnel.is_some()).min_by_key(|link| link.mtu);
     match tunnel {
         _ if largest == 0 => Finding::ok(CHECK, "no pod's device yet"),
@@ -231,6 +231,10 @@ fn mtu(links: &[Link]) -> Finding {
                 "set the CNI's MTU to {}, and let no firewall drop ICMP type 3 and ICMPv6 type 2",
                 tunnel.mtu
             ),
+        ),
+        _ if smallest < largest.min(PROXY_MTU) => Finding::ok(
+            CHECK,
+            format!("pods have {smallest} to {largest}; the proxy answers all by the MSS of {smallest}"),
         ),
         _ if largest > PROXY_MTU => Finding::ok(
             CHECK,
@@ -273,7 +277,9 @@ mod tests {
         let finding = mtu(&[pod.clone(), tunnel.clone()]);
         assert_eq!(finding.status, Status::Warn, "{finding:?}");
         assert!(finding.remedy.is_some_and(|remedy| remedy.contains("1450")));
-        assert_eq!(mtu(&[Link { mtu: 1_450, ..pod }, tunnel]).status, Status::Ok);
+        assert_eq!(mtu(&[Link { mtu: 1_450, ..pod.clone() }, tunnel]).status, Status::Ok);
         assert_eq!(mtu(&[]).status, Status::Ok);
+        let narrow = Link { mtu: 1_300, ..pod.clone() };
+        assert!(mtu(&[narrow, pod]).found.contains("1300 to 1500"));
     }
 }

@@ -4,7 +4,7 @@
 //! the machine's is touched. Knows nothing of policies. Called by `packets` and `pins`.
 
 use crate::families::has_v6;
-use crate::netlink::{End, Mac, Netlink, Way};
+use crate::netlink::{End, Mac, Metrics, Netlink, Way};
 use crate::netns;
 use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use rustix::thread::{UnshareFlags, unshare_unsafe};
@@ -103,7 +103,8 @@ fn pod(node: BorrowedFd<'_>, number: u8) -> io::Result<Pod> {
             let via = GATEWAY[usize::from(address.is_ipv6())];
             netlink.add_global_address(device, *address)?;
             netlink.neighbour(device, via, outer)?;
-            netlink.route(address.is_ipv6(), Way::Default { via, device, mtu: MTU })?;
+            let metrics = Metrics::of(address.is_ipv6(), MTU, MTU);
+            netlink.route(address.is_ipv6(), Way::Default { via, device, metrics })?;
         }
         Ok(())
     })?;

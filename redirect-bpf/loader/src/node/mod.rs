@@ -65,7 +65,7 @@ pub struct Applied {
     pub missing: Vec<Missing>,
     /// The rows in force.
     pub rows: usize,
-    /// What of the time before could not be taken away. It makes nothing more permissive; to apply again tries again.
+    /// What of the time before could not be taken away, or of the proxy's way not be set. It makes nothing more permissive; to apply again tries again.
     pub problems: Vec<String>,
 }
 
@@ -120,6 +120,7 @@ impl Node {
             snapshot.endpoints.iter().flat_map(|endpoint| endpoint.addresses.iter().copied()).collect();
         let found = discover::discover(self.netns.as_fd(), &wanted)
             .map_err(ApplyError::io("look for the pods' veths"))?;
+        let measured = self.helper.measure(self.netns.as_fd());
         let mut plan = Plan::new(snapshot, &found);
         let mut applied = Applied {
             generation: snapshot.generation,
@@ -167,6 +168,7 @@ impl Node {
             tracing::info!(flows = imported, "taken over from the version before");
         }
         applied.problems = self.let_go(|device| !kept.contains(&device));
+        applied.problems.extend(measured.err().map(|error| error.to_string()));
         applied.problems.extend(self.before.retire(&judged, !applied.missing.is_empty()));
         Ok(applied)
     }
