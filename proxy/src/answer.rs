@@ -101,10 +101,13 @@ pub enum Refusal {
     Timeout,
     /// The server's answer is no HTTP, or none came.
     BadAnswer(&'static str),
+    /// The server takes no extended CONNECT.
+    NoUpgrade,
 }
 
 /// gRPC status codes that a refusal uses.
 const GRPC_PERMISSION_DENIED: u32 = 7;
+const GRPC_UNIMPLEMENTED: u32 = 12;
 const GRPC_INTERNAL: u32 = 13;
 const GRPC_UNAVAILABLE: u32 = 14;
 
@@ -121,6 +124,8 @@ impl Refusal {
             Self::Crowded | Self::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::BadAnswer(_) => StatusCode::BAD_GATEWAY,
+            // RFC 9220 §3, of what a server does not support.
+            Self::NoUpgrade => StatusCode::NOT_IMPLEMENTED,
         }
     }
 
@@ -135,6 +140,7 @@ impl Refusal {
             | Self::HeadTooLarge
             | Self::HeadTimeout
             | Self::BodyTimeout => GRPC_INTERNAL,
+            Self::NoUpgrade => GRPC_UNIMPLEMENTED,
         }
     }
 
@@ -152,6 +158,7 @@ impl Refusal {
             Self::Unreachable => "unreachable",
             Self::Timeout => "timeout",
             Self::BadAnswer(_) => "bad_answer",
+            Self::NoUpgrade => "no_extended_connect",
         }
     }
 
@@ -168,6 +175,7 @@ impl Refusal {
             Self::Unreachable => "the server could not be reached".to_owned(),
             Self::Timeout => "the server did not accept the connection in time".to_owned(),
             Self::BadAnswer(what) => format!("bad answer of the server: {what}"),
+            Self::NoUpgrade => "the server takes no extended CONNECT (RFC 8441)".to_owned(),
         }
     }
 

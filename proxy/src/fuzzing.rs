@@ -160,6 +160,7 @@ pub(crate) fn snapshot(opens: bool) -> Arc<Snapshot> {
     let item = HttpMatch {
         methods: ["GET", "POST"].map(Into::into).to_vec(),
         path: Some(PathMatch::prefix(if opens { PREFIX } else { "/nothing" })),
+        upgrades: vec!["websocket".into()],
         ..HttpMatch::default()
     };
     let rule = Rule {

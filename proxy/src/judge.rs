@@ -7,8 +7,8 @@ use crate::state::View;
 use http::{HeaderName, HeaderValue};
 use sluice_policy::path::Path;
 use sluice_policy::{
-    Decision, Direction, Facts, HttpVersion, Mode, Protocol, Reason, Request, SideVerdict, TierAction,
-    Verdict,
+    Decision, Direction, Facts, HttpMatch, HttpVersion, Mode, Protocol, Reason, Request, SideVerdict,
+    TierAction, Verdict,
 };
 use std::net::{IpAddr, SocketAddr};
 
@@ -78,6 +78,8 @@ pub struct Said {
     pub host: Option<String>,
     /// The header fields; names in lower case.
     pub headers: Vec<Field>,
+    /// `:protocol` of an extended CONNECT (RFC 8441 §4), HTTP/2's way to ask for an upgrade.
+    pub protocol: Option<String>,
 }
 
 impl Said {
@@ -125,13 +127,20 @@ impl Said {
         ask(view, leg, Facts::Request(&request))
     }
 
-    /// What an HTTP/1.1 request asks to be upgraded to; no HTTP/2 server here offers to be asked (RFC 8441 §3). A
-    /// token that is no text is one that no rule names.
+    /// What the request asks to be upgraded to: `Upgrade` in HTTP/1.1, `:protocol` in HTTP/2. A token that is no text
+    /// is one that no rule names.
     fn upgrade(&self) -> Option<&str> {
+        if self.version == HttpVersion::Http2 {
+            return self.protocol.as_deref();
+        }
         let asked = self.headers.iter().find(|(name, _)| name == http::header::UPGRADE);
-        asked
-            .filter(|_| self.version == HttpVersion::Http1)
-            .map(|(_, token)| token.to_str().unwrap_or_default())
+        asked.map(|(_, token)| token.to_str().unwrap_or_default())
+    }
+
+    /// Whether it asks for a tunnel through the server, to a host and to nothing else (RFC 9110 §9.3.6).
+    #[must_use]
+    pub fn is_plain_connect(&self) -> bool {
+        self.method == "CONNECT" && self.protocol.is_none()
     }
 
     /// Whether the request would still be let through with these trailers among its headers: some servers merge them.
@@ -192,6 +201,18 @@ fn ask(view: &View, leg: &Leg, facts: Facts<'_>) -> Verdict {
 
 /// Whether an allow that reaches this connection has a condition on the path.
 fn path_matters(view: &View, leg: &Leg) -> bool {
+    any_allow(view, leg, |item| item.path.is_some())
+}
+
+/// Whether a WebSocket may pass between these two, by what some request may say: where no rule names one, none is
+/// offered.
+#[must_use]
+pub fn upgrades(view: &View, leg: &Leg) -> bool {
+    any_allow(view, leg, |item| !item.upgrades.is_empty()) || unknown(view, leg).decision() == Decision::Allow
+}
+
+/// Whether an alternative of an allow in force that reaches this connection is such a one.
+fn any_allow(view: &View, leg: &Leg, is: impl Fn(&HttpMatch) -> bool) -> bool {
     let snapshot = &view.snapshot;
     let port = leg.destination.port();
     let on = |endpoint: IpAddr, peer: IpAddr, direction: Direction| {
@@ -205,7 +226,7 @@ fn path_matters(view: &View, leg: &Leg) -> bool {
             side.layers.iter().flat_map(|layer| &layer.allow).chain(granting).any(|rule| {
                 rule.policy.mode == Mode::Enforce
                     && rule.allows_reach(peer, Protocol::Tcp, port)
-                    && rule.conditions.as_ref().is_some_and(|c| c.http.iter().any(|item| item.path.is_some()))
+                    && rule.conditions.as_ref().is_some_and(|c| c.http.iter().any(&is))
             })
         })
     };

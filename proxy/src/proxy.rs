@@ -272,6 +272,17 @@ impl Proxy {
         !self.reach(&self.state.view(), client, unknown).1.is_denied()
     }
 
+    /// Whether an HTTP/2 client is told that it may ask for a WebSocket (RFC 8441 §3): where no rule lets one through, it
+    /// is not. Whether its server takes one is known only when it has been asked for, for nobody is dialled before.
+    #[must_use]
+    pub fn offers_upgrades(&self, client: &Client) -> bool {
+        let upgrades = |view: &View, leg: &Leg| match judge::upgrades(view, leg) {
+            true => Judged::of(judge::connection(view, leg)),
+            false => Judged::of(judge::refuse(Reason::NoRuleMatched)),
+        };
+        !self.reach(&self.state.view(), client, upgrades).1.is_denied()
+    }
+
     /// Connects to a server.
     pub(crate) async fn dial(&self, target: &Target) -> Result<TcpStream, Refusal> {
         let error = match self.dialer.dial(target).await {

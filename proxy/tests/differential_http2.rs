@@ -5,13 +5,15 @@ mod common;
 
 use bytes::Bytes;
 use common::script::{Script, Table, a_script, write};
-use common::{CLIENT, World, shop, soon};
+use common::{CLIENT, Rules, World, http, shop, soon};
 use h2::RecvStream;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
+use sluice_policy::{HostMatch, HttpMatch, NameMatch, PathMatch};
 use sluice_proxy::http2::frame::code::{CANCEL, PROTOCOL_ERROR};
 use sluice_proxy::http2::frame::{
     Frame, HEAD_BYTES, Head, MAX_WINDOW, PREFACE, flag, kind, setting, write_number, write_settings,
@@ -58,7 +60,9 @@ async fn server() -> (SocketAddr, Log) {
         while let Ok((stream, _)) = listener.accept().await {
             let log = log.clone();
             tokio::spawn(async move {
-                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                let mut builder = h2::server::Builder::new();
+                builder.enable_connect_protocol();
+                let Ok(mut connection) = builder.handshake(stream).await else { return };
                 while let Some(Ok((request, respond))) = connection.accept().await {
                     tokio::spawn(serve(request, respond, log.clone()));
                 }
@@ -75,6 +79,13 @@ async fn serve(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, l
     let (id, wanted) = (field("x-id"), field("x-answer"));
     let mut seen = Seen { fields: sorted(&parts.headers), ..Seen::default() };
     seen.fields.push((parts.method.to_string(), parts.uri.to_string()));
+    let protocol = parts.extensions.get::<Protocol>().map_or("", Protocol::as_str);
+    seen.fields.push((":protocol".to_owned(), protocol.to_owned()));
+    let connect = parts.method == Method::CONNECT;
+    if connect {
+        // What is for the tunnel comes only now.
+        answer(&wanted, &mut respond);
+    }
     seen.end = loop {
         match body.data().await {
             Some(Ok(data)) => {
@@ -93,7 +104,7 @@ async fn serve(request: Request<RecvStream>, mut respond: SendResponse<Bytes>, l
     };
     let whole = seen.end == "whole";
     assert!(log.lock().expect("whole").insert(id.clone(), seen).is_none(), "{id} came twice");
-    if whole {
+    if whole && !connect {
         answer(&wanted, &mut respond);
     }
 }
@@ -258,9 +269,19 @@ fn told(record: &Record) -> (String, String, String, u32, Option<u32>, String) {
 type Outcome =
     (BTreeMap<u32, Seen>, BTreeMap<String, Seen>, Vec<(String, String, String, u32, Option<u32>, String)>);
 
+/// The shop's, with WebSockets and tunnels.
+fn rules() -> Rules {
+    let chat =
+        HttpMatch { upgrades: vec!["websocket".into()], ..http(&["GET"], Some(PathMatch::prefix("/api"))) };
+    let names = vec![HostMatch::Name(NameMatch::Exact("cart".into()))];
+    let mut rules = shop();
+    rules.http.extend([chat, HttpMatch { hosts: names, ..http(&["CONNECT"], None) }]);
+    rules
+}
+
 async fn outcome(scripts: &[Script], window: u32, http2: Http2) -> Outcome {
     let (at, log) = server().await;
-    let mut world = World::on(&shop(), at, Sampler::OFF, http2).await;
+    let mut world = World::on(&rules(), at, Sampler::OFF, http2).await;
     let client = play(&world, scripts, window).await;
     let mut records = Vec::new();
     // Each stream that was judged has one, but for those that are no message at all.

@@ -8,3 +8,5 @@ mod attacks_http2;
 mod http2;
 #[path = "smuggling.rs"]
 mod smuggling;
+#[path = "websocket_http2.rs"]
+mod websocket_http2;

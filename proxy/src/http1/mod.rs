@@ -351,6 +351,7 @@ fn said(head: &RequestHead) -> judge::Said {
         query: head.query().map(str::to_owned),
         host: head.host.clone(),
         headers: head.headers().filter(|(name, _)| !dropped(name.as_str())).collect(),
+        protocol: None,
     }
 }
 

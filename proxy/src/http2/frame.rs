@@ -47,6 +47,8 @@ pub mod setting {
     pub const INITIAL_WINDOW_SIZE: u16 = 4;
     pub const MAX_FRAME_SIZE: u16 = 5;
     pub const MAX_HEADER_LIST_SIZE: u16 = 6;
+    /// RFC 8441 §3.
+    pub const ENABLE_CONNECT_PROTOCOL: u16 = 8;
 }
 
 /// Error codes (§7).
@@ -253,7 +255,9 @@ fn settings(head: &Head, payload: &[u8]) -> Result<Frame, Bad> {
     for [a, b, value @ ..] in all {
         let (name, value) = (u16::from_be_bytes([*a, *b]), u32::from_be_bytes(*value));
         match name {
-            setting::ENABLE_PUSH if value > 1 => return Err(Bad::Connection(code::PROTOCOL_ERROR)),
+            setting::ENABLE_PUSH | setting::ENABLE_CONNECT_PROTOCOL if value > 1 => {
+                return Err(Bad::Connection(code::PROTOCOL_ERROR));
+            }
             setting::INITIAL_WINDOW_SIZE if value > MAX_WINDOW => {
                 return Err(Bad::Connection(code::FLOW_CONTROL_ERROR));
             }

@@ -59,7 +59,7 @@ fn library(block: &[u8], end: bool) -> Option<Parts> {
     Head { length: block.len(), kind: kind::HEADERS, flags, stream: 1 }.write(&mut bytes);
     bytes.extend_from_slice(block);
     let mut cx = Context::from_waker(Waker::noop());
-    let mut handshake = pin!(super::server().handshake::<_, Bytes>(Script(bytes, 0)));
+    let mut handshake = pin!(super::server(true).handshake::<_, Bytes>(Script(bytes, 0)));
     let Poll::Ready(Ok(mut connection)) = handshake.as_mut().poll(&mut cx) else { return None };
     match connection.poll_accept(&mut cx) {
         Poll::Ready(Some(Ok((request, _)))) => Some(request.into_parts().0),
@@ -72,7 +72,8 @@ fn shown(said: &judge::Said) -> impl PartialEq + std::fmt::Debug {
     let mut fields: Vec<_> = said.headers.iter().map(field).collect();
     // Among different names the library keeps no order.
     fields.sort_by(|a, b| a.0.cmp(&b.0));
-    (said.method.clone(), said.path.clone(), said.query.clone(), said.host.clone(), fields)
+    let judge::Said { method, path, query, host, protocol, .. } = said.clone();
+    (method, path, query, host, protocol, fields)
 }
 
 /// See the module. The first byte says whether the request has a body.
@@ -86,7 +87,7 @@ pub fn block(bytes: &[u8]) {
     let end = first & 1 == 0;
     // What the relay refuses, the library may take: changes of the table's size without end, say.
     let Ok(read) = Decoder::default().decode(block, H2_HEADER_LIST_BYTES as usize) else { return };
-    let Some(asked) = message::request(&read.lines, end).ok().filter(|_| !read.over) else { return };
+    let Some(asked) = message::request(&read.lines, end, true).ok().filter(|_| !read.over) else { return };
     let Some(mut parts) = library(block, end) else {
         panic!("only the relay takes it: {:?}", asked.said);
     };

@@ -49,7 +49,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
     }
     let (from, crowd) = (client.client, client.charge.crowd());
     let io = Rewound::new(client.buf.freeze(), client.stream);
-    let handshake = server().handshake::<_, Bytes>(io);
+    let handshake = server(proxy.offers_upgrades(&from)).handshake::<_, Bytes>(io);
     let mut client = match tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake).await {
         Ok(Ok(client)) => client,
         Ok(Err(error)) if !error.is_io() => return unreadable(&proxy, &from, Reason::ParseError),
@@ -91,8 +91,11 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
     }
 }
 
-fn server() -> h2::server::Builder {
+fn server(offers_upgrades: bool) -> h2::server::Builder {
     let mut builder = h2::server::Builder::new();
+    if offers_upgrades {
+        builder.enable_connect_protocol();
+    }
     builder
         .max_concurrent_streams(H2_STREAMS)
         .max_header_list_size(H2_HEADER_LIST_BYTES)

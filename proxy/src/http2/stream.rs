@@ -1,7 +1,7 @@
 //! One HTTP/2 stream: judged, then forwarded with its resets, trailers and pace, or answered.
 
 use super::pump::{self, Broken};
-use super::relay::message::{is_scheme, is_trailer, odd_field};
+use super::relay::message::{is_scheme, is_trailer, odd_field, odd_tunnel, path_of};
 use super::{Connection, Server};
 use crate::answer::{Denial, Refusal};
 use crate::http1::describe;
@@ -15,6 +15,7 @@ use crate::state::{OpenFlow, Said, View};
 use crate::telemetry::context::Context;
 use bytes::Bytes;
 use h2::client::SendRequest;
+use h2::ext::Protocol;
 use h2::server::SendResponse;
 use h2::{Reason as Reset, RecvStream, SendStream};
 use http::request::Parts;
@@ -27,6 +28,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
+use tokio::sync::oneshot;
 
 /// Serves one stream to its end.
 pub(super) async fn serve(
@@ -39,8 +41,7 @@ pub(super) async fn serve(
     let said = said(&parts);
     let malformed = settle_authority(&mut parts);
     let said = Arc::new(said);
-    let connect = parts.method == http::Method::CONNECT;
-    let judge = |view: &View, leg: &Leg| judged(&said, malformed.as_ref().err(), connect, view, leg);
+    let judge = |view: &View, leg: &Leg| judged(&said, malformed.as_ref().err(), view, leg);
     let full = connection.client.service.then(|| connection.upstreams.full()).flatten().unwrap_or_default();
     let route = proxy.route(&connection.client, &Said::Request(said.clone()), wish(&full), judge);
     let Route { target, judged, flow, view, load } = route;
@@ -80,13 +81,7 @@ fn wish(full: &[SocketAddr]) -> Wish<'_> {
 }
 
 /// Judges one stream. What is odd passes as it is where only audited policies govern.
-pub(super) fn judged(
-    said: &judge::Said,
-    malformed: Option<&Refusal>,
-    connect: bool,
-    view: &View,
-    leg: &Leg,
-) -> Judged {
+pub(super) fn judged(said: &judge::Said, malformed: Option<&Refusal>, view: &View, leg: &Leg) -> Judged {
     let raw_passes = || judge::unknown(view, leg).decision() == Decision::Allow;
     if let Some(refusal) = malformed
         && !raw_passes()
@@ -95,10 +90,14 @@ pub(super) fn judged(
         let reason = if malformed { Reason::ParseError } else { Reason::Limit };
         return Judged { malformed: true, ..Judged::of(judge::refuse(reason)) };
     }
-    let judged = said.judge(view, leg);
-    // A tunnel in a stream is not judged by request; nothing here opens one.
-    if connect && !judged.is_denied() && !raw_passes() {
+    let mut judged = said.judge(view, leg);
+    let other = said.protocol.as_ref().is_some_and(|name| !name.eq_ignore_ascii_case("websocket"));
+    if other && !judged.is_denied() && !raw_passes() {
         return Judged::of(judge::refuse(Reason::NoRuleMatched));
+    }
+    if said.is_plain_connect() {
+        // It has none that could go on in its place.
+        judged.path = None;
     }
     judged
 }
@@ -106,6 +105,8 @@ pub(super) fn judged(
 /// The request as it is judged.
 pub(super) fn said(parts: &Parts) -> judge::Said {
     let host = parts.headers.get("host").map(|host| String::from_utf8_lossy(host.as_bytes()).into_owned());
+    let protocol = parts.extensions.get::<Protocol>().map(|protocol| protocol.as_str().to_owned());
+    let connect = parts.method == http::Method::CONNECT && protocol.is_none();
     let mut headers = fields(&parts.headers);
     // A condition on `host` holds in HTTP/2 as well.
     if let (None, Some(authority)) = (&host, parts.uri.authority())
@@ -116,10 +117,11 @@ pub(super) fn said(parts: &Parts) -> judge::Said {
     judge::Said {
         version: HttpVersion::Http2,
         method: parts.method.as_str().to_owned(),
-        path: parts.uri.path().to_owned(),
+        path: path_of(&parts.uri, connect),
         query: parts.uri.query().map(str::to_owned),
         host: parts.uri.authority().map(|authority| authority.as_str().to_owned()).or(host),
         headers,
+        protocol,
     }
 }
 
@@ -135,6 +137,11 @@ pub(super) fn settle_authority(parts: &mut Parts) -> Result<(), Refusal> {
     }
     if parts.uri.scheme_str().is_some_and(|scheme| !is_scheme(scheme.as_bytes())) {
         return Err(Refusal::Malformed(":scheme"));
+    }
+    let connect = parts.method == http::Method::CONNECT;
+    let protocol = parts.extensions.get::<Protocol>().map(Protocol::as_str);
+    if let Some(refusal) = connect.then(|| odd_tunnel(protocol, parts.headers.keys())).flatten() {
+        return Err(refusal);
     }
     let length = parts.uri.path_and_query().map_or(0, |target| target.as_str().len());
     if length > TARGET_BYTES {
@@ -223,46 +230,60 @@ struct Exchange<'a> {
 }
 
 impl Exchange<'_> {
-    async fn run(&mut self, parts: Parts, mut body: RecvStream, flow: &OpenFlow) {
-        let whole = body.is_end_stream();
+    /// Sends the head on; `None`: it has been answered instead.
+    async fn send(&mut self, parts: Parts, whole: bool, flow: &OpenFlow) -> Option<Sent> {
         let send = tokio::select! {
             // First: what has lost its permission is not sent in the same breath.
             biased;
             verdict = flow.revoked() => {
                 self.record.judged(verdict);
-                return self.refuse(&Refusal::Denied(Denial::of(verdict)));
+                self.refuse(&Refusal::Denied(Denial::of(verdict)));
+                return None;
             }
             send = send_request(self.connection, &self.target, parts, whole) => send,
             reset = poll_fn(|cx| self.respond.poll_reset(cx)) => {
                 drop(reset);
                 "client_closed".clone_into(&mut self.record.error);
-                return;
+                return None;
             }
         };
-        // Held until the stream has ended: a server that nobody holds may make way for another.
-        let (_server, answer, mut to_server) = match send {
-            Ok(sent) => sent,
+        match send {
+            Ok(sent) => return Some(sent),
             Err(Unsent::Limit) => {
                 let verdict = judge::refuse(Reason::Limit);
                 self.record.judged(&verdict);
-                return self.refuse(&Refusal::Denied(Denial::of(&verdict)));
+                self.refuse(&Refusal::Denied(Denial::of(&verdict)));
             }
-            Err(Unsent::Refused(refusal)) => return self.refuse(&refusal),
-            Err(Unsent::Gone) => return self.reset(Reset::REFUSED_STREAM, "server_closed"),
-        };
+            Err(Unsent::Refused(refusal)) => self.refuse(&refusal),
+            Err(Unsent::Gone) => self.reset(Reset::REFUSED_STREAM, "server_closed"),
+        }
+        None
+    }
+
+    async fn run(&mut self, parts: Parts, mut body: RecvStream, flow: &OpenFlow) {
+        let whole = body.is_end_stream();
+        // The server is held until the stream has ended: one that nobody holds may make way for another.
+        let Some((_server, answer, mut to_server)) = self.send(parts, whole, flow).await else { return };
         let (up, down) = (AtomicU64::new(0), AtomicU64::new(0));
         let (connection, said, leg) = (self.connection, self.said.clone(), self.target.leg);
+        let tunnel = said.method == "CONNECT";
+        let (agree, agreed) = oneshot::channel();
         let admits = |trailers: &HeaderMap| {
-            let in_place = trailers.iter().all(|(name, value)| is_trailer(name, value));
+            // RFC 9113 §8.5: a tunnel has data alone.
+            let in_place = !tunnel && trailers.iter().all(|(name, value)| is_trailer(name, value));
             in_place && said.admits(&connection.proxy.state.view(), &leg, fields(trailers))
         };
         let ended = {
             let upload = async {
                 if whole {
-                    Ok(None)
-                } else {
-                    pump::run(&mut body, &mut to_server, (&up, &connection.crowd), admits).await
+                    return Ok(None);
                 }
+                // What the client says before the server agrees to a tunnel is of that tunnel or of nothing.
+                if tunnel && agreed.await != Ok(true) {
+                    let _ = to_server.send_data(Bytes::new(), true);
+                    return Ok(None);
+                }
+                pump::run(&mut body, &mut to_server, (&up, &connection.crowd), admits).await
             };
             let download = download(
                 answer,
@@ -270,15 +291,22 @@ impl Exchange<'_> {
                 &mut self.answering,
                 &mut self.record,
                 (&down, &connection.crowd),
+                (tunnel, agree),
             );
             tokio::pin!(upload, download);
-            let mut uploading = true;
+            let (mut uploading, mut downloading) = (true, true);
             loop {
                 tokio::select! {
                     biased;
                     verdict = flow.revoked() => break Ended::Revoked(Box::new(verdict.clone())),
-                    done = &mut download => break done.map_or_else(Ended::Broken, |()| Ended::Whole),
+                    done = &mut download, if downloading => match done {
+                        // The client may still have something to say.
+                        Ok(()) if tunnel && uploading => downloading = false,
+                        Ok(()) => break Ended::Whole,
+                        Err(broken) => break Ended::Broken(broken),
+                    },
                     done = &mut upload, if uploading => match done {
+                        Ok(_) | Err(Broken::Receiver(_)) if !downloading => break Ended::Whole,
                         // The server takes no more; it may still answer.
                         Ok(_) | Err(Broken::Receiver(_)) => uploading = false,
                         Err(Broken::Sender(error)) => break Ended::Broken(Broken::Receiver(error.reason())),
@@ -301,11 +329,16 @@ impl Exchange<'_> {
                 "revoked".clone_into(&mut self.record.error);
             }
             Ended::Broken(Broken::Receiver(reason)) => {
-                to_server.send_reset(reason.unwrap_or(Reset::CANCEL));
-                "client_closed".clone_into(&mut self.record.error);
+                let reason = reason.unwrap_or(Reset::CANCEL);
+                to_server.send_reset(reason);
+                // It may have gone, or may have said what cannot go on.
+                self.reset(reason, "client_closed");
             }
             Ended::Broken(Broken::Sender(error)) => {
                 let reason = error.reason().unwrap_or(Reset::INTERNAL_ERROR);
+                if !error.is_remote() {
+                    to_server.send_reset(reason);
+                }
                 if error.is_reset() || self.answering.is_some() {
                     self.reset(reason, "server_reset");
                 } else if error.is_go_away() && error.is_remote() && reason == Reset::NO_ERROR {
@@ -368,6 +401,11 @@ async fn send_request(
     whole: bool,
 ) -> Result<Sent, Unsent> {
     let (server, mut ready) = open_stream(connection, target).await?;
+    if parts.extensions.get::<Protocol>().is_some()
+        && !server.takes_upgrades(&ready).await.map_err(Unsent::Refused)?
+    {
+        return Err(Unsent::Refused(Refusal::NoUpgrade));
+    }
     let sent = ready.send_request(Request::from_parts(parts, ()), whole);
     let (answer, to_server) = sent.map_err(|error| failed(&server, &error))?;
     Ok((server, answer, to_server))
@@ -417,6 +455,7 @@ async fn download(
     answering: &mut Option<SendStream<Bytes>>,
     record: &mut Record,
     count: (&AtomicU64, &Crowd),
+    (tunnel, agree): (bool, oneshot::Sender<bool>),
 ) -> Result<(), Broken> {
     let mut interims = 0;
     let response = poll_fn(|cx| {
@@ -445,10 +484,13 @@ async fn download(
     *out.headers_mut() = head.headers;
     let stream = respond.send_response(out, whole).map_err(|error| Broken::Receiver(error.reason()))?;
     let stream = answering.insert(stream);
+    let agreed = head.status.is_success();
+    // Nobody waits for it but a tunnel.
+    let _ = agree.send(agreed);
     if whole {
         return Ok(());
     }
-    let trailers = pump::run(&mut body, stream, count, |_| true).await?;
+    let trailers = pump::run(&mut body, stream, count, |_| !(tunnel && agreed)).await?;
     if let Some(status) = trailers.as_ref().and_then(grpc_status) {
         record.grpc_status = Some(status);
     }

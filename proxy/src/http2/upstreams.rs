@@ -12,9 +12,11 @@ use crate::service::route::Target;
 use crate::share::Place;
 use bytes::Bytes;
 use h2::client::SendRequest;
+use h2::{Ping, PingPong};
+use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use tokio::sync::OnceCell;
+use std::sync::{Arc, MutexGuard, PoisonError};
+use tokio::sync::{Mutex, OnceCell};
 use tokio_util::sync::CancellationToken;
 
 /// The connection to one server, dialled by whichever stream needs it first. Every stream on it holds it.
@@ -22,6 +24,10 @@ use tokio_util::sync::CancellationToken;
 pub(super) struct Server {
     at: SocketAddr,
     send: OnceCell<SendRequest<Bytes>>,
+    /// Asks whether it has said its settings.
+    ping: Mutex<Option<PingPong>>,
+    /// It has.
+    heard: OnceCell<()>,
     /// The connection has ended, or wants to.
     gone: CancellationToken,
     /// Each but the first counts as a connection of the source.
@@ -29,6 +35,11 @@ pub(super) struct Server {
 }
 
 impl Server {
+    fn new(at: SocketAddr, gone: CancellationToken, place: Option<Place>) -> Arc<Self> {
+        let (send, ping, heard) = Default::default();
+        Arc::new(Self { at, send, ping, heard, gone, place })
+    }
+
     /// Takes no more streams.
     pub(super) fn is_gone(&self) -> bool {
         self.gone.is_cancelled()
@@ -48,13 +59,31 @@ impl Server {
         self.send.get_or_try_init(|| self.connect(proxy, target)).await.cloned()
     }
 
+    /// Whether it takes extended CONNECT: nobody knows before it has said its settings, the first thing that it says.
+    pub(super) async fn takes_upgrades(&self, send: &SendRequest<Bytes>) -> Result<bool, Refusal> {
+        let hear = async {
+            let mut ping = self.ping.lock().await;
+            let ping = ping.as_mut().ok_or(Refusal::BadAnswer("no HTTP/2"))?;
+            // One that was sent for a stream that has gone since is as good.
+            let _ = ping.send_ping(Ping::opaque());
+            match tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, poll_fn(|cx| ping.poll_pong(cx))).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(_)) => Err(Refusal::BadAnswer("no HTTP/2")),
+                Err(_) => Err(Refusal::Timeout),
+            }
+        };
+        self.heard.get_or_try_init(|| hear).await?;
+        Ok(send.is_extended_connect_protocol_enabled())
+    }
+
     async fn connect(&self, proxy: &Proxy, target: &Target) -> Result<SendRequest<Bytes>, Refusal> {
         let stream = proxy.dial(target).await?;
         let handshake = client().handshake(stream);
-        let (send, connection) = tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake)
+        let (send, mut connection) = tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake)
             .await
             .map_err(|_| Refusal::Timeout)?
             .map_err(|_| Refusal::BadAnswer("no HTTP/2"))?;
+        *self.ping.lock().await = connection.ping_pong();
         let gone = self.gone.clone();
         // Ends when the server's connection does, or when the last stream and the client's connection are gone.
         tokio::spawn(async move {
@@ -67,7 +96,7 @@ impl Server {
 
 /// See the module.
 #[derive(Debug, Default)]
-pub(super) struct Upstreams(Mutex<Vec<Arc<Server>>>);
+pub(super) struct Upstreams(std::sync::Mutex<Vec<Arc<Server>>>);
 
 impl Upstreams {
     fn list(&self) -> MutexGuard<'_, Vec<Arc<Server>>> {
@@ -87,7 +116,7 @@ impl Upstreams {
         if let Some(server) = list.first() {
             return server.clone();
         }
-        let server = Arc::new(Server { at, send: OnceCell::new(), gone: gone.clone(), place: None });
+        let server = Server::new(at, gone.clone(), None);
         list.push(server.clone());
         server
     }
@@ -116,7 +145,7 @@ impl Upstreams {
                 }
             }
         };
-        let server = Arc::new(Server { at, send: OnceCell::new(), gone: CancellationToken::new(), place });
+        let server = Server::new(at, CancellationToken::new(), place);
         list.push(server.clone());
         Some(server)
     }

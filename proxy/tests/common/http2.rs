@@ -21,15 +21,26 @@ pub async fn server() -> (SocketAddr, mpsc::Receiver<Served>) {
 }
 
 pub async fn server_at(address: IpAddr) -> (SocketAddr, mpsc::Receiver<Served>) {
+    served_by(address, h2::server::Builder::new()).await
+}
+
+/// One that takes extended CONNECT.
+pub async fn upgrading_server() -> (SocketAddr, mpsc::Receiver<Served>) {
+    let mut builder = h2::server::Builder::new();
+    builder.enable_connect_protocol();
+    served_by(IpAddr::from([127, 0, 0, 3]), builder).await
+}
+
+async fn served_by(address: IpAddr, builder: h2::server::Builder) -> (SocketAddr, mpsc::Receiver<Served>) {
     let listener = TcpListener::bind(SocketAddr::new(address, 0)).await.expect("a free port");
     let at = listener.local_addr().expect("bound");
     let (streams, served) = mpsc::channel(256);
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            let streams = streams.clone();
+            let (streams, builder) = (streams.clone(), builder.clone());
             tokio::spawn(async move {
                 stream.set_nodelay(true).expect("an option");
-                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                let Ok(mut connection) = builder.handshake(stream).await else { return };
                 while let Some(Ok((request, respond))) = connection.accept().await {
                     if streams.send(Served { request, respond }).await.is_err() {
                         return;
@@ -63,6 +74,27 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     frame.extend_from_slice(&stream.to_be_bytes());
     frame.extend_from_slice(payload);
     frame
+}
+
+/// The error code of the RST_STREAM that comes for a stream before anything else of it does; `None` if it is answered.
+pub async fn reset_of(stream: &mut TcpStream, id: u32) -> Option<u32> {
+    soon("the stream's end", async {
+        loop {
+            let mut head = [0; 9];
+            stream.read_exact(&mut head).await.expect("the connection stays");
+            let number = |at: usize| u32::from_be_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+            let mut payload = vec![0; usize::try_from(number(0) >> 8).expect("24 bits")];
+            stream.read_exact(&mut payload).await.expect("the connection stays");
+            match (head[3], number(5)) {
+                (RST_STREAM, of) if of == id => {
+                    return Some(u32::from_be_bytes(payload.try_into().expect("four")));
+                }
+                (HEADERS | DATA, of) if of == id => return None,
+                _ => {}
+            }
+        }
+    })
+    .await
 }
 
 /// A header block of literals, in this order, as no library would write it.

@@ -37,9 +37,14 @@ impl Script {
         let odd = |(name, value): &(String, String)| {
             name == "host" || name.starts_with(':') || value.ends_with(' ')
         };
-        self.fields.iter().any(other) || self.trailers.iter().flatten().any(odd)
+        // A tunnel has data alone.
+        let trailed = self.fields.contains(&field(":method", "CONNECT")) && self.trailers.is_some();
+        trailed || self.fields.iter().any(other) || self.trailers.iter().flatten().any(odd)
     }
 }
+
+/// In the place of a method: CONNECT, extended (RFC 8441).
+const WEBSOCKET: &str = "websocket";
 
 fn a_path() -> impl Strategy<Value = &'static str> {
     select(vec![
@@ -105,7 +110,7 @@ fn an_extra() -> impl Strategy<Value = (String, String)> {
 }
 
 pub fn a_script() -> impl Strategy<Value = Script> {
-    let method = select(vec!["GET", "GET", "POST", "HEAD", "DELETE", "BREW", "CONNECT"]);
+    let method = select(vec!["GET", "GET", "POST", "HEAD", "DELETE", "BREW", "CONNECT", WEBSOCKET]);
     let path = a_path();
     let authority = an_authority();
     let scheme = select(vec![
@@ -135,7 +140,10 @@ pub fn a_script() -> impl Strategy<Value = Script> {
         |(head, body, trailers, framing)| {
             let (method, path, authority, scheme, (extras, odd), wanted) = head;
             let (padding, priority, cut, forms) = framing;
-            let mut fields = vec![field(":method", method)];
+            let mut fields = match method {
+                WEBSOCKET => vec![field(":method", "CONNECT"), field(":protocol", method)],
+                _ => vec![field(":method", method)],
+            };
             if method != "CONNECT" || odd {
                 // The h2 crate forgets the scheme where there is no authority, and another one goes on.
                 let scheme = scheme.map(|scheme| if authority.is_none() { "http" } else { scheme });

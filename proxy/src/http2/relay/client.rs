@@ -1,7 +1,7 @@
 //! What the client sends: requests, which are judged; bodies, which go on; and what ends them.
 
 use super::message::{self, Asked};
-use super::stream::{At, Half, Stream};
+use super::stream::{At, Carries, Half, Stream};
 use super::{Came, Link, Pending, Relay};
 use crate::answer::{Denial, Refusal};
 use crate::http1::describe;
@@ -79,7 +79,7 @@ impl Relay {
             came.keep_back(&mut self.server);
             return self.oversize(&head);
         }
-        let asked = match message::request(&block.lines, came.end()) {
+        let asked = match message::request(&block.lines, came.end(), self.offers) {
             Ok(asked) => asked,
             Err(message::Malformed) => {
                 came.keep_back(&mut self.server);
@@ -104,7 +104,7 @@ impl Relay {
         // Before the view is loaded: then either the judge sees a new snapshot, or its swap sees the flow.
         let flow = self.proxy.state.open_beside(leg, Said::Request(said.clone()), &self.wake);
         let view = self.proxy.state.view();
-        let judged = rewriting::judged(&said, odd.as_ref(), method == Method::CONNECT, &view, &leg);
+        let judged = rewriting::judged(&said, odd.as_ref(), &view, &leg);
         let mut record = Target::direct(leg).record(&view, "http/2");
         describe(&mut record, &said);
         rewrite.traceparent = self.proxy.span_of(&said, &mut record);
@@ -114,6 +114,9 @@ impl Relay {
         stream.flow = Some(flow);
         stream.up.expect(length);
         stream.to_head = method == Method::HEAD;
+        if method == Method::CONNECT {
+            stream.carries = Carries::Asked;
+        }
         self.streams.push(Box::new(stream));
         let place = self.streams.len() - 1;
         let came = Came { head, raw, bytes, block: &block };
@@ -137,6 +140,7 @@ impl Relay {
         Stream {
             id: head.stream,
             at: At::Open,
+            carries: Carries::Message,
             up,
             down: Half::new(self.client.initial, i64::from(self.offered)),
             said: said.clone(),
@@ -158,6 +162,10 @@ impl Relay {
         let full = self.streams.len() > most
             && self.streams.iter().filter(|stream| stream.at == At::Open).count() > most;
         let stream = &mut self.streams[place];
+        if stream.said.protocol.is_some() && !self.server.connects {
+            came.keep_back(&mut self.server);
+            return self.refuse(place, &Refusal::NoUpgrade);
+        }
         if self.holding || full {
             let block = came.resolved(rewrite);
             came.keep_back(&mut self.server);
@@ -185,7 +193,7 @@ impl Relay {
                 stream.up.sent = *end;
                 self.last_sent = stream.id;
                 stream.at = At::Open;
-                stream.up.flush(stream.id, &mut self.client, &mut self.server, false);
+                stream.flush_up(&mut self.client, &mut self.server);
                 open += 1;
             }
         }
@@ -211,8 +219,8 @@ impl Relay {
     fn client_trailers(&mut self, place: usize, came: &Came<'_>) -> Result<(), Bad> {
         let stream = &mut self.streams[place];
         let checked = (|| {
-            // A second head that ends nothing is none (§8.1).
-            if !came.end() || came.block.over {
+            // A second head that ends nothing is none (§8.1), and a tunnel has data alone (§8.5).
+            if !came.end() || came.block.over || stream.carries != Carries::Message {
                 return Err(Bad::Stream(code::PROTOCOL_ERROR));
             }
             let fields =
@@ -259,7 +267,8 @@ impl Relay {
             self.client.credit(raw.len() - HEAD_BYTES);
             return Ok(());
         }
-        let open = stream.at == At::Open && self.link == Link::Open;
+        let agreed = stream.carries != Carries::Asked;
+        let open = stream.at == At::Open && self.link == Link::Open && agreed;
         stream.up.data(&mut self.client, &mut self.server, raw, body, open);
         if !self.crowded || stream.up.is_empty() {
             return Ok(());
@@ -355,6 +364,7 @@ impl Relay {
             query: None,
             host: None,
             headers: Vec::new(),
+            protocol: None,
         });
         let stream = self.stream(head, &said, record);
         self.streams.push(Box::new(stream));

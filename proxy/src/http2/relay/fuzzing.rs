@@ -36,11 +36,15 @@ impl Told {
             if head.stream > told.last {
                 told.last = head.stream;
                 assert!(!head.stream.is_multiple_of(2), "a client's number");
-                let asked = message::request(lines, head.has(flag::END_STREAM)).expect("a request");
+                let asked = message::request(lines, head.has(flag::END_STREAM), true).expect("a request");
                 let (path, method) = (asked.said.path.as_str(), asked.said.method.as_str());
                 let below =
                     path.strip_prefix(PREFIX).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-                assert!(below && ["GET", "POST"].contains(&method), "{method} {path} was not allowed");
+                let allowed = match &asked.said.protocol {
+                    Some(protocol) => method == "CONNECT" && protocol.eq_ignore_ascii_case("websocket"),
+                    None => ["GET", "POST"].contains(&method),
+                };
+                assert!(below && allowed, "{method} {path} was not allowed");
                 assert!(asked.odd.is_none(), "{:?}", asked.odd);
             } else {
                 message::trailers(lines).expect("trailers");

@@ -4,6 +4,7 @@
 //! targets as on the rewriting path, and the same rules hold for hosts. Knows nothing of streams or of policy.
 
 use crate::answer::Refusal;
+use crate::detect::is_token;
 use crate::http1::body::is_no_trailer;
 use crate::http1::head::{is_authority, is_shadow};
 use crate::http2::hpack::{Encoder, Line, Name, Pseudo};
@@ -108,6 +109,27 @@ fn has_blank_ends(value: &HeaderValue) -> bool {
     blank(value.as_bytes().first()) || blank(value.as_bytes().last())
 }
 
+/// Why a request for a tunnel is read differently by different servers, if it is: CONNECT has no body (RFC 9110
+/// §9.3.6), and what it asks for is one name.
+pub(in crate::http2) fn odd_tunnel<'a>(
+    protocol: Option<&str>,
+    mut fields: impl Iterator<Item = &'a HeaderName>,
+) -> Option<Refusal> {
+    let is_name = |name: &str| !name.is_empty() && name.bytes().all(is_token);
+    if !protocol.is_none_or(is_name) {
+        return Some(Refusal::Malformed(":protocol"));
+    }
+    fields.any(|name| name == CONTENT_LENGTH).then_some(Refusal::Malformed("Content-Length in CONNECT"))
+}
+
+/// The path as it is judged: of a CONNECT its target, as in HTTP/1 (RFC 9112 §3.2.3).
+pub(in crate::http2) fn path_of(uri: &Uri, connect: bool) -> String {
+    match uri.authority().filter(|_| connect) {
+        Some(authority) => authority.as_str().to_owned(),
+        None => uri.path().to_owned(),
+    }
+}
+
 /// Whether a field may come after a request's body.
 pub(in crate::http2) fn is_trailer(name: &HeaderName, value: &HeaderValue) -> bool {
     !is_no_trailer(name.as_str()) && !has_blank_ends(value)
@@ -167,22 +189,27 @@ fn shared(value: &HeaderValue) -> Bytes {
     Bytes::copy_from_slice(value.as_bytes())
 }
 
-/// Reads a request.
-pub(in crate::http2) fn request(lines: &[Line], end: bool) -> Result<Asked, Malformed> {
+/// Reads a request. `offered`: the client was told that it may extend CONNECT.
+pub(in crate::http2) fn request(lines: &[Line], end: bool, offered: bool) -> Result<Asked, Malformed> {
     let (pseudos, mut fields) = split(lines)?;
     let method =
         pseudos.method.and_then(|method| Method::from_bytes(method.as_bytes()).ok()).ok_or(Malformed)?;
     let connect = method == Method::CONNECT;
-    // RFC 8441's is not offered, so it is not to be sent.
-    if pseudos.protocol.is_some() || pseudos.status.is_some() {
+    // What extends CONNECT is of CONNECT alone, and of those who were offered it (RFC 8441 §3, §4).
+    if pseudos.status.is_some() || (pseudos.protocol.is_some() && !(connect && offered)) {
         return Err(Malformed);
     }
+    let extended = pseudos.protocol.is_some();
     let sent = pseudos.path;
-    // CONNECT has neither, any other has both (RFC 9113 §8.3.1, §8.5).
+    // CONNECT alone has neither, any other has both (RFC 9113 §8.3.1, §8.5, RFC 8441 §4).
     let there = [pseudos.scheme.is_some(), sent.is_some()];
-    if there != [!connect; 2] {
+    if there != [!connect || extended; 2] {
         return Err(Malformed);
     }
+    let protocol = pseudos
+        .protocol
+        .map(|name| std::str::from_utf8(name.as_bytes()).map_err(|_| Malformed))
+        .transpose()?;
     let uri = uri(&pseudos)?;
     let length = length(&fields)?;
     if end && length.is_some_and(|length| length > 0) {
@@ -198,9 +225,12 @@ pub(in crate::http2) fn request(lines: &[Line], end: bool) -> Result<Asked, Malf
         fields.iter().filter(|(name, _)| name == HOST).map(|(_, value)| value.clone()).collect();
     let odd_scheme =
         pseudos.scheme.filter(|scheme| !is_scheme(scheme.as_bytes())).map(|_| Refusal::Malformed(":scheme"));
-    let plain =
-        odd_field(fields.iter().map(|(name, value)| (name, value))).or(odd_scheme).map_or(Ok(()), Err);
-    let odd = match plain.and_then(|()| settle(&uri, &hosts, connect)) {
+    let odd_tunnel = || connect.then(|| odd_tunnel(protocol, fields.iter().map(|(name, _)| name))).flatten();
+    let plain = odd_field(fields.iter().map(|(name, value)| (name, value)))
+        .or(odd_scheme)
+        .or_else(odd_tunnel)
+        .map_or(Ok(()), Err);
+    let odd = match plain.and_then(|()| settle(&uri, &hosts, connect && !extended)) {
         Ok(authority) => {
             rewrite.authority = authority;
             None
@@ -213,13 +243,15 @@ pub(in crate::http2) fn request(lines: &[Line], end: bool) -> Result<Asked, Malf
     if let (true, Some(authority)) = (hosts.is_empty(), authority) {
         fields.push((HOST, authority.clone()));
     }
+    let host = authority.or(hosts.first()).map(text);
     let said = judge::Said {
         version: HttpVersion::Http2,
         method: method.as_str().to_owned(),
-        path: uri.path().to_owned(),
+        path: path_of(&uri, connect && !extended),
         query: uri.query().map(str::to_owned),
-        host: authority.or(hosts.first()).map(text),
+        host,
         headers: fields,
+        protocol: protocol.map(str::to_owned),
     };
     Ok(Asked { said, odd, method, length, rewrite })
 }

@@ -30,7 +30,7 @@ use side::Side;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
-use stream::{At, Half, Stream};
+use stream::{At, Carries, Half, Stream};
 use tokio::time::Instant;
 
 /// The two ends.
@@ -126,6 +126,8 @@ const LAST_CALL: [u8; 8] = *b"lastcall";
 struct Relay {
     proxy: Arc<Proxy>,
     who: Client,
+    /// The client was told that it may extend CONNECT.
+    offers: bool,
     client: Side,
     server: Side,
     link: Link,
@@ -164,14 +166,18 @@ struct Relay {
 impl Relay {
     fn new(proxy: Arc<Proxy>, who: Client, now: Instant) -> Self {
         let mut client = Side::new(now);
-        client.greet(&[
+        let offers = proxy.offers_upgrades(&who);
+        let settings = [
             (setting::MAX_CONCURRENT_STREAMS, H2_STREAMS),
             (setting::INITIAL_WINDOW_SIZE, H2_STREAM_WINDOW),
             (setting::MAX_HEADER_LIST_SIZE, H2_HEADER_LIST_BYTES),
-        ]);
+            (setting::ENABLE_CONNECT_PROTOCOL, 1),
+        ];
+        client.greet(if offers { &settings } else { &settings[..3] });
         Self {
             proxy,
             who,
+            offers,
             client,
             server: Side::new(now),
             link: Link::None,
@@ -269,7 +275,7 @@ impl Relay {
         for stream in &mut self.streams {
             let ours = stream.at == At::Ours;
             if open && stream.at == At::Open {
-                stream.up.flush(stream.id, &mut self.client, &mut self.server, false);
+                stream.flush_up(&mut self.client, &mut self.server);
                 stream.down.grant(stream.id, &mut self.server);
             }
             if !ours && stream.unwanted.is_none() {
@@ -291,7 +297,8 @@ impl Relay {
             let asked = if thrown_away { stream.up.received } else { stream.up.sent };
             // What is still to come of a request that has its answer is not waited for without end.
             let enough = thrown_away && (stream.unwanted.is_some() || stream.up.granted <= 0);
-            if !stream.down.sent {
+            // Of a tunnel either end may be the last to speak.
+            if !stream.down.sent || (stream.carries == Carries::Tunnel && !asked && !enough) {
                 place += 1;
                 continue;
             }

@@ -2,7 +2,7 @@
 
 use super::message;
 use super::side::Side;
-use super::stream::{At, Stream};
+use super::stream::{At, Carries, Stream};
 use super::{Came, End, Link, Relay};
 use crate::answer::Refusal;
 use crate::http2::frame::{self, Bad, Head, PREFACE, code, setting};
@@ -89,6 +89,9 @@ impl Relay {
         if came.block.over {
             return Err(malformed);
         }
+        if stream.answered && stream.carries == Carries::Tunnel {
+            return Err(malformed);
+        }
         if stream.answered {
             let fields = message::trailers(&came.block.lines).map_err(|_| malformed)?;
             if !came.end() {
@@ -121,6 +124,13 @@ impl Relay {
             record.grpc_status = answered.grpc_status;
         }
         stream.down.expect(answered.length);
+        if stream.carries == Carries::Asked {
+            if answered.status.is_success() {
+                stream.carries = Carries::Tunnel;
+            } else {
+                stream.tunnel_refused(&mut self.client, &mut self.server);
+            }
+        }
         if came.end() {
             stream.down.end()?;
             stream.down.sent = true;

@@ -53,6 +53,8 @@ pub(super) struct Side {
     pub(super) initial: i64,
     /// How many streams it takes.
     pub(super) streams: u32,
+    /// It takes extended CONNECT (RFC 8441 §3).
+    pub(super) connects: bool,
     /// It has said its settings.
     pub(super) heard: bool,
     pub(super) assembly: Option<Assembly>,
@@ -75,6 +77,7 @@ impl Side {
             owed: 0,
             initial: i64::from(FIRST_WINDOW),
             streams: u32::MAX,
+            connects: false,
             heard: false,
             assembly: None,
             floods: Floods::new(now),
@@ -164,6 +167,7 @@ impl Side {
                 setting::HEADER_TABLE_SIZE if (*value as usize) < H2_TABLE_BYTES => self.part(),
                 setting::INITIAL_WINDOW_SIZE => self.initial = i64::from(*value),
                 setting::MAX_CONCURRENT_STREAMS => self.streams = *value,
+                setting::ENABLE_CONNECT_PROTOCOL => self.connects = *value == 1,
                 _ => {}
             }
         }

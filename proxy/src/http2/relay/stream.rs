@@ -211,11 +211,24 @@ pub(super) enum At {
     Ours,
 }
 
+/// What a stream carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Carries {
+    /// A request and its answer.
+    Message,
+    /// Nothing yet: CONNECT, to which the server has not agreed. What the client says meanwhile waits, for it is of a
+    /// tunnel or of nothing.
+    Asked,
+    /// What CONNECT asked for (RFC 9113 §8.5, RFC 8441 §4): data alone, and it ends as TCP does.
+    Tunnel,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) id: u32,
     pub(super) at: At,
+    pub(super) carries: Carries,
     pub(super) up: Half,
     pub(super) down: Half,
     pub(super) said: Arc<crate::judge::Said>,
@@ -231,4 +244,24 @@ pub(super) struct Stream {
     /// The server wants no more of the request: what still comes is thrown away, and the client told with this code
     /// when it has the answer.
     pub(super) unwanted: Option<u32>,
+}
+
+impl Stream {
+    /// Sends the server what waits for it, as far as it takes it.
+    pub(super) fn flush_up(&mut self, from: &mut Side, to: &mut Side) {
+        if self.carries != Carries::Asked {
+            self.up.flush(self.id, from, to, false);
+        }
+    }
+
+    /// The server does not open the tunnel: what the client has said for it goes nowhere, and the request is whole.
+    pub(super) fn tunnel_refused(&mut self, from: &mut Side, to: &mut Side) {
+        self.carries = Carries::Message;
+        self.up.forget(from);
+        self.unwanted = Some(code::NO_ERROR);
+        if !self.up.sent {
+            Head { length: 0, kind: kind::DATA, flags: flag::END_STREAM, stream: self.id }.write(&mut to.out);
+            self.up.sent = true;
+        }
+    }
 }
