@@ -88,6 +88,15 @@ pub fn open(socket: OwnedFd) -> io::Result<(Sender, Receiver)> {
 }
 
 impl Sender {
+    /// Sends one message, with records that are its fields already.
+    ///
+    /// # Errors
+    /// If the other end is gone.
+    pub async fn tell(&mut self, mut records: Vec<u8>, message: &FromWorker) -> io::Result<()> {
+        message.encode(&mut records).map_err(io::Error::other)?;
+        self.0.send(Bytes::from(records)).await
+    }
+
     /// Sends one message.
     ///
     /// # Errors

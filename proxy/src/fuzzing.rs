@@ -4,10 +4,10 @@
 //! was ever found. Sans I/O: no socket, no runtime.
 
 use crate::dial::Dialer;
+use crate::draft::{Reader, Sink};
 use crate::http1::body::Pump;
 use crate::http1::head::{Bad, Changes, Framing, RequestHead, ResponseHead, find_end};
 use crate::proxy::Proxy;
-use crate::record::{Record, Sink};
 use crate::telemetry::sampler::Sampler;
 use crate::tls::{Hello, client_hello};
 use crate::{detect, limits};
@@ -23,7 +23,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, Waker};
-use tokio::sync::mpsc;
 
 pub use crate::http2::fuzzing::block;
 pub use crate::http2::relay::fuzzing::relay;
@@ -145,7 +144,7 @@ pub fn hello(bytes: &[u8]) {
 }
 
 /// A proxy whose policy is in force, or one that denies everything; and where its records go.
-pub(crate) fn proxy() -> (Arc<Proxy>, mpsc::Receiver<Record>) {
+pub(crate) fn proxy() -> (Arc<Proxy>, Reader) {
     let (sink, records) = Sink::new();
     let proxy = Proxy::new(Dialer::Local, sink, Sampler::OFF);
     proxy.state.swap(snapshot(true));

@@ -13,6 +13,7 @@ pub mod cli;
 pub mod counters;
 pub mod detect;
 pub mod dial;
+pub mod draft;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod http1;

@@ -181,17 +181,14 @@ pub const H2_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest value that a record carries of a path, a host or a method: records are bounded in size too.
 pub const RECORD_VALUE_BYTES: usize = 1024;
 
-/// Records that wait for the agent; more are dropped and counted.
-pub const RECORD_QUEUE: usize = 16 * 1024;
-
-/// Records that go to the agent in one frame.
-pub const RECORD_BATCH: usize = 512;
+/// Records that wait for the agent, in bytes: some ten thousand of them. More are dropped and counted.
+pub const RECORD_BYTES: usize = 4 * 1024 * 1024;
 
 /// Records that are worth taking at once: more would be taken out of memory, and not out of the cache.
 pub const RECORDS_WORTH: usize = 128;
 
-/// How long a record may wait until [`RECORDS_WORTH`] go together. [`RECORD_QUEUE`] takes what comes meanwhile, at
-/// 800,000 requests a second.
+/// How long a record may wait until [`RECORDS_WORTH`] go together. [`RECORD_BYTES`] take what comes meanwhile, at
+/// 500,000 requests a second.
 pub const RECORD_LULL: Duration = Duration::from_millis(20);
 
 /// The longest frame between agent and worker: a snapshot.

@@ -6,9 +6,9 @@
 use crate::answer::Refusal;
 use crate::detect::{self, Protocol};
 use crate::dial::{Dialer, keepalive};
+use crate::draft::Sink;
 use crate::judge::{self, Judged, Leg};
 use crate::limits::{ACCEPT_BACKOFF, CONNECTIONS, DETECT_WINDOW, DRAIN_LULL, HEAD_TIMEOUT, IDLE_TIMEOUT};
-use crate::record::Sink;
 use crate::service::balance::Balance;
 use crate::service::route::{Client, Target};
 use crate::share::{Charge, Full, Place, Shares};

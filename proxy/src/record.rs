@@ -1,19 +1,13 @@
 //! The flow record: what happened to one request, tunnel or refused connection, with its verdict.
 //!
-//! A fixed struct, filled on the way and sent once, through a bounded queue that never waits. Knows nothing of who
-//! reads it; no verdict depends on it.
+//! A fixed struct. The worker writes its bytes without making one ([`draft`](crate::draft)); the agent reads them, and
+//! fills one of what the kernel decides. Knows nothing of who reads it; no verdict depends on it.
 
-use crate::judge::Leg;
-use crate::limits::{RECORD_QUEUE, RECORD_VALUE_BYTES, RECORDS_WORTH};
-use crate::service::vip::Vip;
-use crate::state::View;
-use crate::telemetry::sampler::Span;
+use crate::limits::RECORD_VALUE_BYTES;
 use sluice_policy::{AuditFinding, NearestMiss, Policy, Verdict, Workload};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::{Notify, mpsc};
 
 /// One record. The numbers are its format between worker and agent, which are always the same build.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -179,40 +173,19 @@ pub fn now_unix_ns() -> u64 {
 
 /// The value, cut to what a record may carry.
 #[must_use]
-pub fn bounded(value: &str) -> String {
+pub fn bounded_str(value: &str) -> &str {
     let mut end = value.len().min(RECORD_VALUE_BYTES);
     while !value.is_char_boundary(end) {
         end -= 1;
     }
-    value[..end].to_owned()
+    &value[..end]
+}
+
+fn bounded(value: &str) -> String {
+    bounded_str(value).to_owned()
 }
 
 impl Record {
-    /// A record that begins now.
-    #[must_use]
-    pub fn begin(view: &View, leg: &Leg, protocol: &str) -> Self {
-        let end = |address: SocketAddr| End::new(address, view.workload(address.ip()).map(Arc::as_ref));
-        Self {
-            start_unix_ns: now_unix_ns(),
-            source: end(leg.source),
-            destination: end(leg.destination),
-            protocol: protocol.to_owned(),
-            at_ingress: view.is_local(leg.destination.ip()),
-            generation: view.snapshot.generation,
-            ..Self::default()
-        }
-    }
-
-    /// Writes the Service down.
-    pub fn through(&mut self, vip: &Vip) {
-        self.service = Some(Service {
-            namespace: vip.namespace.to_string(),
-            name: vip.name.to_string(),
-            ip: vip.address.ip().to_string(),
-            port: u32::from(vip.address.port()),
-        });
-    }
-
     /// Writes the verdict down.
     pub fn judged(&mut self, verdict: &Verdict) {
         let deciding = verdict.deciding();
@@ -231,15 +204,6 @@ impl Record {
                     .extend(side.audit.together_deny.iter().map(|finding| would_deny(finding, true)));
             }
         }
-    }
-
-    /// Writes the span down.
-    pub fn spanned(&mut self, span: &Span, state: &str) {
-        self.trace_id = span.context.trace_id.to_vec();
-        self.span_id = span.context.span_id.to_vec();
-        self.parent_span_id = span.parent.map(|id| id.to_vec()).unwrap_or_default();
-        self.trace_flags = u32::from(span.context.flags);
-        self.trace_state = bounded(state);
     }
 
     /// The record as one line of JSON.
@@ -314,7 +278,7 @@ impl WouldDeny {
     }
 }
 
-fn would_deny(finding: &AuditFinding, together: bool) -> WouldDeny {
+pub(crate) fn would_deny(finding: &AuditFinding, together: bool) -> WouldDeny {
     WouldDeny {
         policy: policy_name(finding.policy.as_deref()),
         rule: finding.rule.as_deref().unwrap_or_default().to_owned(),
@@ -328,7 +292,7 @@ fn policy_name(policy: Option<&Policy>) -> String {
     policy.map_or_else(String::new, |policy| policy.origin.to_string())
 }
 
-fn miss_text(miss: Option<&NearestMiss>) -> String {
+pub(crate) fn miss_text(miss: Option<&NearestMiss>) -> String {
     // A miss quotes what was sent: bounded like any other value.
     miss.map_or_else(String::new, |miss| bounded(&miss.to_string()))
 }
@@ -342,42 +306,4 @@ pub fn hex(bytes: &[u8]) -> String {
         let _ = write!(text, "{byte:02x}");
         text
     })
-}
-
-/// Where records go: a bounded queue. When it is full a record is dropped and counted; nothing waits for it.
-#[derive(Clone, Debug)]
-pub struct Sink {
-    queue: mpsc::Sender<Record>,
-    dropped: Arc<AtomicU64>,
-    many: Arc<Notify>,
-}
-
-impl Sink {
-    /// A sink and the end that reads it.
-    #[must_use]
-    pub fn new() -> (Self, mpsc::Receiver<Record>) {
-        let (queue, reader) = mpsc::channel(RECORD_QUEUE);
-        (Self { queue, dropped: Arc::default(), many: Arc::default() }, reader)
-    }
-
-    /// Ends the record now and sends it.
-    pub fn finish(&self, mut record: Record) {
-        record.end_unix_ns = now_unix_ns().max(record.start_unix_ns);
-        if self.queue.try_send(record).is_err() {
-            self.dropped.fetch_add(1, Ordering::Relaxed);
-        } else if (self.queue.max_capacity() - self.queue.capacity()).is_multiple_of(RECORDS_WORTH) {
-            self.many.notify_one();
-        }
-    }
-
-    /// Ends when so many wait that they are worth taking.
-    pub async fn many(&self) {
-        self.many.notified().await;
-    }
-
-    /// How many records were dropped so far.
-    #[must_use]
-    pub fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
-    }
 }

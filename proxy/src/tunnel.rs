@@ -29,7 +29,7 @@ pub async fn serve(proxy: &Proxy, mut client: Accepted, said: Said, mut servers:
     let mut record = match &said {
         Said::Tls(name) => {
             let mut record = target.record(&view, "tls");
-            record.host = name.as_deref().unwrap_or_default().to_owned();
+            record.server_name(name.as_ref());
             record
         }
         Said::Raw | Said::Request(_) => target.record(&view, "tcp"),

@@ -6,9 +6,9 @@
 
 use crate::channel::{self, FromWorker, Swapped, ToWorker};
 use crate::dial::Dialer;
-use crate::limits::{RECORD_BATCH, RECORD_LULL, RECORDS_WORTH};
+use crate::draft::{Reader, Sink};
+use crate::limits::RECORD_LULL;
 use crate::proxy::Proxy;
-use crate::record::{Record, Sink};
 use crate::telemetry::settings::Settings;
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -87,7 +87,7 @@ async fn serve(
     }
     let (mut to_agent, mut from_agent) = channel::open(socket).context("open the agent's socket")?;
     let (sink, records) = Sink::new();
-    let proxy = Proxy::new(Dialer::Transparent, sink.clone(), settings.sampler());
+    let proxy = Proxy::new(Dialer::Transparent, sink, settings.sampler());
     let ready = CancellationToken::new();
     for listener in listeners {
         let listener = TcpListener::from(listener);
@@ -106,10 +106,10 @@ async fn serve(
     let (outbox, mut out) = mpsc::channel(OUTBOX);
     let (drained, when_drained) = oneshot::channel();
     let mut drained = Some(drained);
-    tokio::spawn(report(records, sink, outbox.clone(), when_drained));
+    tokio::spawn(report(records, outbox.clone(), when_drained));
     let saying = async {
-        while let Some(message) = out.recv().await {
-            if to_agent.send(&message).await.is_err() {
+        while let Some((records, message)) = out.recv().await {
+            if to_agent.tell(records, &message).await.is_err() {
                 return;
             }
         }
@@ -119,7 +119,8 @@ async fn serve(
             if let Some(snapshot) = message.snapshot {
                 let swapped = Some(swap(&proxy, message.sequence, snapshot).await);
                 ready.cancel();
-                if outbox.send(FromWorker { swapped, ..FromWorker::default() }).await.is_err() {
+                let message = FromWorker { swapped, ..FromWorker::default() };
+                if outbox.send((Vec::new(), message)).await.is_err() {
                     return;
                 }
             }
@@ -159,40 +160,26 @@ async fn swap(proxy: &Arc<Proxy>, sequence: u64, bytes: Bytes) -> Swapped {
 
 /// Sends records in batches, then that all have been sent.
 async fn report(
-    mut records: mpsc::Receiver<Record>,
-    sink: Sink,
-    outbox: mpsc::Sender<FromWorker>,
+    mut records: Reader,
+    outbox: mpsc::Sender<(Vec<u8>, FromWorker)>,
     mut drained: oneshot::Receiver<()>,
 ) {
-    let mut batch = Vec::with_capacity(RECORD_BATCH);
-    let mut over = false;
     loop {
-        tokio::select! {
+        let mut over = tokio::select! {
             biased;
-            _ = records.recv_many(&mut batch, RECORD_BATCH) => {}
-            _ = &mut drained, if !over => over = true,
-        }
+            _ = records.some() => false,
+            _ = &mut drained => true,
+        };
         // A message for each record would cost more than its request: what comes soon goes along.
-        if !over && batch.len() < RECORDS_WORTH {
+        if !over {
             tokio::select! {
                 () = tokio::time::sleep(RECORD_LULL) => {}
-                () = sink.many() => {}
+                () = records.many() => {}
                 _ = &mut drained => over = true,
             }
         }
-        while batch.len() < RECORD_BATCH
-            && let Ok(record) = records.try_recv()
-        {
-            batch.push(record);
-        }
-        let done = over && records.is_empty();
-        let message = FromWorker {
-            records: std::mem::take(&mut batch),
-            dropped: sink.dropped(),
-            drained: done,
-            ..FromWorker::default()
-        };
-        if outbox.send(message).await.is_err() || done {
+        let message = FromWorker { dropped: records.dropped(), drained: over, ..FromWorker::default() };
+        if outbox.send((records.take(), message)).await.is_err() || over {
             return;
         }
     }

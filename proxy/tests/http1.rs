@@ -61,7 +61,7 @@ async fn each_request_of_a_connection_is_judged_and_a_denied_one_reaches_nobody(
     assert_eq!((record.verdict.as_str(), record.status), ("deny", 403));
     assert_eq!(record.policy, "L7NetworkPolicy/shop/cart");
     assert_eq!(record.nearest_miss, "method DELETE not in [GET, HEAD]");
-    assert_eq!(world.proxy.records.dropped(), 0);
+    assert_eq!(world.records.dropped(), 0);
 }
 
 #[tokio::test]

@@ -259,8 +259,8 @@ impl Connection {
         Ok(())
     }
 
-    /// Asks once; whether it was let through.
-    pub(crate) async fn once(mut self) -> Result<bool> {
+    /// Asks once; whether it was let through. The connection stays open.
+    pub(crate) async fn once(mut self) -> Result<(bool, TcpStream)> {
         self.ask(Instant::now())?;
         self.write().await?;
         while self.open > 0 {
@@ -268,7 +268,7 @@ impl Connection {
             self.take(drop)?;
             self.write().await?;
         }
-        Ok(self.refused == 0)
+        Ok((self.refused == 0, self.stream))
     }
 
     /// Asks as fast as answers come, on so many streams.

@@ -13,6 +13,7 @@ mod client;
 mod floor;
 mod http1;
 mod http2;
+mod idle;
 mod ours;
 mod peer;
 mod server;
@@ -39,6 +40,7 @@ struct Asked {
     time: Duration,
     peers: Vec<Kind>,
     scenarios: Vec<Scenario>,
+    idle: bool,
 }
 
 impl Asked {
@@ -49,6 +51,7 @@ impl Asked {
             time: TIME,
             peers: Kind::ALL.to_vec(),
             scenarios: Scenario::ALL.to_vec(),
+            idle: true,
         };
         for argument in std::env::args().skip(1) {
             match argument.split_once('=') {
@@ -62,6 +65,7 @@ impl Asked {
                 }
                 Some(("scenarios", names)) => {
                     asked.scenarios.retain(|scenario| names.split(',').any(|n| n == scenario.key()));
+                    asked.idle = names.split(',').any(|name| name == "idle");
                 }
                 _ => bail!(
                     "{argument}: not known; write rounds=5, millis=1000, peers=…, scenarios=… or --json"
@@ -79,6 +83,8 @@ fn main() -> Result<()> {
     let asked = Asked::read()?;
     // What else runs here would be measured as well.
     let _ = rustix::process::nice(-10);
+    let _alone = usage::Precedence::take();
+    usage::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(measure(&asked))
 }
@@ -113,6 +119,12 @@ async fn measure(asked: &Asked) -> Result<()> {
                 let name = peers[at].kind.name();
                 results.take(*scenario, at, sample.with_context(|| format!("{name}, {}", scenario.name()))?);
             }
+        }
+    }
+    if asked.idle {
+        for (place, peer) in peers.iter().enumerate() {
+            let sizes = idle::run(&world, peer).await;
+            results.idle(place, sizes.with_context(|| format!("{}, idle", peer.kind.name()))?);
         }
     }
     for peer in &peers {

@@ -22,13 +22,23 @@ pub(crate) enum Kind {
     Nginx,
     Envoy,
     Ours,
+    /// With 1,000 policies.
+    Many,
     /// Another build of ours, to look at a change: `SLUICE_FORMER` is its binary.
     Former,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Direct, Self::Floor, Self::Haproxy, Self::Nginx, Self::Envoy, Self::Ours, Self::Former];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Direct,
+        Self::Floor,
+        Self::Haproxy,
+        Self::Nginx,
+        Self::Envoy,
+        Self::Ours,
+        Self::Many,
+        Self::Former,
+    ];
 
     /// As an argument names it.
     pub(crate) const fn key(self) -> &'static str {
@@ -39,6 +49,7 @@ impl Kind {
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
             Self::Ours => "ours",
+            Self::Many => "policies",
             Self::Former => "former",
         }
     }
@@ -52,6 +63,7 @@ impl Kind {
             Self::Nginx => "nginx",
             Self::Envoy => "Envoy",
             Self::Ours => "sluice",
+            Self::Many => "sluice, 1,000 policies",
             Self::Former => "sluice, another build",
         }
     }
@@ -63,7 +75,7 @@ impl Kind {
             Self::Nginx => "SLUICE_NGINX",
             Self::Envoy => "SLUICE_ENVOY",
             Self::Former => "SLUICE_FORMER",
-            Self::Ours => return Some(env!("CARGO_BIN_EXE_sluice-proxy").into()),
+            Self::Ours | Self::Many => return Some(env!("CARGO_BIN_EXE_sluice-proxy").into()),
             Self::Direct | Self::Floor => return std::env::current_exe().ok(),
         };
         let named = std::env::var_os(variable).map(PathBuf::from);
@@ -103,8 +115,9 @@ impl Peer {
         pin(PROXY_CORE)?;
         let child = match kind {
             Kind::Direct => return Ok(Some(peer)),
-            Kind::Ours | Kind::Former => {
-                let (child, told) = ours::run(program, [one, two], world).await?;
+            Kind::Ours | Kind::Many | Kind::Former => {
+                let others = if kind == Kind::Many { 999 } else { 0 };
+                let (child, told) = ours::run(program, [one, two], others, world).await?;
                 peer.told = Some(told);
                 child
             }
@@ -165,19 +178,20 @@ fn configured(kind: Kind, ports: (u16, u16), folder: &Path) -> (String, Vec<Stri
 }
 
 fn haproxy((one, two): (u16, u16)) -> String {
-    let way = |port: u16, proto: &str| {
+    let way = |port: u16, proto: &str, reuse: &str| {
         format!(
-            "listen on{port}\n  bind 0.0.0.0:{port} transparent{proto}\n  acl public path_reg ^/public/.*$\n\
+            "listen on{port}\n  http-reuse {reuse}\n  bind 0.0.0.0:{port} transparent{proto}\n  acl public path_reg ^/public/.*$\n\
              \x20 acl items path_reg ^/api/v[0-9]+/items$\n  http-request allow if METH_GET public\n\
              \x20 acl post method POST\n  http-request allow if post items\n  http-request deny deny_status 403\n\
-             \x20 source 0.0.0.0 usesrc clientip\n  server server {SERVER}:{port}{proto}\n"
+             \x20 source 0.0.0.0 usesrc clientip\n  server server {SERVER}:{port}{proto} pool-low-conn 1024\n"
         )
     };
     format!(
-        "global\n  nbthread 1\n  maxconn 8000\ndefaults\n  mode http\n  timeout connect 10s\n  timeout client 60s\n\
-         \x20 timeout server 60s\n{}{}",
-        way(one, ""),
-        way(two, " proto h2")
+        "global\n  nbthread 1\n  maxconn 8000\ndefaults\n  mode http\n  timeout connect 10s\n\
+         \x20 timeout client 60s\n  timeout server 60s\n{}{}",
+        // Each as it costs least: measured.
+        way(one, "", "never"),
+        way(two, " proto h2", "safe")
     )
 }
 
@@ -193,7 +207,7 @@ daemon off;
 master_process off;
 pid {folder}/pid;
 error_log stderr crit;
-events {{ worker_connections 8192; }}
+events {{ worker_connections 16384; }}
 http {{
 {temporary}  access_log off;
   tcp_nodelay on;

@@ -1,6 +1,7 @@
 //! What was measured, as the tables of docs/performance.md, and as one line for programs.
 
 use crate::client::{Sample, Scenario};
+use crate::idle::{self, Sizes};
 use crate::peer::Kind;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -11,6 +12,7 @@ pub(crate) struct Results {
     peers: Vec<Kind>,
     missing: Vec<Kind>,
     samples: BTreeMap<(Scenario, usize), Vec<Sample>>,
+    idle: BTreeMap<usize, Sizes>,
 }
 
 /// What it was measured on.
@@ -66,12 +68,39 @@ fn cpu(sample: &Sample) -> f64 {
 impl Results {
     /// None yet.
     pub(crate) fn new(peers: Vec<Kind>, missing: Vec<Kind>) -> Self {
-        Self { peers, missing, samples: BTreeMap::new() }
+        Self { peers, missing, samples: BTreeMap::new(), idle: BTreeMap::new() }
     }
 
     /// Takes one.
     pub(crate) fn take(&mut self, scenario: Scenario, peer: usize, sample: Sample) {
         self.samples.entry((scenario, peer)).or_default().push(sample);
+    }
+
+    /// Takes what a peer's memory was.
+    pub(crate) fn idle(&mut self, peer: usize, sizes: Option<Sizes>) {
+        self.idle.extend(sizes.map(|sizes| (peer, sizes)));
+    }
+
+    fn idle_json(&self) -> Vec<Value> {
+        let one = |(at, sizes): (&usize, &Sizes)| {
+            json!({
+                "name": self.peers[*at].key(), "beforeMb": sizes.before, "withHttp1Mb": sizes.http1,
+                "withHttp2Mb": sizes.http2,
+            })
+        };
+        self.idle.iter().map(one).collect()
+    }
+
+    fn write_idle(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        if self.idle.is_empty() {
+            return Ok(());
+        }
+        writeln!(f, "\n**{} idle connections, each of which has had one answer**\n", idle::CONNECTIONS)?;
+        writeln!(f, "| by way of | RSS MB before | with HTTP/1.1 | with HTTP/2 |\n|---|--:|--:|--:|")?;
+        for (at, Sizes { before, http1, http2 }) in &self.idle {
+            writeln!(f, "| {} | {before:.1} | {http1:.1} | {http2:.1} |", self.peers[*at].name())?;
+        }
+        Ok(())
     }
 
     fn scenarios(&self) -> impl Iterator<Item = Scenario> {
@@ -141,7 +170,7 @@ impl Results {
                 json!({ "name": scenario.key(), "rounds": self.of(scenario, 0).len(), "peers": peers })
             })
             .collect();
-        json!({ "bench": "proxy", "missing": missing, "scenarios": scenarios })
+        json!({ "bench": "proxy", "missing": missing, "scenarios": scenarios, "idle": self.idle_json() })
     }
 }
 
@@ -180,6 +209,6 @@ impl Display for Results {
                 )?;
             }
         }
-        Ok(())
+        self.write_idle(f)
     }
 }

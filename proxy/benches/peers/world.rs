@@ -15,6 +15,8 @@ use std::process::{Command, Stdio};
 
 /// The client's address.
 pub(crate) const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 98, 1, 2);
+/// The client's second one: we take no more than 4,096 connections of one address.
+pub(crate) const SECOND: Ipv4Addr = Ipv4Addr::new(10, 98, 1, 3);
 /// The server's.
 pub(crate) const SERVER: Ipv4Addr = Ipv4Addr::new(10, 98, 2, 2);
 /// The server's where no proxy is on the way.
@@ -103,7 +105,8 @@ fn links(prefix: &str) -> Result<()> {
     );
     feed(&["ip", "-n", &format!("{prefix}-node"), "-batch", "-"], &node)?;
     let client = format!(
-        "link set lo up\nlink set eth0 up\naddr add {CLIENT}/24 dev eth0\nroute add default via 10.98.1.1\n"
+        "link set lo up\nlink set eth0 up\naddr add {CLIENT}/24 dev eth0\n\
+         addr add {SECOND}/24 dev eth0\nroute add default via 10.98.1.1\n"
     );
     feed(&["ip", "-n", &format!("{prefix}-client"), "-batch", "-"], &client)?;
     let server = format!(

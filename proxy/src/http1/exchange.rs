@@ -6,10 +6,10 @@ use super::Upstream;
 use super::body::{Broken, Pump, read_more};
 use super::head::{self, Bad, Changes, Framing, RequestHead, ResponseHead, Upgrade};
 use crate::answer::{Denial, Refusal};
+use crate::draft::Draft;
 use crate::judge;
 use crate::limits::{EXPECT_TIMEOUT, HEAD_BYTES, INTERIM_ANSWERS};
 use crate::proxy::{Accepted, Proxy};
-use crate::record::Record;
 use crate::share::Charge;
 use crate::stall;
 use crate::state::OpenFlow;
@@ -88,7 +88,7 @@ impl Exchange<'_> {
         &self,
         client: &mut Accepted,
         upstream: &mut Upstream,
-        record: &mut Record,
+        record: &mut Draft,
     ) -> After {
         let progress = Progress::default();
         let reused = upstream.reused;
@@ -149,7 +149,7 @@ impl Exchange<'_> {
         client: &mut Accepted,
         upstream: &mut Upstream,
         progress: &Progress,
-        record: &mut Record,
+        record: &mut Draft,
     ) -> After {
         let (from_client, from_server) = (client.buf.split().freeze(), upstream.buf.split().freeze());
         let both = tunnel::both(
@@ -177,7 +177,7 @@ impl Exchange<'_> {
         done: &Result<Answered, Failed>,
         reused: bool,
         progress: &Progress,
-        record: &mut Record,
+        record: &mut Draft,
     ) -> After {
         let (after, error) = match done {
             Ok(Answered::Whole(false)) if !self.head.close && progress.uploaded.load(Ordering::Relaxed) => {
@@ -312,7 +312,7 @@ impl Exchange<'_> {
 }
 
 /// The request's body broke: the server must not take what came for the whole.
-fn upload_broken(broken: &Broken, progress: &Progress, record: &mut Record) -> After {
+fn upload_broken(broken: &Broken, progress: &Progress, record: &mut Draft) -> After {
     match broken {
         Broken::Framing(what) if progress.status.load(Ordering::Relaxed) == 0 => {
             After::Answer(Refusal::Malformed(what))

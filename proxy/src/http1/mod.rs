@@ -10,10 +10,10 @@ pub mod head;
 mod upstreams;
 
 use crate::answer::{Denial, Refusal};
+use crate::draft::Draft;
 use crate::judge::{self, Judged, Leg};
 use crate::limits::{DISCARD_BYTES, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
 use crate::proxy::{Accepted, Proxy, reset};
-use crate::record::{Record, bounded};
 use crate::service::route::{Route, Target, Wish};
 use crate::state::{OpenFlow, Said, View, Wake};
 use crate::telemetry::context::Context;
@@ -162,7 +162,7 @@ impl Connection {
         let Route { target, judged, flow, view, load } = route;
         let mut record = target.record(&view, if head.minor == 0 { "http/1.0" } else { "http/1.1" });
         drop(view);
-        describe(&mut record, &said);
+        record.describe(&said);
         let span = self.span(head, &mut record);
         record.judged(&judged.verdict);
         if judged.is_denied() {
@@ -202,7 +202,7 @@ impl Connection {
     }
 
     /// The span of the request, if it gets one; returns the `traceparent` that goes on.
-    fn span(&self, head: &RequestHead, record: &mut Record) -> Option<String> {
+    fn span(&self, head: &RequestHead, record: &mut Draft) -> Option<String> {
         let parent = Context::of(head.values("traceparent"));
         let span = self.proxy.sampler.span(parent, &self.proxy.ids)?;
         // Without a valid parent there is no state to go with it (Trace Context §3.3).
@@ -212,7 +212,7 @@ impl Connection {
         parent.map(|parent| parent.header(span.context.span_id))
     }
 
-    async fn deny(&mut self, head: &RequestHead, verdict: &Verdict, record: Record) -> Step {
+    async fn deny(&mut self, head: &RequestHead, verdict: &Verdict, record: Draft) -> Step {
         let close = self.must_close(head);
         let refusal = Refusal::Denied(Denial::of(verdict));
         self.answer(refusal, close, head.method == "HEAD", record).await;
@@ -270,7 +270,7 @@ impl Connection {
         changes: &Changes,
         (flow, said, leg): (&OpenFlow, &judge::Said, Leg),
         mut upstream: Upstream,
-        mut record: Record,
+        mut record: Draft,
     ) -> Step {
         let exchange = Exchange { proxy: &self.proxy, head, changes, flow, said, leg };
         let after = exchange.run(&mut self.client, &mut upstream, &mut record).await;
@@ -311,7 +311,7 @@ impl Connection {
         step
     }
 
-    async fn answer(&mut self, refusal: Refusal, close: bool, to_head: bool, mut record: Record) {
+    async fn answer(&mut self, refusal: Refusal, close: bool, to_head: bool, mut record: Draft) {
         let bytes = refusal.http1(close, to_head);
         record.status = u32::from(refusal.status().as_u16());
         if record.error.is_empty() {
@@ -352,19 +352,6 @@ fn said(head: &RequestHead) -> judge::Said {
         host: head.host.clone(),
         headers: head.headers().filter(|(name, _)| !dropped(name.as_str())).collect(),
         protocol: None,
-    }
-}
-
-/// Writes down what was asked for.
-pub(crate) fn describe(record: &mut Record, said: &judge::Said) {
-    record.method = bounded(&said.method);
-    record.path = bounded(&said.path);
-    record.host = bounded(said.host.as_deref().unwrap_or_default());
-    if said.is_grpc()
-        && let Some((service, method)) = said.path.strip_prefix('/').and_then(|path| path.split_once('/'))
-    {
-        record.grpc_service = bounded(service);
-        record.grpc_method = bounded(method);
     }
 }
 

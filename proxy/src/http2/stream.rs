@@ -4,11 +4,10 @@ use super::pump::{self, Broken};
 use super::relay::message::{is_scheme, is_trailer, odd_field, odd_tunnel, path_of};
 use super::{Connection, Server};
 use crate::answer::{Denial, Refusal};
-use crate::http1::describe;
+use crate::draft::Draft;
 use crate::http1::head::is_authority;
 use crate::judge::{self, Judged, Leg};
 use crate::limits::{INTERIM_ANSWERS, TARGET_BYTES};
-use crate::record::Record;
 use crate::service::route::{Route, Target, Wish};
 use crate::share::Crowd;
 use crate::state::{OpenFlow, Said, View};
@@ -47,7 +46,7 @@ pub(super) async fn serve(
     let Route { target, judged, flow, view, load } = route;
     let mut record = target.record(&view, "http/2");
     drop(view);
-    describe(&mut record, &said);
+    record.describe(&said);
     let traceparent = span(&connection, &parts.headers, &mut record);
     let grpc = said.is_grpc();
     let to_head = parts.method == http::Method::HEAD;
@@ -188,7 +187,7 @@ fn set_path(parts: &mut Parts, path: &str) -> bool {
     true
 }
 
-fn span(connection: &Connection, headers: &HeaderMap, record: &mut Record) -> Option<String> {
+fn span(connection: &Connection, headers: &HeaderMap, record: &mut Draft) -> Option<String> {
     let parent = Context::of(headers.get_all("traceparent").iter().map(HeaderValue::as_bytes));
     let span = connection.proxy.sampler.span(parent, &connection.proxy.ids)?;
     let states = parent.iter().flat_map(|_| headers.get_all("tracestate"));
@@ -203,7 +202,7 @@ fn refuse(
     refusal: &Refusal,
     grpc: bool,
     to_head: bool,
-    record: &mut Record,
+    record: &mut Draft,
 ) {
     let (response, body) = refusal.http2(grpc, to_head);
     record.status = u32::from(response.status().as_u16());
@@ -223,7 +222,7 @@ struct Exchange<'a> {
     respond: SendResponse<Bytes>,
     /// The answer's body, once it has begun.
     answering: Option<SendStream<Bytes>>,
-    record: Record,
+    record: Draft,
     grpc: bool,
     to_head: bool,
     said: Arc<judge::Said>,
@@ -453,7 +452,7 @@ async fn download(
     mut answer: h2::client::ResponseFuture,
     respond: &mut SendResponse<Bytes>,
     answering: &mut Option<SendStream<Bytes>>,
-    record: &mut Record,
+    record: &mut Draft,
     count: (&AtomicU64, &Crowd),
     (tunnel, agree): (bool, oneshot::Sender<bool>),
 ) -> Result<(), Broken> {

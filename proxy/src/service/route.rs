@@ -7,10 +7,10 @@
 
 use super::balance::{Allowed, Balance, Load};
 use super::vip::Vip;
+use crate::draft::Draft;
 use crate::judge::{self, Judged, Leg};
 use crate::limits::CHOICES;
 use crate::proxy::Proxy;
-use crate::record::Record;
 use crate::state::{OpenFlow, Said, View, Wake};
 use sluice_policy::Reason;
 use std::cell::OnceCell;
@@ -36,7 +36,7 @@ impl Client {
 
     /// A record of what cannot be said to go to anybody: it could not be read.
     #[must_use]
-    pub fn record(&self, view: &View, protocol: &str) -> Record {
+    pub fn record(&self, view: &View, protocol: &'static str) -> Draft {
         let service = view.vip(self.leg.destination).filter(|_| self.service);
         Target { service, ..Target::direct(self.leg) }.record(view, protocol)
     }
@@ -76,8 +76,8 @@ impl Target {
 
     /// A record of this target that begins now.
     #[must_use]
-    pub fn record(&self, view: &View, protocol: &str) -> Record {
-        let mut record = Record::begin(view, &self.leg, protocol);
+    pub fn record(&self, view: &View, protocol: &'static str) -> Draft {
+        let mut record = Draft::begin(view, &self.leg, protocol);
         if let Some(vip) = &self.service {
             record.through(vip);
         }

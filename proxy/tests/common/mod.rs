@@ -12,15 +12,15 @@ use sluice_policy::{
     Prefix, PrefixTable, Profile, ProfileId, Rule, Scope, Side, Snapshot, Workload,
 };
 use sluice_proxy::dial::Dialer;
+use sluice_proxy::draft::{Reader, Sink};
 use sluice_proxy::proxy::{Http2, Proxy};
-use sluice_proxy::record::{Record, Sink};
+use sluice_proxy::record::Record;
 use sluice_proxy::telemetry::sampler::Sampler;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::mpsc;
 
 /// The frontend's address. Loopback has them all.
 pub const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 9));
@@ -140,7 +140,7 @@ pub fn http2_path() -> Http2 {
 pub struct World {
     pub proxy: Arc<Proxy>,
     pub at: SocketAddr,
-    pub records: mpsc::Receiver<Record>,
+    pub records: Reader,
 }
 
 impl World {

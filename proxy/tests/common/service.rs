@@ -9,8 +9,8 @@ use sluice_policy::{
     Profile, ProfileId, Protocol, Rule, Scope, Service, ServicePort, Side, Snapshot, Workload,
 };
 use sluice_proxy::dial::Dialer;
+use sluice_proxy::draft::Sink;
 use sluice_proxy::proxy::Proxy;
-use sluice_proxy::record::Sink;
 use sluice_proxy::telemetry::sampler::Sampler;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -4,14 +4,13 @@ use super::message::{self, Asked};
 use super::stream::{At, Carries, Half, Stream};
 use super::{Came, Link, Pending, Relay};
 use crate::answer::{Denial, Refusal};
-use crate::http1::describe;
+use crate::draft::Draft;
 use crate::http2::frame::{self, Bad, HEAD_BYTES, Head, code, flag};
 use crate::http2::hpack::Block;
 use crate::http2::{stream as rewriting, unreadable};
 use crate::judge::{self, Judged};
 use crate::limits::{H2_STREAM_WINDOW, H2_STREAMS};
 use crate::proxy::Proxy;
-use crate::record::Record;
 use crate::service::route::Target;
 use crate::state::Said;
 use crate::telemetry::context::Context;
@@ -31,7 +30,7 @@ impl Proxy {
     }
 
     /// The `traceparent` that goes on in place of the one sent, where a span is recorded.
-    fn span_of(&self, said: &judge::Said, record: &mut Record) -> Option<String> {
+    fn span_of(&self, said: &judge::Said, record: &mut Draft) -> Option<String> {
         let of = |wanted: &'static str| said.headers.iter().filter(move |(name, _)| name == wanted);
         let parent = Context::of(of("traceparent").map(|(_, value)| value.as_bytes()));
         let span = self.sampler.span(parent, &self.ids)?;
@@ -106,7 +105,7 @@ impl Relay {
         let view = self.proxy.state.view();
         let judged = rewriting::judged(&said, odd.as_ref(), &view, &leg);
         let mut record = Target::direct(leg).record(&view, "http/2");
-        describe(&mut record, &said);
+        record.describe(&said);
         rewrite.traceparent = self.proxy.span_of(&said, &mut record);
         record.judged(&judged.verdict);
         let refusal = refusal(&judged, odd, &said, &mut rewrite);
@@ -134,7 +133,7 @@ impl Relay {
         Ok(())
     }
 
-    fn stream(&self, head: &Head, said: &Arc<judge::Said>, record: Record) -> Stream {
+    fn stream(&self, head: &Head, said: &Arc<judge::Said>, record: Draft) -> Stream {
         let mut up = Half::new(self.server.initial, i64::from(H2_STREAM_WINDOW));
         up.received = head.has(flag::END_STREAM);
         Stream {

@@ -5,9 +5,9 @@
 //! policy.
 
 use super::side::Side;
+use crate::draft::Draft;
 use crate::http2::frame::{Bad, HEAD_BYTES, Head, MAX_WINDOW, code, flag, kind, write_number};
 use crate::limits::{H2_FRAME_BYTES, H2_STREAM_WINDOW};
-use crate::record::Record;
 use crate::state::OpenFlow;
 use bytes::{Buf as _, BytesMut};
 use std::sync::Arc;
@@ -234,7 +234,7 @@ pub(super) struct Stream {
     pub(super) said: Arc<crate::judge::Said>,
     pub(super) flow: Option<OpenFlow>,
     /// Until it is written.
-    pub(super) record: Option<Box<Record>>,
+    pub(super) record: Option<Box<Draft>>,
     pub(super) grpc: bool,
     /// It asks for no body.
     pub(super) to_head: bool,
