@@ -3,7 +3,7 @@
 //! The two are always the same build, so the format has no version. Knows nothing of what a snapshot says. The
 //! socket's end is each side's sign that the other is gone.
 
-use crate::limits::FRAME_BYTES;
+use crate::limits::{FRAME_BYTES, QUEUES};
 use crate::record::Record;
 use bytes::Bytes;
 use futures_util::{SinkExt as _, StreamExt as _};
@@ -119,8 +119,8 @@ impl Receiver {
     }
 }
 
-/// The most descriptors that one message carries: the namespace and two listeners.
-const DESCRIPTORS: usize = 3;
+/// The most descriptors that one message carries: the namespace, and for each accept queue a listener of both families.
+const DESCRIPTORS: usize = 1 + 2 * QUEUES as usize;
 
 /// Both ends of a new channel, closed in children that are not meant to have them.
 ///

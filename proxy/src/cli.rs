@@ -3,12 +3,15 @@
 use crate::agent::{self, Options};
 use crate::check::{self, Output};
 use crate::counters;
+use crate::limits::{QUEUES, THREADS};
+use clap::builder::RangedI64ValueParser;
 use clap::{Args, Parser, Subcommand};
 use sluice_redirect::{DEFAULT_MARK, EndpointLimits, Hooks, MAX_FLOWS, NodeConfig};
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// The proxy's listeners, unless told otherwise.
+/// The first of the proxy's listeners, unless told otherwise.
 const LISTEN_PORT: u16 = 15_001;
 
 /// The node's data plane.
@@ -54,7 +57,7 @@ struct NodeArgs {
     /// The base name of the helper devices, at most 14 characters.
     #[arg(long, default_value = "sluice")]
     device: String,
-    /// The port of the proxy's listeners, in its own network namespace.
+    /// The first of the 64 ports of the proxy's listeners, in its own network namespace.
     #[arg(long, default_value_t = LISTEN_PORT)]
     listen_port: u16,
     /// The packet mark of the proxy's own packets, by which other rules on the node can tell them.
@@ -74,6 +77,7 @@ impl NodeArgs {
             name: self.device.clone(),
             bpffs: self.bpffs.clone(),
             listen_port: self.listen_port,
+            queues: QUEUES,
             mark: self.mark,
             roll_back: self.roll_back,
             limits: EndpointLimits::default(),
@@ -113,6 +117,19 @@ struct Run {
     /// Writes one line of JSON per request or connection; `-` is standard output.
     #[arg(long, value_name = "FILE")]
     records: Option<PathBuf>,
+    /// How many threads serve connections, at most 64; by default as many as CPUs that this process may use.
+    #[arg(long, value_name = "COUNT", value_parser = threads())]
+    threads: Option<u8>,
+}
+
+fn threads() -> RangedI64ValueParser<u8> {
+    RangedI64ValueParser::new().range(1..=i64::from(THREADS))
+}
+
+/// One for each CPU that this process may use: by its affinity, and by its group's quota.
+fn one_each() -> u8 {
+    let cpus = std::thread::available_parallelism().map_or(1, NonZero::get);
+    u8::try_from(cpus).unwrap_or(THREADS).min(THREADS)
 }
 
 #[derive(Debug, Args)]
@@ -162,6 +179,9 @@ struct Worker {
     /// Accept nothing before the first snapshot, however long that takes: another worker does.
     #[arg(long)]
     patient: bool,
+    /// How many threads serve.
+    #[arg(long, value_parser = threads())]
+    threads: u8,
 }
 
 #[derive(Debug, Args)]
@@ -190,12 +210,13 @@ impl Cli {
         match self.command {
             Command::Check(check) => return check::run(&check.config(), check.output),
             Command::Counters(Counters { bpffs, all, output }) => counters::run(&bpffs, all, output)?,
-            Command::Worker(Worker { patient }) => crate::worker::run(patient)?,
+            Command::Worker(Worker { patient, threads }) => crate::worker::run(patient, threads)?,
             Command::Uninstall(Uninstall { node, files }) => {
                 agent::uninstall(&node.config(), files.state.as_deref(), files.handover().as_deref())?;
             }
             Command::Run(run) => agent::run(Options {
                 node: run.node.config(),
+                threads: run.threads.unwrap_or_else(one_each),
                 name: run.node.node,
                 control: run.control,
                 handover: run.files.handover(),

@@ -5,7 +5,7 @@
 //! servers of the protocols; read by the worker's reporter.
 
 use crate::judge::{self, Leg};
-use crate::limits::{RECORD_BYTES, RECORDS_WORTH};
+use crate::limits::{RECORD_BYTES, RECORD_BYTES_OF_ONE, RECORDS_WORTH};
 use crate::record::{Record, WouldDeny, bounded_str, miss_text, now_unix_ns, would_deny};
 use crate::service::vip::Vip;
 use crate::state::View;
@@ -237,7 +237,10 @@ struct Waiting {
 #[derive(Debug, Default)]
 struct Shared {
     waiting: Mutex<Waiting>,
-    dropped: AtomicU64,
+    /// How many bytes may wait.
+    room: usize,
+    /// Of all sinks of this process.
+    dropped: Arc<AtomicU64>,
     sinks: AtomicUsize,
     /// There are some, or no sink is left.
     some: Notify,
@@ -285,7 +288,15 @@ impl Sink {
     /// A sink and the end that reads it.
     #[must_use]
     pub fn new() -> (Self, Reader) {
-        let shared = Arc::new(Shared { sinks: AtomicUsize::new(1), ..Shared::default() });
+        Self::one_of(1, &Arc::default())
+    }
+
+    /// One of so many, that each have their part of the room: the lock of each is its thread's and its reader's alone.
+    #[must_use]
+    pub fn one_of(count: usize, dropped: &Arc<AtomicU64>) -> (Self, Reader) {
+        let room = (RECORD_BYTES / count.max(1)).max(RECORD_BYTES_OF_ONE);
+        let (sinks, dropped) = (AtomicUsize::new(1), dropped.clone());
+        let shared = Arc::new(Shared { sinks, room, dropped, ..Shared::default() });
         (Self(shared.clone()), Reader { shared, taken: std::collections::VecDeque::new() })
     }
 
@@ -295,7 +306,7 @@ impl Sink {
         let now = now_unix_ns().max(draft.start_unix_ns);
         let mut waiting = self.0.waiting();
         let Waiting { bytes, count } = &mut *waiting;
-        let fits = bytes.len() < RECORD_BYTES && within(RECORDS, bytes, |out| draft.encode(now, out));
+        let fits = bytes.len() < self.0.room && within(RECORDS, bytes, |out| draft.encode(now, out));
         if !fits {
             self.0.dropped.fetch_add(1, Ordering::Relaxed);
             return;
@@ -342,7 +353,7 @@ impl Reader {
         std::mem::replace(&mut waiting.bytes, room)
     }
 
-    /// How many records were dropped so far.
+    /// How many records were dropped so far, of all threads.
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)

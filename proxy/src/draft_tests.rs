@@ -29,6 +29,7 @@ fn said(path: &str) -> Arc<judge::Said> {
         path: path.to_owned(),
         query: Some("token=secret".to_owned()),
         host: Some("shop.example".to_owned()),
+        protocol: None,
         headers: vec![kind],
     })
 }

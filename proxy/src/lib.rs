@@ -27,6 +27,7 @@ pub mod share;
 pub mod stall;
 pub mod state;
 pub mod telemetry;
+pub mod threads;
 pub mod tls;
 pub mod tunnel;
 pub mod worker;

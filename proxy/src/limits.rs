@@ -88,6 +88,14 @@ pub const STALL_TIMEOUT: Duration = Duration::from_secs(300);
 /// (`nf_conntrack_tcp_timeout_established`, five days). Databases' connections idle for hours.
 pub const TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 24 * 3600);
 
+/// Accept queues of each address family, shared out among the worker's threads as evenly as their number goes. Always as
+/// many, whatever a node's CPUs: the kernel gives a connection to a queue by its ends, and queues that come and go would
+/// lose what waits in them, or what SYN cookies stand for.
+pub const QUEUES: u8 = sluice_redirect::MAX_QUEUES;
+
+/// Threads that serve: no more than there are queues.
+pub const THREADS: u8 = QUEUES;
+
 /// Open connections in all: twice as many descriptors, and some memory each.
 pub const CONNECTIONS: usize = 100_000;
 
@@ -181,8 +189,11 @@ pub const H2_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest value that a record carries of a path, a host or a method: records are bounded in size too.
 pub const RECORD_VALUE_BYTES: usize = 1024;
 
-/// Records that wait for the agent, in bytes: some ten thousand of them. More are dropped and counted.
+/// Records that wait for the agent, of all threads, in bytes: some ten thousand of them. More are dropped and counted.
 pub const RECORD_BYTES: usize = 4 * 1024 * 1024;
+
+/// What each thread has of it at least: what comes in a few milliseconds, while its reader waits for a CPU.
+pub const RECORD_BYTES_OF_ONE: usize = 512 * 1024;
 
 /// Records that are worth taking at once: more would be taken out of memory, and not out of the cache.
 pub const RECORDS_WORTH: usize = 128;

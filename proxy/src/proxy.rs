@@ -8,7 +8,7 @@ use crate::detect::{self, Protocol};
 use crate::dial::{Dialer, keepalive};
 use crate::draft::Sink;
 use crate::judge::{self, Judged, Leg};
-use crate::limits::{ACCEPT_BACKOFF, CONNECTIONS, DETECT_WINDOW, DRAIN_LULL, HEAD_TIMEOUT, IDLE_TIMEOUT};
+use crate::limits::{ACCEPT_BACKOFF, DETECT_WINDOW, DRAIN_LULL, HEAD_TIMEOUT, IDLE_TIMEOUT};
 use crate::service::balance::Balance;
 use crate::service::route::{Client, Target};
 use crate::share::{Charge, Full, Place, Shares};
@@ -27,7 +27,8 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// What every connection shares.
+/// What every connection of one thread shares. The worker has one for each of its threads, so that no other touches what a
+/// request needs: of what is here only the limits, what is known of backends, and the snapshot itself are everybody's.
 #[derive(Debug)]
 pub struct Proxy {
     /// The snapshot in force and the open flows.
@@ -94,6 +95,24 @@ impl Proxy {
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),
             shares: Arc::default(),
+        })
+    }
+
+    /// Another, for another thread: with connections, flows and records of its own, and the same limits.
+    #[must_use]
+    pub fn beside(&self, records: Sink) -> Arc<Self> {
+        Arc::new(Self {
+            state: Arc::default(),
+            dialer: self.dialer,
+            balance: Arc::new(self.balance.beside()),
+            records,
+            sampler: self.sampler,
+            ids: Ids::default(),
+            http2: self.http2,
+            drain: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+            streams: TaskTracker::new(),
+            shares: self.shares.clone(),
         })
     }
 
@@ -181,7 +200,7 @@ impl Proxy {
     /// # Errors
     /// Who has none left.
     pub(crate) fn place(&self, view: &View, leg: &Leg) -> Result<Place, Full> {
-        if self.tasks.len() >= CONNECTIONS { Err(Full::Worker) } else { self.shares.place(view, leg) }
+        self.shares.place(view, leg)
     }
 
     /// How many connections an endpoint of this node has, by its first address, and how many bytes it holds beyond what

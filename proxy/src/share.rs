@@ -6,7 +6,9 @@
 //! sockets or verdicts. Called by [`Proxy`](crate::proxy::Proxy) and by the servers of the protocols.
 
 use crate::judge::Leg;
-use crate::limits::{CONNECTION_BYTES, CONNECTIONS_PER_ENDPOINT, CONNECTIONS_PER_SOURCE, ENDPOINT_BYTES};
+use crate::limits::{
+    CONNECTION_BYTES, CONNECTIONS, CONNECTIONS_PER_ENDPOINT, CONNECTIONS_PER_SOURCE, ENDPOINT_BYTES,
+};
 use crate::state::View;
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -44,11 +46,13 @@ struct Share {
 
 #[derive(Debug, Default)]
 struct Table {
+    all: usize,
     sources: HashMap<IpAddr, u32>,
     endpoints: HashMap<IpAddr, (u32, Arc<Share>)>,
 }
 
-/// What every endpoint holds. Who has no connection is not in it.
+/// What every endpoint holds, of all threads. Who has no connection is not in it. Its lock is taken when a connection begins
+/// and when it ends, never for a request.
 #[derive(Debug, Default)]
 pub struct Shares(Mutex<Table>);
 
@@ -65,6 +69,9 @@ impl Shares {
     pub fn place(self: &Arc<Self>, view: &View, leg: &Leg) -> Result<Place, Full> {
         let (source, endpoint) = (leg.source.ip(), endpoint(view, leg));
         let mut table = self.table();
+        if table.all >= CONNECTIONS {
+            return Err(Full::Worker);
+        }
         if table.sources.get(&source).is_some_and(|count| *count >= CONNECTIONS_PER_SOURCE) {
             return Err(Full::Source);
         }
@@ -75,6 +82,7 @@ impl Shares {
         *count += 1;
         let share = share.clone();
         *table.sources.entry(source).or_default() += 1;
+        table.all += 1;
         drop(table);
         Ok(Place { shares: self.clone(), source, endpoint, share })
     }
@@ -118,6 +126,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         let mut table = self.shares.table();
+        table.all -= 1;
         if let Some(count) = table.sources.get_mut(&self.source) {
             *count -= 1;
             if *count == 0 {

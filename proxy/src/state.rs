@@ -179,7 +179,8 @@ impl Drop for OpenFlow {
     }
 }
 
-/// Shards of the table of open flows: one lock would be every core's.
+/// Shards of the table of open flows. A thread has a table of its own; who judges its flows again goes through one shard
+/// after the other, and holds it up no longer than one takes.
 const SHARDS: usize = 16;
 
 /// The snapshot in force and the open flows.

@@ -10,16 +10,20 @@ use crate::draft::{Reader, Sink};
 use crate::limits::RECORD_LULL;
 use crate::proxy::Proxy;
 use crate::telemetry::settings::Settings;
+use crate::threads::{Begin, Threads};
 use anyhow::Context as _;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use rustix::process::{Resource, Signal};
 use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Messages that wait for the agent. Few: records wait in their own queue, which drops.
@@ -29,11 +33,12 @@ const OUTBOX: usize = 4;
 /// that takes another's place has its snapshot in milliseconds, and its clients notice nothing.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(2);
 
-/// Runs until the agent is gone. `patient`: another worker serves the same listeners until this one can.
+/// Runs until the agent is gone. `patient`: another worker serves the same listeners until this one can. `threads`: how
+/// many serve.
 ///
 /// # Errors
 /// What could not be set up; nothing was accepted then.
-pub fn run(patient: bool) -> anyhow::Result<()> {
+pub fn run(patient: bool, threads: u8) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("ask to be killed with the agent")?;
     let socket =
@@ -49,10 +54,12 @@ pub fn run(patient: bool) -> anyhow::Result<()> {
     raise_descriptor_limit();
     confine()?;
     let settings = Settings::from_env().map_err(anyhow::Error::msg)?;
+    // This thread speaks with the agent. It reads no stranger's byte: those who do are `threads`.
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().context("start the runtime")?;
-    let result = runtime.block_on(serve(socket, descriptors, patient, &settings));
-    // The agent is gone, or has heard all it wanted: what is still open ends now.
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let begin = Begin { ready: CancellationToken::new(), patience: (!patient).then_some(FIRST_SNAPSHOT) };
+    let result = runtime.block_on(serve(socket, descriptors, begin, threads, &settings));
+    // The agent is gone, or has heard all it wanted: what is still open ends with the process.
     runtime.shutdown_background();
     result
 }
@@ -77,7 +84,8 @@ fn raise_descriptor_limit() {
 async fn serve(
     socket: OwnedFd,
     listeners: impl Iterator<Item = OwnedFd>,
-    patient: bool,
+    begin: Begin,
+    threads: u8,
     settings: &Settings,
 ) -> anyhow::Result<()> {
     // A terminal or a service manager signals the whole group. The agent says what to do; its end is ours. Once
@@ -86,71 +94,92 @@ async fn serve(
         drop(signal(kind).context("take SIGTERM and SIGINT, which are the agent's to answer")?);
     }
     let (mut to_agent, mut from_agent) = channel::open(socket).context("open the agent's socket")?;
-    let (sink, records) = Sink::new();
-    let proxy = Proxy::new(Dialer::Transparent, sink, settings.sampler());
-    let ready = CancellationToken::new();
-    for listener in listeners {
-        let listener = TcpListener::from(listener);
-        listener.set_nonblocking(true).context("take a listener")?;
-        let listener = tokio::net::TcpListener::from_std(listener).context("take a listener")?;
-        let (proxy, ready) = (proxy.clone(), ready.clone());
-        tokio::spawn(async move {
-            if patient {
-                ready.cancelled().await;
-            } else {
-                let _ = tokio::time::timeout(FIRST_SNAPSHOT, ready.cancelled()).await;
-            }
-            proxy.accept(listener, true).await;
-        });
-    }
     let (outbox, mut out) = mpsc::channel(OUTBOX);
-    let (drained, when_drained) = oneshot::channel();
-    let mut drained = Some(drained);
-    tokio::spawn(report(records, outbox.clone(), when_drained));
+    let drained = CancellationToken::new();
+    let (proxies, dropped, mut reports) = proxies(threads, settings, &outbox, &drained);
+    let mut serving = Threads::start(&proxies, listeners.map(TcpListener::from).collect(), &begin)?;
     let saying = async {
         while let Some((records, message)) = out.recv().await {
             if to_agent.tell(records, &message).await.is_err() {
-                return;
+                return Ok(());
             }
         }
+        Ok(())
     };
     let hearing = async {
+        let mut draining = false;
         while let Ok(Some(message)) = from_agent.receive::<ToWorker>().await {
             if let Some(snapshot) = message.snapshot {
-                let swapped = Some(swap(&proxy, message.sequence, snapshot).await);
-                ready.cancel();
+                let swapped = Some(swap(&proxies, message.sequence, snapshot).await);
+                begin.ready.cancel();
                 let message = FromWorker { swapped, ..FromWorker::default() };
                 if outbox.send((Vec::new(), message)).await.is_err() {
-                    return;
+                    break;
                 }
             }
-            if message.drain
-                && let Some(drained) = drained.take()
-            {
-                let (proxy, patience) = (proxy.clone(), Duration::from_millis(message.patience));
+            if message.drain && !draining {
+                draining = true;
+                let (proxies, patience) = (proxies.clone(), Duration::from_millis(message.patience));
+                let drained = drained.clone();
                 tokio::spawn(async move {
-                    proxy.drain(patience).await;
-                    // Heard by the reporter, which sends what is left first.
-                    let _ = drained.send(());
+                    join_all(proxies.iter().map(|proxy| proxy.drain(patience))).await;
+                    // Heard by the reporters, which send what is left first.
+                    drained.cancel();
                 });
             }
         }
+        Ok(())
+    };
+    let reporting = async {
+        while let Some(ended) = reports.join_next().await {
+            ended.context("report what happened")?;
+        }
+        let dropped = dropped.load(Ordering::Relaxed);
+        // Nobody hears it: then the other two end as well.
+        let _ =
+            outbox.send((Vec::new(), FromWorker { drained: true, dropped, ..FromWorker::default() })).await;
+        std::future::pending().await
     };
     tokio::select! {
-        () = saying => {}
-        () = hearing => {}
+        ended = saying => ended,
+        ended = hearing => ended,
+        ended = reporting => ended,
+        why = serving.ended() => Err(anyhow::anyhow!("a thread that serves has ended ({why}): the agent starts another worker")),
     }
-    Ok(())
+}
+
+/// What is said to the agent: records as they are sent, and the rest of the message.
+type Word = (Vec<u8>, FromWorker);
+
+/// One for each thread, what counts their lost records, and what reports the others.
+fn proxies(
+    threads: u8,
+    settings: &Settings,
+    outbox: &mpsc::Sender<Word>,
+    drained: &CancellationToken,
+) -> (Arc<[Arc<Proxy>]>, Arc<AtomicU64>, JoinSet<()>) {
+    let dropped = Arc::default();
+    let mut proxies: Vec<Arc<Proxy>> = Vec::with_capacity(usize::from(threads));
+    let mut reports = JoinSet::new();
+    for _ in 0..threads {
+        let (sink, records) = Sink::one_of(usize::from(threads), &dropped);
+        proxies.push(match proxies.first() {
+            None => Proxy::new(Dialer::Transparent, sink, settings.sampler()),
+            Some(first) => first.beside(sink),
+        });
+        reports.spawn(report(records, outbox.clone(), drained.clone()));
+    }
+    (proxies.into(), dropped, reports)
 }
 
 /// Decodes a snapshot whole and puts it in force, or keeps the one before.
-async fn swap(proxy: &Arc<Proxy>, sequence: u64, bytes: Bytes) -> Swapped {
-    let proxy = proxy.clone();
+async fn swap(proxies: &Arc<[Arc<Proxy>]>, sequence: u64, bytes: Bytes) -> Swapped {
+    let proxies = proxies.clone();
     // Regular expressions take milliseconds to build, and every open flow is judged: not on a thread that serves.
     let done = tokio::task::spawn_blocking(move || {
-        sluice_wire::from_bytes(&bytes)
-            .map(|snapshot| proxy.state.swap(Arc::new(snapshot)) as u64)
-            .map_err(|error| error.to_string())
+        let snapshot = Arc::new(sluice_wire::from_bytes(&bytes).map_err(|error| error.to_string())?);
+        // Each thread has a view of its own, which no other touches; behind them is one snapshot.
+        Ok(proxies.iter().map(|proxy| proxy.state.swap(snapshot.clone()) as u64).sum())
     });
     match done.await.unwrap_or_else(|panic| Err(panic.to_string())) {
         Ok(cut) => Swapped { sequence, cut, refused: String::new() },
@@ -158,27 +187,23 @@ async fn swap(proxy: &Arc<Proxy>, sequence: u64, bytes: Bytes) -> Swapped {
     }
 }
 
-/// Sends records in batches, then that all have been sent.
-async fn report(
-    mut records: Reader,
-    outbox: mpsc::Sender<(Vec<u8>, FromWorker)>,
-    mut drained: oneshot::Receiver<()>,
-) {
+/// Sends one thread's records in batches, until all is drained and all have been sent.
+async fn report(mut records: Reader, outbox: mpsc::Sender<Word>, drained: CancellationToken) {
     loop {
         let mut over = tokio::select! {
             biased;
             _ = records.some() => false,
-            _ = &mut drained => true,
+            () = drained.cancelled() => true,
         };
         // A message for each record would cost more than its request: what comes soon goes along.
         if !over {
             tokio::select! {
                 () = tokio::time::sleep(RECORD_LULL) => {}
                 () = records.many() => {}
-                _ = &mut drained => over = true,
+                () = drained.cancelled() => over = true,
             }
         }
-        let message = FromWorker { dropped: records.dropped(), drained: over, ..FromWorker::default() };
+        let message = FromWorker { dropped: records.dropped(), ..FromWorker::default() };
         if outbox.send((records.take(), message)).await.is_err() || over {
             return;
         }

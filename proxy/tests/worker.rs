@@ -4,7 +4,7 @@
 mod common;
 
 use bytes::Bytes;
-use common::{CART, CLIENT, DEADLINE, INTRUDER, shop, snapshot, soon};
+use common::{CART, CLIENT, DEADLINE, INTRUDER, Rules, shop, snapshot, soon};
 use sluice_proxy::agent::child::{Event, Launch, start, supervise};
 use sluice_proxy::channel::{FromWorker, Receiver, Swapped, ToWorker};
 use std::fs;
@@ -106,6 +106,7 @@ async fn it_is_confined_judges_by_what_it_was_told_and_dies_with_its_agent() {
         binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any, own],
+        threads: 1,
         patient: false,
     };
     let (mut child, mut sender, mut receiver) = start(&launch).expect("started");
@@ -163,6 +164,7 @@ async fn it_sends_its_records_before_it_says_that_it_has_drained() {
         binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any],
+        threads: 1,
         patient: false,
     };
     let (mut child, mut sender, mut receiver) = start(&launch).expect("started");
@@ -189,6 +191,67 @@ async fn it_sends_its_records_before_it_says_that_it_has_drained() {
     child.kill().await.expect("killed");
 }
 
+/// Names of a process's threads.
+fn threads(pid: u32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).expect("it lives");
+    let names = tasks.filter_map(|task| fs::read_to_string(task.ok()?.path().join("comm")).ok());
+    let mut names: Vec<_> = names.map(|name| name.trim().to_owned()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn each_thread_has_queues_of_its_own_and_all_judge_alike() {
+    let netns = Netns::new();
+    let queues: Vec<TcpListener> =
+        (0..5).map(|_| netns.within(|| TcpListener::bind("0.0.0.0:0")).expect("a free port")).collect();
+    let ports: Vec<u16> = queues.iter().map(|one| one.local_addr().expect("bound").port()).collect();
+    let launch = Launch {
+        binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
+        netns: netns.fd.try_clone().expect("a copy"),
+        listeners: queues,
+        threads: 3,
+        patient: false,
+    };
+    let (child, mut sender, mut receiver) = start(&launch).expect("started");
+    let allowed = "GET /api/items HTTP/1.1\r\nHost: c\r\nConnection: close\r\n\r\n";
+    // What is in force is so on every thread once it is said to be: allowed, and nobody is there; then refused.
+    for (sequence, rules, status) in [(1, shop(), "503"), (2, Rules { http: Vec::new(), ..shop() }, "403")] {
+        sender
+            .send(&order(sequence, sluice_wire::to_bytes(&snapshot(sequence, &rules))))
+            .await
+            .expect("sent");
+        assert_eq!(swapped(&mut receiver).await, Swapped { sequence, ..Swapped::default() });
+        for port in &ports {
+            let answer =
+                ask(netns.connect(CLIENT, SocketAddr::new(CART, *port)), allowed).expect("an answer");
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "queue {port}: {answer}");
+        }
+    }
+    let names = threads(child.id().expect("it lives"));
+    for index in 0..3 {
+        assert!(names.contains(&format!("serve-{index}")), "{names:?}");
+    }
+    assert!(!names.contains(&"serve-3".to_owned()), "{names:?}");
+    // Records of all come, and then one word that all have drained.
+    sender.send(&ToWorker { drain: true, patience: 20_000, ..ToWorker::default() }).await.expect("sent");
+    let mut records = Vec::new();
+    soon("draining", async {
+        loop {
+            let message: FromWorker = receiver.receive().await.expect("the worker speaks").expect("it lives");
+            records.extend(message.records);
+            if message.drained {
+                return;
+            }
+        }
+    })
+    .await;
+    // Those of the first snapshot came before, some of them with the word of the second.
+    let last: Vec<_> = records.iter().filter(|record| record.generation == 2).collect();
+    assert_eq!((last.len(), last.iter().all(|record| record.status == 403)), (ports.len(), true), "{last:?}");
+    drop((sender, receiver, child));
+}
+
 #[tokio::test]
 async fn without_a_snapshot_everything_is_refused() {
     let netns = Netns::new();
@@ -198,6 +261,7 @@ async fn without_a_snapshot_everything_is_refused() {
         binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any],
+        threads: 1,
         patient: false,
     };
     let (mut child, _sender, _receiver) = start(&launch).expect("started");
@@ -213,7 +277,7 @@ fn workers(netns: &Netns) -> Vec<i32> {
         let pid = entry.ok()?.file_name().to_str()?.parse::<i32>().ok()?;
         let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
         let inside = fs::read_link(format!("/proc/{pid}/ns/net")).ok()?;
-        (inside == here && line.ends_with(b"\0worker\0")).then_some(pid)
+        (inside == here && line.windows(8).any(|word| word == b"\0worker\0")).then_some(pid)
     });
     processes.collect()
 }
@@ -227,6 +291,7 @@ async fn a_worker_that_dies_is_replaced_and_its_listeners_wait() {
         binary: env!("CARGO_BIN_EXE_sluice-proxy").into(),
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any],
+        threads: 1,
         patient: false,
     };
     let (events, mut heard) = tokio::sync::mpsc::channel(16);

@@ -69,7 +69,7 @@ impl Cluster {
         std::fs::create_dir_all(cluster.manifests())?;
         cluster.start_control()?;
         for node in cluster.world.nodes.clone() {
-            cluster.spawn_proxy(&node)?;
+            cluster.spawn_proxy(&node, &[])?;
         }
         Ok(cluster)
     }
@@ -125,13 +125,13 @@ impl Cluster {
         Ok(())
     }
 
-    fn spawn_proxy(&mut self, node: &Node) -> Result<()> {
+    fn spawn_proxy(&mut self, node: &Node, more: &[&str]) -> Result<()> {
         let mut command = node.netns.command(binary("sluice-proxy")?);
         command.args(["run", "--node", &node.name, "--control"]);
         command.arg(format!("unix:{}", self.socket().display()));
         command.arg("--bpffs").arg(&node.bpffs);
         command.arg("--state").arg(self.world.dir().join(format!("state-{}", node.name)));
-        command.args(["--records", "-"]);
+        command.args(["--records", "-"]).args(more);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let process = Process::start(format!("proxy-{}", node.name), self.world.dir(), &mut command)?;
         self.proxies.insert(node.name.clone(), process);
@@ -143,8 +143,16 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub fn start_proxy(&mut self, node: &str) -> Result<()> {
+        self.start_proxy_with(node, &[])
+    }
+
+    /// The same, with more options.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn start_proxy_with(&mut self, node: &str, more: &[&str]) -> Result<()> {
         let node = self.world.node(node).clone();
-        self.spawn_proxy(&node)
+        self.spawn_proxy(&node, more)
     }
 
     /// Takes a node's proxy out of the cluster's hands.

@@ -57,6 +57,8 @@ mod passing;
 mod peers;
 #[path = "datapath/pinned.rs"]
 mod pinned;
+#[path = "datapath/queues.rs"]
+mod queues;
 #[path = "datapath/quotas.rs"]
 mod quotas;
 #[path = "datapath/reuse.rs"]
@@ -114,6 +116,7 @@ fn main() -> ExitCode {
         strict::tests(),
         across::tests(),
         handover::tests(),
+        queues::tests(),
         host::tests(),
         passing::tests(),
         reuse::tests(),

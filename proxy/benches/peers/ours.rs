@@ -79,7 +79,8 @@ pub(crate) async fn run(
     world: &World,
 ) -> Result<(Child, Arc<Told>)> {
     let listeners = ports.into_iter().map(listener).collect::<Result<_, _>>()?;
-    let launch = Launch { binary, netns: world.node.try_clone()?.into(), listeners, patient: false };
+    let launch =
+        Launch { binary, netns: world.node.try_clone()?.into(), listeners, threads: 1, patient: false };
     let (child, mut sender, mut receiver) = start(&launch)?;
     let bytes = Bytes::from(sluice_wire::to_bytes(&*policy(others)?));
     sender.send(&ToWorker { sequence: 1, snapshot: Some(bytes), ..ToWorker::default() }).await?;

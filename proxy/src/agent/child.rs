@@ -29,6 +29,8 @@ pub struct Launch {
     pub netns: OwnedFd,
     /// Its listeners.
     pub listeners: Vec<TcpListener>,
+    /// How many threads serve them; at least one.
+    pub threads: u8,
     /// Another worker serves them until this one has its first snapshot.
     pub patient: bool,
 }
@@ -52,6 +54,7 @@ pub fn start(launch: &Launch) -> io::Result<(Child, Sender, Receiver)> {
     let (ours, theirs) = channel::pair()?;
     let child = Command::new(&launch.binary)
         .arg("worker")
+        .arg(format!("--threads={}", launch.threads))
         .args(launch.patient.then_some("--patient"))
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())

@@ -37,6 +37,8 @@ use tokio_util::sync::CancellationToken;
 pub struct Options {
     /// For the loader.
     pub node: NodeConfig,
+    /// How many threads of the worker serve.
+    pub threads: u8,
     /// The node's name.
     pub name: String,
     /// `unix:/path`.
@@ -108,6 +110,7 @@ async fn serve(options: Options, settings: &Settings) -> anyhow::Result<()> {
         binary: "/proc/self/exe".into(),
         netns: goods.netns,
         listeners: goods.listeners,
+        threads: options.threads,
         patient: line.is_some(),
     };
     let (drain, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -180,7 +183,8 @@ fn set_up(config: NodeConfig, taken: Option<Taken>) -> anyhow::Result<SetUp> {
     let node = Node::adopt(config, netns, &taken.goods.listeners)
         .context("take the node over; the agent that runs goes on")?;
     let handed = taken.snapshot.take();
-    let (goods, line) = taken.split();
+    let (mut goods, line) = taken.split();
+    goods.listeners = node.listeners_beside(goods.listeners)?;
     Ok((node, goods, handed, Some(line)))
 }
 

@@ -16,21 +16,46 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::time::Instant;
 
-/// Shards of the table of loads: one lock would be every core's.
+/// Shards of the table of loads, for those who serve by several threads.
 const SHARDS: usize = 16;
 
 /// A client of one port of a Service.
 type Client = (IpAddr, SocketAddr);
 
-/// What the choices so far have left behind.
+/// What the choices so far have left behind: those of one thread, and what it shares with the others.
 #[derive(Debug, Default)]
 pub struct Balance {
     key: RandomState,
     next: AtomicU64,
-    /// Open requests and tunnels; whoever has none is not in it, so it is no larger than the table of open flows.
+    /// Open requests and tunnels; whoever has none is not in it, so it is no larger than the table of open flows. The
+    /// thread's own: a backend that is slow is slow to each, and what each spreads evenly is even.
     loads: [Mutex<HashMap<SocketAddr, u32>>; SHARDS],
+    common: Arc<Common>,
+}
+
+/// What all threads know.
+#[derive(Debug)]
+struct Common {
+    /// What the clock begins with.
+    since: Instant,
+    /// When a backend refused last, in milliseconds, from 1 on: as long as nobody has for a while, nobody asks who.
+    refused: AtomicU64,
     refusing: RwLock<HashMap<SocketAddr, Instant>>,
+    /// Asked for Services with `sessionAffinity: ClientIP` alone, once for each choice.
     affinities: Mutex<Affinities>,
+}
+
+impl Default for Common {
+    fn default() -> Self {
+        let (refusing, affinities) = (RwLock::default(), Mutex::default());
+        Self { since: Instant::now(), refused: AtomicU64::new(0), refusing, affinities }
+    }
+}
+
+impl Common {
+    fn now(&self) -> u64 {
+        u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX - 1) + 1
+    }
 }
 
 /// Where each client was sent, and until when that is remembered.
@@ -104,11 +129,17 @@ impl<'a> Allowed<'a> {
 }
 
 impl Balance {
+    /// Another thread's, which knows the same of clients and of backends that refuse.
+    #[must_use]
+    pub fn beside(&self) -> Self {
+        Self { common: self.common.clone(), ..Self::default() }
+    }
+
     /// The backend that a client was sent to last, if it is still remembered.
     #[must_use]
     pub fn remembered(&self, client: IpAddr, vip: &Vip) -> Option<SocketAddr> {
         vip.affinity?;
-        let affinities = self.affinities.lock().unwrap_or_else(PoisonError::into_inner);
+        let affinities = self.common.affinities.lock().unwrap_or_else(PoisonError::into_inner);
         let (backend, until) = affinities.by_client.get(&(client, vip.affinity_of))?;
         (*until > Instant::now()).then_some(*backend)
     }
@@ -119,7 +150,7 @@ impl Balance {
     pub fn remember(&self, client: IpAddr, vip: &Vip, backend: SocketAddr) {
         let Some(timeout) = vip.affinity else { return };
         let (key, now) = ((client, vip.affinity_of), Instant::now());
-        let mut affinities = self.affinities.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut affinities = self.common.affinities.lock().unwrap_or_else(PoisonError::into_inner);
         if affinities.by_client.contains_key(&key) || affinities.has_room(now) {
             affinities.by_client.insert(key, (backend, now + timeout));
         }
@@ -181,7 +212,8 @@ impl Balance {
     /// The backend could not be reached.
     pub fn refused(&self, backend: SocketAddr) {
         let now = Instant::now();
-        let mut refusing = self.refusing.write().unwrap_or_else(PoisonError::into_inner);
+        self.common.refused.store(self.common.now(), Ordering::Relaxed);
+        let mut refusing = self.common.refusing.write().unwrap_or_else(PoisonError::into_inner);
         if refusing.len() >= REFUSING {
             refusing.retain(|_, since| now.duration_since(*since) < REFUSED_FOR);
         }
@@ -191,7 +223,12 @@ impl Balance {
     }
 
     fn is_refusing(&self, backend: SocketAddr) -> bool {
-        let refusing = self.refusing.read().unwrap_or_else(PoisonError::into_inner);
+        let last = self.common.refused.load(Ordering::Relaxed);
+        if last == 0 || u128::from(self.common.now() - last.min(self.common.now())) > REFUSED_FOR.as_millis()
+        {
+            return false;
+        }
+        let refusing = self.common.refusing.read().unwrap_or_else(PoisonError::into_inner);
         refusing.get(&backend).is_some_and(|since| since.elapsed() < REFUSED_FOR)
     }
 

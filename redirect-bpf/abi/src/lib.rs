@@ -99,6 +99,10 @@ pub const REMOTE_NODE: u32 = u32::MAX - 1;
 /// The UDP ports of tunnels that a node may have: one of each kind, for two networks.
 pub const MAX_TUNNELS: usize = 4;
 
+/// Listeners that the proxy may have on each address. Those of both addresses, and a namespace, go from one process to the
+/// next in one message, which takes 253 descriptors (`SCM_MAX_FD`). Far more threads than one node's proxy keeps busy.
+pub const MAX_QUEUES: u8 = 64;
+
 /// An address as every map has it: 16 bytes in network order, IPv4 as `::ffff:a.b.c.d`.
 pub type Address = [u8; 16];
 
@@ -118,10 +122,13 @@ pub struct Config {
     pub mark: u32,
     /// The proxy's namespace as the node's knows it, for the look-up whether anybody listens.
     pub proxy_nsid: u32,
-    /// The proxy's listeners, on `127.0.0.1` and `::1` in its namespace. Host byte order.
+    /// The first of the proxy's listeners, on `127.0.0.1` and `::1` in its namespace. Host byte order.
     pub listen_port: u16,
     /// [`config_flag`].
-    pub flags: u16,
+    pub flags: u8,
+    /// How many listeners it has on each address, on this port and those that follow: each is the accept queue of one of
+    /// its threads. 0 is 1.
+    pub queues: u8,
     /// UDP ports of the node's own tunnels, host byte order: no pod speaks to them at a node. 0 is none.
     pub tunnels: [u16; MAX_TUNNELS],
 }
@@ -129,9 +136,9 @@ pub struct Config {
 /// Bits of [`Config::flags`].
 pub mod config_flag {
     /// Bridged IPv4 frames go through the node's netfilter.
-    pub const BRIDGE_NF_V4: u16 = 1;
+    pub const BRIDGE_NF_V4: u8 = 1;
     /// Bridged IPv6 frames go through the node's netfilter.
-    pub const BRIDGE_NF_V6: u16 = 2;
+    pub const BRIDGE_NF_V6: u8 = 2;
 }
 
 /// The profile of a bridge's port that is no endpoint. No row has it, so that nothing passes a hook there.

@@ -59,5 +59,6 @@ pub use node::{Applied, Attached, DEFAULT_MARK, Missing, Node, NodeConfig};
 pub use origins::Origin;
 pub use reading::Reading;
 pub use sluice_bpf_abi::{
-    ABI_VERSION, Counter, EventVerdict, MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_ROWS,
+    ABI_VERSION, Counter, EventVerdict, MAX_CLASSES, MAX_ENDPOINTS, MAX_FLOWS, MAX_FRAGMENTS, MAX_QUEUES,
+    MAX_ROWS,
 };

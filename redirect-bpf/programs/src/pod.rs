@@ -250,7 +250,7 @@ fn is_leg(endpoint: Endpoint, packet: &Packet) -> bool {
 
 /// The bit that says that bridged frames of this family are seen by netfilter.
 #[inline(always)]
-pub(crate) fn netfilter_bit(packet: &Packet) -> u16 {
+pub(crate) fn netfilter_bit(packet: &Packet) -> u8 {
     if packet.v6 { config_flag::BRIDGE_NF_V6 } else { config_flag::BRIDGE_NF_V4 }
 }
 

@@ -108,7 +108,7 @@ pub(crate) fn state(ctx: &TcContext, tuple: bpf_sock_tuple, v6: bool, netns: u64
     if known { state } else { 0 }
 }
 
-/// Calls `then` with the proxy's listener, if there is one.
+/// Calls `then` with that of the proxy's listeners that a connection is for, if there is one.
 #[inline(always)]
 pub(crate) fn with_listener(
     ctx: &TcContext,
@@ -118,17 +118,20 @@ pub(crate) fn with_listener(
     then: impl FnOnce(*mut bpf_sock),
 ) -> bool {
     let mut tuple = tuple(packet);
-    let port = config.listen_port.to_be();
     if packet.v6 {
         tuple.__bindgen_anon_1.ipv6.daddr = [0, 0, 0, 1_u32.to_be()];
-        tuple.__bindgen_anon_1.ipv6.dport = port;
     } else {
         tuple.__bindgen_anon_1.ipv4.daddr = 0x7f00_0001_u32.to_be();
-        tuple.__bindgen_anon_1.ipv4.dport = port;
     }
+    let queue = queue(packet, config);
     // SAFETY: as in `with_connection`.
     unsafe {
-        let sk = lookup(ctx, &mut tuple, packet.v6, netns);
+        let mut sk = listening(ctx, &mut tuple, packet.v6, netns, config.listen_port.wrapping_add(queue));
+        // Whoever has fewer listeners than is said has the first: one of another version that takes over or is taken
+        // over from.
+        if sk.is_null() && queue != 0 {
+            sk = listening(ctx, &mut tuple, packet.v6, netns, config.listen_port);
+        }
         if sk.is_null() {
             return false;
         }
@@ -139,6 +142,55 @@ pub(crate) fn with_listener(
         bpf_sk_release(sk.cast());
         listens
     }
+}
+
+/// Which of the proxy's listeners a connection is for. By its ends alone: a SYN that is sent again, and the ACK that brings
+/// a SYN cookie back, must find the listener that answered. (The kernel's own hash of a packet is its sender's choice, and
+/// another one when it is sent again.) Not keyed: who aims all his connections at one thread has less of the proxy than who
+/// spreads them.
+#[inline(always)]
+fn queue(packet: &Packet, config: &Config) -> u16 {
+    let queues = u32::from(config.queues);
+    if queues < 2 {
+        return 0;
+    }
+    let (src, dst) = (words(&packet.src), words(&packet.dst));
+    let ports =
+        u32::from(u16::from_ne_bytes(packet.sport)) << 16 | u32::from(u16::from_ne_bytes(packet.dport));
+    let mut hash = ports;
+    for word in [src[0], src[1], src[2], src[3], dst[0], dst[1], dst[2], dst[3]] {
+        hash = mixed(hash ^ word);
+    }
+    (hash % queues) as u16
+}
+
+/// The finalizer of MurmurHash3: each bit of what goes in moves half of what comes out.
+#[inline(always)]
+fn mixed(mut hash: u32) -> u32 {
+    hash ^= hash >> 16;
+    hash = hash.wrapping_mul(0x85eb_ca6b);
+    hash ^= hash >> 13;
+    hash = hash.wrapping_mul(0xc2b2_ae35);
+    hash ^ hash >> 16
+}
+
+/// # Safety
+/// As [`lookup`].
+#[inline(always)]
+unsafe fn listening(
+    ctx: &TcContext,
+    tuple: &mut bpf_sock_tuple,
+    v6: bool,
+    netns: u64,
+    port: u16,
+) -> *mut bpf_sock {
+    if v6 {
+        tuple.__bindgen_anon_1.ipv6.dport = port.to_be();
+    } else {
+        tuple.__bindgen_anon_1.ipv4.dport = port.to_be();
+    }
+    // SAFETY: the caller keeps to it.
+    unsafe { lookup(ctx, tuple, v6, netns) }
 }
 
 #[inline(always)]

@@ -69,7 +69,7 @@ fn narrow(rig: &Rig) -> Result<()> {
 }
 
 /// Runs a command in the proxy's namespace.
-fn in_proxy(rig: &Rig, node: &str, argv: &[&str]) -> Result<String> {
+pub(crate) fn in_proxy(rig: &Rig, node: &str, argv: &[&str]) -> Result<String> {
     let netns = format!("--net=/proc/{}/fd/{}", std::process::id(), rig.node(node).proxy_netns().as_raw_fd());
     let output = Command::new("nsenter").args([&netns, "--"]).args(argv).output().context("nsenter")?;
     ensure!(output.status.success(), "{argv:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -162,7 +162,8 @@ impl Connection {
         Ok(())
     }
 
-    fn greet(stream: TcpStream) -> Result<Self> {
+    /// A connection that was made, and has not been greeted.
+    pub(crate) fn greet(stream: TcpStream) -> Result<Self> {
         stream.set_read_timeout(Some(SOON))?;
         let mut reader = BufReader::new(stream.try_clone()?);
         let mut line = String::new();

@@ -101,11 +101,11 @@ fn watch(netns: &Netns, target: SocketAddr, came: &AtomicU64) -> Result<Option<t
     })?
 }
 
-/// A new agent in the place of a node's, which goes on.
-fn change_hands(scene: &mut Scene, node: &str) -> Result<Process> {
+/// A new agent in the place of a node's, which goes on. It serves by so many threads, and the one before by others.
+fn change_hands(scene: &mut Scene, node: &str, threads: u8) -> Result<Process> {
     let mut old = scene.cluster.take_proxy(node)?;
     let mark = old.mark();
-    scene.cluster.start_proxy(node)?;
+    scene.cluster.start_proxy_with(node, &["--threads", &threads.to_string()])?;
     scene
         .cluster
         .proxy(node)?
@@ -135,10 +135,10 @@ fn under_load() -> Result<()> {
         let mut story = || -> Result<()> {
             flows("the stream begins")?;
             // Both ends' nodes; the one with the stream twice.
-            change_hands(&mut scene, "n1")?.wait(DRAINED)?;
-            let mut first = change_hands(&mut scene, "n2")?;
+            change_hands(&mut scene, "n1", 3)?.wait(DRAINED)?;
+            let mut first = change_hands(&mut scene, "n2", 5)?;
             flows("the stream lives on in the agent before")?;
-            let mut second = change_hands(&mut scene, "n2")?;
+            let mut second = change_hands(&mut scene, "n2", 1)?;
             flows("and on")?;
             // The second one had no long stream: what it had ends by itself, and so does it.
             ensure!(second.wait(DRAINED)?.success(), "it did not end well:\n{}", second.tail(20));
@@ -198,7 +198,7 @@ fn taken_back() -> Result<()> {
     let status = scene.status("shop/frontend", target, Ask::new("GET", "/items"), SOON)?;
     ensure!(status == Some(403), "the agent that went on does not follow changes: {status:?}");
     // And another one may come.
-    let mut old = change_hands(&mut scene, "n2")?;
+    let mut old = change_hands(&mut scene, "n2", 4)?;
     ensure!(old.wait(DRAINED)?.success(), "it did not end well:\n{}", old.tail(20));
     let status = scene.status("shop/frontend", target, Ask::new("PUT", "/items"), SOON)?;
     ensure!(status == Some(200), "{status:?}");

@@ -18,19 +18,14 @@ use crate::slots::Slots;
 use crate::upgrade::Before;
 use aya::maps::MapInfo;
 use aya::{Ebpf, EbpfLoader};
-use rustix::io::Errno;
 use sluice_bpf_abi::{map, program};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::HashSet;
-use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 /// The object is part of the binary; `cargo xtask build-bpf` makes it.
 pub(crate) static OBJECT: &[u8] = aya::include_bytes_aligned!("../sluice.bpf.o");
-/// Connections that wait to be accepted: the kernel's own limit where it is lower.
-const BACKLOG: i32 = 4_096;
 
 impl Node {
     /// Sets the node up, or takes over what an earlier process pinned. The node's network namespace is that
@@ -108,16 +103,25 @@ impl Node {
 
     /// The proxy's listeners, on `127.0.0.1` and `::1` of its namespace, where no pod reaches them but
     /// through the hooks. The local address of what they accept is the original destination. Where the kernel has no
-    /// IPv6 there is the first alone.
+    /// IPv6 there are those of the first alone.
     ///
     /// # Errors
     /// If one cannot be made.
     pub fn listeners(&self) -> Result<Vec<TcpListener>, SetupError> {
-        let addresses = handed::addresses(self.config.listen_port);
-        netns::within(self.proxy_netns(), || addresses.into_iter().map(listen).collect()).map_err(
+        self.listeners_beside(Vec::new())
+    }
+
+    /// The same, with those that were handed over as they are. All of them are to be served, those too that this node's
+    /// programs give nothing to: somebody may wait there.
+    ///
+    /// # Errors
+    /// If one cannot be made.
+    pub fn listeners_beside(&self, handed: Vec<TcpListener>) -> Result<Vec<TcpListener>, SetupError> {
+        let NodeConfig { listen_port, queues, .. } = self.config;
+        netns::within(self.proxy_netns(), || handed::complete(handed, listen_port, queues)).map_err(
             SetupError::cannot(
-                format!("listen on port {} in the proxy's network namespace", self.config.listen_port),
-                "CAP_NET_ADMIN is needed for IP_TRANSPARENT, and the port must be free",
+                format!("listen on {queues} ports from {listen_port} on in the proxy's network namespace"),
+                "CAP_NET_ADMIN is needed for IP_TRANSPARENT, and the ports must be free",
             ),
         )
     }
@@ -157,21 +161,4 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    if address.is_ipv6() {
-        socket.set_only_v6(true)?;
-    }
-    socket.set_reuse_address(true)?;
-    socket.set_ip_transparent_v4(true).map_err(|error| match error.raw_os_error() {
-        Some(code) if code == Errno::PERM.raw_os_error() => {
-            io::Error::new(error.kind(), "IP_TRANSPARENT is refused")
-        }
-        _ => error,
-    })?;
-    socket.bind(&SockAddr::from(address))?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
 }

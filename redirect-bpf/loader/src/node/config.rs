@@ -9,7 +9,7 @@ use crate::error::SetupError;
 use crate::helper;
 use crate::limits::EndpointLimits;
 use crate::plain::Plain;
-use sluice_bpf_abi::{Config, MAX_FLOWS, MAX_TUNNELS, config_flag, map};
+use sluice_bpf_abi::{Config, MAX_FLOWS, MAX_QUEUES, MAX_TUNNELS, config_flag, map};
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 
@@ -25,8 +25,12 @@ pub struct NodeConfig {
     pub name: String,
     /// A directory of our own. If it is on no bpffs, one is mounted there.
     pub bpffs: PathBuf,
-    /// The port of the proxy's listeners, on loopback in its own namespace.
+    /// The port of the first of the proxy's listeners, on loopback in its own namespace.
     pub listen_port: u16,
+    /// How many listeners it has on each address, on the ports from there on: 1 to [`MAX_QUEUES`]. A connection's ends
+    /// say which is its own. Processes that hand the node over to each other had best agree: where the next one has
+    /// another number, what SYN cookies stand for at that moment is refused.
+    pub queues: u8,
     /// What marks the proxy's packets on their way through the node's stack, for rules that others write; see
     /// [`DEFAULT_MARK`]. Never 0.
     pub mark: u32,
@@ -50,6 +54,7 @@ impl NodeConfig {
             name,
             bpffs,
             listen_port,
+            queues: 1,
             mark: DEFAULT_MARK,
             roll_back: false,
             limits: EndpointLimits::default(),
@@ -60,7 +65,7 @@ impl NodeConfig {
 }
 
 impl Node {
-    fn flags(&self) -> u16 {
+    fn flags(&self) -> u8 {
         let (v4, v6) = helper::bridge_netfilter(self.netns.as_fd());
         let bit = |on, bit| if on { bit } else { 0 };
         bit(v4, config_flag::BRIDGE_NF_V4) | bit(v6, config_flag::BRIDGE_NF_V6)
@@ -98,6 +103,7 @@ impl Node {
             proxy_nsid: self.helper.nsid,
             listen_port: self.config.listen_port,
             flags: self.flags(),
+            queues: self.config.queues,
             tunnels: self.tunnels()?,
         })
     }
@@ -131,6 +137,18 @@ pub(super) fn check(config: &NodeConfig) -> Result<(), SetupError> {
         return wrong(
             "the listeners' port is 0",
             "take a fixed one: the kernel looks the listeners up by it",
+        );
+    }
+    if config.queues == 0 || config.queues > MAX_QUEUES {
+        return wrong(
+            &format!("{} listeners on each address", config.queues),
+            "take 1 to 64: they are handed over in one message",
+        );
+    }
+    if config.listen_port.checked_add(u16::from(config.queues) - 1).is_none() {
+        return wrong(
+            &format!("{} ports from {} on are more than there are", config.queues, config.listen_port),
+            "take a lower --listen-port",
         );
     }
     Ok(())
