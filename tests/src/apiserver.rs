@@ -132,6 +132,11 @@ impl ApiServer {
         self.runtime.block_on(work)
     }
 
+    /// Runs something beside the test, for as long as the server is there.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> tokio::task::JoinHandle<()> {
+        self.runtime.spawn(work)
+    }
+
     /// The kubeconfig of the administrator.
     #[must_use]
     pub fn admin(&self) -> PathBuf {

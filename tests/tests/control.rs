@@ -11,8 +11,12 @@ mod cel;
 mod cluster;
 #[path = "control/definitions.rs"]
 mod definitions;
+#[path = "control/node.rs"]
+mod node;
 #[path = "control/plane.rs"]
 mod plane;
+#[path = "control/status.rs"]
+mod status;
 
 use anyhow::{Result, anyhow};
 use sluice_tests::apiserver::ApiServer;
@@ -35,7 +39,7 @@ fn shared() -> Result<&'static ApiServer> {
 static SHARED: OnceLock<Result<ApiServer, String>> = OnceLock::new();
 
 fn main() -> ExitCode {
-    let tests = [definitions::tests(), cel::tests(), cluster::tests(), away::tests()];
+    let tests = [definitions::tests(), cel::tests(), cluster::tests(), away::tests(), status::tests()];
     let code = harness::main(2, tests.into_iter().flatten().collect());
     // The shared server is never dropped.
     sluice_tests::world::take_down_all();

@@ -2,7 +2,7 @@
 //!
 //! `store` is that index, a value without I/O; `watch` fills it, one watch a kind (`reflect`); `definitions` says which
 //! kinds exist at all; `shared` is where the two meet the controller's loop. Everything behind it is the way that a
-//! directory's objects go as well. Nothing here writes to the API server.
+//! directory's objects go as well. Nothing here writes to the API server: that is `write`.
 
 pub mod connect;
 mod definitions;

@@ -13,4 +13,6 @@ pub mod nodes;
 pub mod plan;
 pub mod run;
 pub mod socket;
+pub mod standing;
 pub mod status;
+pub mod write;

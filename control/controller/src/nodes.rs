@@ -4,6 +4,7 @@
 
 use crate::feed::Newest;
 use crate::heard::Kernel;
+use crate::standing::{Lack, Standing};
 use sluice_wire::{STALE_AFTER, pb};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,6 +28,9 @@ pub struct Node {
     streams: Vec<u64>,
     offered: Instant,
     ack: Option<pb::Ack>,
+    standing: Standing,
+    /// The newest reading of the objects; what it was offered may be of an older one.
+    expected: u64,
     took: Duration,
     /// Why its newest snapshot is not sent; what it was sent last is older than the manifests then.
     withheld: Option<String>,
@@ -82,6 +86,34 @@ impl Node {
         self.is_connected() && now.saturating_duration_since(last) > STALE_AFTER
     }
 
+    /// Whether it has said, on its newest stream or on one before, what it has in force.
+    #[must_use]
+    pub const fn has_spoken(&self) -> bool {
+        self.standing.has_word()
+    }
+
+    /// Whether it has not been heard of for [`STALE_AFTER`], connected or not. That a stream of it began is no word of
+    /// one that was heard of before: an agent that begins again and again says nothing.
+    #[must_use]
+    pub fn is_silent(&self, now: Instant) -> bool {
+        let heard = self.kernel.as_ref().map_or(self.joined, |(at, _)| *at);
+        now.saturating_duration_since(heard) > STALE_AFTER
+    }
+
+    /// Whether a reading of the objects is in force for these pods, each `namespace/pod`.
+    #[must_use]
+    pub fn has_in_force(&self, reading: u64, pods: &[String], now: Instant) -> InForce {
+        if self.is_silent(now) {
+            return InForce::Silent;
+        }
+        match (self.standing.lacks(reading, pods), self.withheld()) {
+            (Lack::Nothing(generation), _) => InForce::Since(generation),
+            (Lack::Node(reason), _) => InForce::Not(reason),
+            (Lack::Word, Some(withheld)) => InForce::Not(withheld.to_owned()),
+            (Lack::Word, None) => InForce::NotYet,
+        }
+    }
+
     /// Whether everything that it was sent is enforced on every endpoint.
     #[must_use]
     pub fn is_in_force(&self, now: Instant) -> bool {
@@ -90,6 +122,7 @@ impl Node {
             && self.is_connected()
             && !self.is_stale(now)
             && self.withheld.is_none()
+            && self.standing.reading() >= Some(self.expected)
             && self.ack.as_ref().is_some_and(|ack| {
                 ack.generation == published
                     && ack.applied
@@ -98,6 +131,19 @@ impl Node {
                     && ack.drift.is_empty()
             })
     }
+}
+
+/// Whether something is in force on a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InForce {
+    /// It is, as of this generation.
+    Since(u64),
+    /// It has not said so yet.
+    NotYet,
+    /// It is not, and will not be by itself: why.
+    Not(String),
+    /// It has not been heard of for [`STALE_AFTER`]: nobody knows.
+    Silent,
 }
 
 impl Nodes {
@@ -116,6 +162,12 @@ impl Nodes {
     /// Every node, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Node)> {
         self.nodes.iter().map(|(name, node)| (name.as_str(), node))
+    }
+
+    /// A node by its name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&Node> {
+        self.nodes.get(name)
     }
 
     /// A node by its name.
@@ -146,6 +198,8 @@ impl Nodes {
             streams: Vec::new(),
             offered: now,
             ack: None,
+            standing: Standing::default(),
+            expected: 0,
             took: Duration::ZERO,
             withheld: None,
             joined: now,
@@ -156,6 +210,7 @@ impl Nodes {
         });
         node.streams.push(stream);
         node.ack = None;
+        node.standing.joined(last_generation);
         (node.offered, node.joined) = (now, now);
         // An absurd number (a broken node) must not use up the generations of all.
         if last_generation >= self.generation && last_generation < u64::MAX / 2 {
@@ -180,6 +235,7 @@ impl Nodes {
             return;
         };
         node.took = now.saturating_duration_since(node.offered);
+        node.standing.acked(&ack);
         node.ack = Some(ack);
     }
 
@@ -199,9 +255,16 @@ impl Nodes {
         turned.collect()
     }
 
-    /// Offers compiled snapshots to their nodes, where they differ from what the node was offered last. One
-    /// generation for all of them. Returns how many differ.
-    pub fn publish(&mut self, snapshots: Vec<(String, pb::Snapshot)>, now: Instant) -> usize {
+    /// The objects were read again: no node is what it should be before it is offered what follows.
+    pub fn expect(&mut self, reading: u64) {
+        for node in self.nodes.values_mut() {
+            node.expected = reading;
+        }
+    }
+
+    /// Offers snapshots, compiled of this reading of the objects, to their nodes, where they differ from what the node
+    /// was offered last. One generation for all of them. Returns how many differ.
+    pub fn publish(&mut self, snapshots: Vec<(String, pb::Snapshot)>, reading: u64, now: Instant) -> usize {
         let (mut first, mut changed) = (Vec::new(), Vec::new());
         for (name, mut snapshot) in snapshots {
             let Some(node) = self.nodes.get_mut(&name) else { continue };
@@ -214,7 +277,9 @@ impl Nodes {
                 None => first.push((name, snapshot)),
                 Some(last) => {
                     snapshot.generation = last.generation;
-                    if *last != snapshot {
+                    if *last == snapshot {
+                        node.standing.unchanged(reading);
+                    } else {
                         changed.push((name, snapshot));
                     }
                 }
@@ -226,7 +291,7 @@ impl Nodes {
         let count = first.len() + changed.len();
         for (name, mut snapshot) in first.into_iter().chain(changed) {
             snapshot.generation = self.generation;
-            self.offer(&name, snapshot, now);
+            self.offer(&name, snapshot, reading, now);
         }
         count
     }
@@ -236,13 +301,15 @@ impl Nodes {
         let last = self.nodes.get(name).and_then(|node| node.newest.borrow().clone());
         if let Some(last) = last.filter(|last| last.generation <= last_generation) {
             let snapshot = pb::Snapshot { generation: self.generation, ..(*last).clone() };
-            self.offer(name, snapshot, now);
+            let reading = self.nodes.get(name).and_then(|node| node.standing.reading()).unwrap_or_default();
+            self.offer(name, snapshot, reading, now);
         }
     }
 
-    fn offer(&mut self, name: &str, snapshot: pb::Snapshot, now: Instant) {
+    fn offer(&mut self, name: &str, snapshot: pb::Snapshot, reading: u64, now: Instant) {
         if let Some(node) = self.nodes.get_mut(name) {
             node.offered = now;
+            node.standing.offered(&snapshot, reading);
             node.ack = None;
             node.newest.send_replace(Some(Arc::new(snapshot)));
         }
@@ -296,13 +363,13 @@ mod tests {
     fn only_nodes_whose_snapshot_changed_are_sent_one() {
         let (mut nodes, mut a, mut b, now) = two();
         let both = |a, b| vec![("a".to_owned(), snapshot(a)), ("b".to_owned(), snapshot(b))];
-        assert_eq!(nodes.publish(both(1, 1), now), 2);
+        assert_eq!(nodes.publish(both(1, 1), 1, now), 2);
         assert_eq!(nodes.generation(), 7);
         let generation = |node: &mut Newest| node.borrow_and_update().as_ref().map(|s| s.generation);
         assert_eq!((generation(&mut a), generation(&mut b)), (Some(7), Some(7)));
-        assert_eq!(nodes.publish(both(1, 1), now), 0);
+        assert_eq!(nodes.publish(both(1, 1), 1, now), 0);
         assert_eq!(nodes.generation(), 7, "nothing changed, so nothing is new");
-        assert_eq!(nodes.publish(both(1, 2), now), 1);
+        assert_eq!(nodes.publish(both(1, 2), 1, now), 1);
         assert!(!a.has_changed().expect("open"));
         assert!(b.has_changed().expect("open"));
         assert_eq!((generation(&mut a), generation(&mut b)), (Some(7), Some(8)));
@@ -311,7 +378,7 @@ mod tests {
     #[test]
     fn in_force_means_every_node_and_every_endpoint() {
         let (mut nodes, _a, _b, now) = two();
-        nodes.publish(vec![("a".to_owned(), snapshot(1)), ("b".to_owned(), snapshot(1))], now);
+        nodes.publish(vec![("a".to_owned(), snapshot(1)), ("b".to_owned(), snapshot(1))], 1, now);
         nodes.acked("a", 1, applied(7), now);
         assert!(!nodes.is_in_force(now));
         let missing = pb::MissingEndpoint { endpoint: "shop/cart".into(), reason: "no interface".into() };
@@ -339,27 +406,27 @@ mod tests {
     fn what_no_node_takes_is_withheld_and_is_not_in_force() {
         let (mut nodes, a, _b, now) = two();
         nodes.leave("b", 2);
-        nodes.publish(vec![("a".to_owned(), snapshot(1))], now);
+        nodes.publish(vec![("a".to_owned(), snapshot(1))], 1, now);
         nodes.acked("a", 1, applied(7), now);
         assert!(nodes.is_in_force(now));
         let name = "n".repeat(sluice_wire::limits::MESSAGE_BYTES);
         let policy = pb::Policy { name, ..pb::Policy::default() };
         let large = pb::Snapshot { policies: vec![policy], ..pb::Snapshot::default() };
-        assert_eq!(nodes.publish(vec![("a".to_owned(), large)], now), 0);
+        assert_eq!(nodes.publish(vec![("a".to_owned(), large)], 1, now), 0);
         assert_eq!(a.borrow().as_ref().map(|s| s.generation), Some(7));
         assert!(!nodes.is_in_force(now), "what is in force is older than the manifests");
         let said = nodes.get_mut("a").and_then(|node| node.withheld().map(str::to_owned));
         assert!(said.is_some_and(|said| said.contains("bytes")));
-        nodes.publish(vec![("a".to_owned(), snapshot(1))], now);
+        nodes.publish(vec![("a".to_owned(), snapshot(1))], 1, now);
         assert!(nodes.is_in_force(now), "back to what the node has");
     }
 
     #[test]
     fn a_node_that_is_ahead_gets_a_newer_generation() {
         let (mut nodes, _a, _b, now) = two();
-        nodes.publish(vec![("a".to_owned(), snapshot(1))], now);
+        nodes.publish(vec![("a".to_owned(), snapshot(1))], 1, now);
         let c = nodes.join("c", 3, 100, now).expect("room");
-        nodes.publish(vec![("c".to_owned(), snapshot(1))], now);
+        nodes.publish(vec![("c".to_owned(), snapshot(1))], 1, now);
         assert_eq!(c.borrow().as_ref().map(|s| s.generation), Some(101));
         let again = nodes.join("a", 4, 200, now).expect("room");
         nodes.renew("a", 200, now);
@@ -372,7 +439,7 @@ mod tests {
     fn a_node_that_says_nothing_of_its_kernel_is_stale_and_not_in_force() {
         let (mut nodes, _a, _b, begin) = two();
         nodes.leave("b", 2);
-        nodes.publish(vec![("a".to_owned(), snapshot(1))], begin);
+        nodes.publish(vec![("a".to_owned(), snapshot(1))], 1, begin);
         nodes.acked("a", 1, applied(7), begin);
         let soon = Duration::from_millis(1);
         assert!(nodes.is_in_force(begin + STALE_AFTER), "it has its time");

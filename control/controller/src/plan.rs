@@ -4,12 +4,15 @@
 //! which makes the snapshot of each node. Same objects, same plan. Called by the controller's loop and by the one-off
 //! check.
 
+use crate::cluster::store::PolicyMeta;
 use crate::cluster::{Access, Shared};
 use crate::config::{Arguments, Cap, Dataplane};
+use crate::write::{Facts, facts};
 use serde_json::{Value, json};
 use sluice_compile::{Compiler, Enforcement, PolicyState, Rollout, Update};
 use sluice_crd::{Loaded, Problem, Severity, load_dir};
 use sluice_policy::{Mode, Workload};
+use std::hash::RandomState;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -42,11 +45,11 @@ pub enum Objects {
 }
 
 impl Objects {
-    /// Everything that there is.
+    /// Everything that there is, and the policies among it as an API server knows them.
     ///
     /// # Errors
     /// Nothing is known of it: the directory itself cannot be read, or the API server has not listed everything yet.
-    fn load(&self) -> Result<Loaded, Box<Problem>> {
+    fn load(&self) -> Result<(Loaded, Vec<PolicyMeta>), Box<Problem>> {
         match self {
             Self::Directory(dir) => {
                 let loaded = load_dir(dir);
@@ -57,7 +60,7 @@ impl Objects {
                         let remedy = "what was read last stays in force; bring the directory back";
                         Err(Box::new(Problem { remedy: remedy.to_owned(), ..problem.clone() }))
                     }
-                    None => Ok(loaded),
+                    None => Ok((loaded, Vec::new())),
                 }
             }
             Self::Cluster(shared) => shared.loaded().ok_or_else(|| {
@@ -66,6 +69,15 @@ impl Objects {
                 let remedy = "the status says of each kind what keeps it";
                 Box::new(Problem { object: None, ..source.problem(Severity::Info, "", reason, remedy) })
             }),
+        }
+    }
+
+    /// The policies as an API server knows them now; those of a directory it does not.
+    #[must_use]
+    pub fn policies(&self) -> Vec<PolicyMeta> {
+        match self {
+            Self::Directory(_) => Vec::new(),
+            Self::Cluster(shared) => shared.policies(),
         }
     }
 
@@ -101,6 +113,8 @@ pub struct Plan {
     pub problems: Vec<Problem>,
     /// What each policy has come to, as JSON for the status.
     pub policies: Vec<Value>,
+    /// What each policy of an API server has come to.
+    pub facts: Vec<Facts>,
 }
 
 /// How much was read.
@@ -117,8 +131,13 @@ impl Plan {
     /// # Errors
     /// Nothing is known of them, so what was read last stays. A file or an object that cannot be read is a problem of
     /// the plan instead.
-    pub fn read(objects: &Objects, rollout: Rollout, compiler: &mut Compiler) -> Result<Self, Box<Problem>> {
-        let loaded = objects.load()?;
+    pub fn read(
+        objects: &Objects,
+        rollout: Rollout,
+        compiler: &mut Compiler,
+        marks: &RandomState,
+    ) -> Result<Self, Box<Problem>> {
+        let (loaded, known) = objects.load()?;
         let Update { mut problems, policies } = compiler.update(&loaded.objects, rollout);
         problems.extend(loaded.problems);
         problems.sort();
@@ -128,7 +147,8 @@ impl Plan {
             pods: loaded.objects.pods.len(),
             namespaces: loaded.objects.namespaces.len(),
         };
-        Ok(Self { counts, problems, policies: policies.iter().map(policy).collect() })
+        let facts = facts::facts(known, &policies, &problems, marks);
+        Ok(Self { counts, problems, policies: policies.iter().map(policy).collect(), facts })
     }
 
     /// What was read, in a few words.
@@ -160,7 +180,12 @@ fn policy(state: &PolicyState) -> Value {
 /// `--once --check`: every problem on standard output; fails if one is an error.
 #[must_use]
 pub fn check(dir: &Path, rollout: Rollout) -> ExitCode {
-    let plan = match Plan::read(&Objects::Directory(dir.to_owned()), rollout, &mut Compiler::new()) {
+    let plan = match Plan::read(
+        &Objects::Directory(dir.to_owned()),
+        rollout,
+        &mut Compiler::new(),
+        &RandomState::new(),
+    ) {
         Ok(plan) => plan,
         Err(problem) => {
             eprintln!("{}: {}: give a directory of manifests", problem.file, problem.reason);

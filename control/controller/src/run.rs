@@ -10,7 +10,9 @@ use crate::nodes::Nodes;
 use crate::plan::{Objects, Plan, Settings, Source};
 use crate::socket::Socket;
 use crate::status::{StatusFile, status};
+use crate::write::{Reporter, Writer};
 use anyhow::Context as _;
+use k8s_openapi::jiff::Timestamp;
 use sluice_compile::{Compiler, NodeScope, Rollout};
 use sluice_crd::{Problem, Severity};
 use sluice_wire::pb;
@@ -31,6 +33,9 @@ const COUNTS: Duration = Duration::from_secs(1);
 
 /// How often it is looked whether a node has fallen silent, and the status is written anew for the ages in it.
 const AGES: Duration = sluice_wire::REPORT_PERIOD;
+
+/// Much happens at once, and what is said of it is about all of it: it is looked at this often, if anything happened.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// What to run.
 #[derive(Clone, Debug)]
@@ -56,6 +61,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let follower = Follower::new(&config.settings.source).await?;
     let (socket, listener) = Socket::bind(&config.listen).await?;
     let (events, incoming) = mpsc::channel(EVENTS);
+    let writer = follower.writer();
     let (objects, changes) = follower.start(config.timing, &shutdown);
     let service = sluice_wire::feed_server(FeedService::new(events, shutdown.clone()));
     let server = tonic::transport::Server::builder()
@@ -63,7 +69,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown.clone().cancelled_owned());
     tracing::info!("nodes subscribe at {}", config.listen.display());
     let mut server = tokio::spawn(server);
-    let controller = Controller::new(config, objects).run(changes, incoming, &shutdown);
+    let controller = Controller::new(config, objects, writer).run(changes, incoming, &shutdown);
     // Either half without the other would look alive and do nothing: the first to end ends both.
     let (ended, served) = tokio::select! {
         ended = controller => {
@@ -102,6 +108,14 @@ impl Follower {
         })
     }
 
+    /// Who writes back; to a directory nobody does.
+    fn writer(&self) -> Option<Writer> {
+        match self {
+            Self::Directory(_) => None,
+            Self::Cluster(client) => Some(Writer::new(client)),
+        }
+    }
+
     /// Where objects are read, and what says that they may have changed.
     fn start(self, timing: Timing, shutdown: &CancellationToken) -> (Objects, mpsc::Receiver<()>) {
         match self {
@@ -133,11 +147,15 @@ struct Controller {
     /// Problems that were printed and still stand.
     said: BTreeSet<Problem>,
     status: StatusFile,
+    reporter: Reporter,
+    writer: Option<Writer>,
+    /// Something happened since it was looked at what is to be said.
+    news: bool,
     reads: u64,
 }
 
 impl Controller {
-    fn new(config: Config, objects: Objects) -> Self {
+    fn new(config: Config, objects: Objects, writer: Option<Writer>) -> Self {
         Self {
             rollout: config.settings.rollout,
             objects,
@@ -147,6 +165,9 @@ impl Controller {
             unreadable: None,
             said: BTreeSet::new(),
             status: StatusFile::new(config.status_file),
+            reporter: Reporter::new(Instant::now()),
+            writer,
+            news: false,
             reads: 0,
         }
     }
@@ -164,9 +185,19 @@ impl Controller {
         let mut counted = false;
         let mut ages = tokio::time::interval(AGES);
         ages.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looks = tokio::time::interval(LOOK);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return Ok(()),
+                () = turn(self.writer.as_mut(), &mut self.reporter) => {
+                    (self.news, counted) = (true, true);
+                    continue;
+                }
+                _ = looks.tick(), if self.news => {
+                    self.look();
+                    continue;
+                }
                 changed = changes.recv() => match changed {
                     Some(()) => self.reload().await,
                     // Its task ends with shutdown alone, or by a fault of ours.
@@ -182,9 +213,14 @@ impl Controller {
                     Some(event) => self.take(event).await,
                     None => return by_itself(shutdown),
                 },
-                _ = counts.tick(), if counted => counted = false,
+                _ = counts.tick(), if counted => {
+                    counted = false;
+                    self.write_status();
+                    continue;
+                }
                 _ = ages.tick() => self.say_stale(),
             }
+            self.news = true;
             if let Some(text) = self.nodes.announcement(Instant::now()) {
                 tracing::info!("{text}");
             }
@@ -192,21 +228,36 @@ impl Controller {
         }
     }
 
+    /// What is to be said to the API server now.
+    fn look(&mut self) {
+        self.news = false;
+        if self.writer.is_none() || self.reads == 0 {
+            return;
+        }
+        let there = self.objects.policies();
+        self.reporter.look(&self.plan.facts, &self.nodes, there, Instant::now(), Timestamp::now());
+    }
+
     fn write_status(&mut self) {
         let problems: Vec<Problem> = self.unreadable.iter().chain(&self.plan.problems).cloned().collect();
-        let source = self.objects.status();
+        let mut source = self.objects.status();
+        if self.writer.is_some() {
+            source["writes"] = self.reporter.status();
+        }
         let now = Instant::now();
         self.status.write(status(&self.nodes, now, self.reads, &source, &problems, &self.plan.policies));
     }
 
     async fn reload(&mut self) {
         let (objects, rollout) = (self.objects.clone(), self.rollout);
-        let compiler = Arc::clone(&self.compiler);
-        match blocking(move || Plan::read(&objects, rollout, &mut locked(&compiler))).await {
+        let (compiler, marks) = (Arc::clone(&self.compiler), self.reporter.marks().clone());
+        match blocking(move || Plan::read(&objects, rollout, &mut locked(&compiler), &marks)).await {
             Some(Ok(plan)) => {
                 self.plan = plan;
                 self.unreadable = None;
                 self.reads += 1;
+                self.nodes.expect(self.reads);
+                self.reporter.read(&self.plan.facts, self.reads, self.nodes.generation());
                 self.say_problems();
                 let names = self.nodes.iter().map(|(name, _)| name.to_owned()).collect();
                 let changed = self.publish(names).await;
@@ -235,7 +286,7 @@ impl Controller {
             names.into_iter().filter_map(one).collect::<Vec<(String, pb::Snapshot)>>()
         };
         let Some(snapshots) = blocking(compile).await else { return 0 };
-        let changed = self.nodes.publish(snapshots, Instant::now());
+        let changed = self.nodes.publish(snapshots, self.reads, Instant::now());
         for (name, node) in self.nodes.iter() {
             if let Some(reason) = node.withheld() {
                 tracing::error!("node {name} is not sent its new state and keeps what it has: {reason}");
@@ -327,6 +378,14 @@ fn say_ack(node: &str, ack: &pb::Ack) {
         tracing::warn!("node {node} is not as it must be: {}: {}", drift.what, drift.stays);
     }
     tracing::debug!("node {node}: generation {generation}, {} endpoints attached", ack.attached.len());
+}
+
+/// The writer's turn; without one, nothing.
+async fn turn(writer: Option<&mut Writer>, reporter: &mut Reporter) {
+    match writer {
+        Some(writer) => writer.turn(reporter).await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The compiler. One that panicked while it compiled is thrown away: what it remembered may be half of something, and

@@ -30,7 +30,8 @@ fn taken_of(api: &str, kind: &str, spec: &Value, labels: &Value) -> Vec<String> 
     let rollout = Rollout::AsLabelled { default_dataplane: false, max_enforcement: Enforcement::Enforce };
     let objects = Objects::Directory(home.path().to_owned());
     let mut compiler = Compiler::new();
-    let plan = Plan::read(&objects, rollout, &mut compiler).expect("a readable directory");
+    let plan = Plan::read(&objects, rollout, &mut compiler, &std::hash::RandomState::new())
+        .expect("a readable directory");
     let snapshot = compiler.snapshot(&NodeScope::Named("node-a".into()), 0).expect("something was read");
     let message = sluice_wire::encode(&snapshot);
     sluice_wire::fits(&message).expect("a size that a node takes");

@@ -221,13 +221,29 @@ fn least_privilege() -> Result<()> {
     let server = shared()?;
     let account = format!("--as=system:serviceaccount:{NAMESPACE}:{CONTROL_ACCOUNT}");
     let may = |verb: &str, resource: &str| -> Result<bool> {
-        let output = server.kubectl_with(&["auth", "can-i", verb, resource, "-A", &account], "")?;
+        let (resource, part) = resource.split_once('/').unwrap_or((resource, ""));
+        let question = ["auth", "can-i", verb, resource, &account, &format!("--subresource={part}")];
+        let output = server.kubectl_with(&[&question[..], &["-A"]].concat(), "")?;
         Ok(String::from_utf8_lossy(&output.stdout).trim() == "yes")
     };
-    for (verb, resource) in [("list", "pods"), ("watch", "l7networkpolicies.policy.sluice.dev")] {
+    for (verb, resource) in [
+        ("list", "pods"),
+        ("watch", "l7networkpolicies.policy.sluice.dev"),
+        ("patch", "l7networkpolicies.policy.sluice.dev/status"),
+        ("patch", "clusterl7networkpolicies.policy.sluice.dev/status"),
+        ("create", "events.events.k8s.io"),
+        ("patch", "events.events.k8s.io"),
+    ] {
         ensure!(may(verb, resource)?, "{verb} {resource}");
     }
     for (verb, resource) in [
+        ("patch", "l7networkpolicies.policy.sluice.dev"),
+        ("update", "l7networkpolicies.policy.sluice.dev/status"),
+        ("patch", "networkpolicies.networking.k8s.io/status"),
+        ("patch", "pods/status"),
+        ("list", "events.events.k8s.io"),
+        ("delete", "events.events.k8s.io"),
+        ("create", "events"),
         ("list", "secrets"),
         ("list", "configmaps"),
         ("create", "pods"),

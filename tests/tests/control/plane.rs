@@ -40,6 +40,11 @@ impl Plane {
         Ok(Self { process, dir })
     }
 
+    /// Where nodes subscribe.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.dir.join("s")
+    }
+
     pub(crate) fn status(&self) -> Value {
         let text = std::fs::read_to_string(self.dir.join("status.json")).unwrap_or_default();
         serde_json::from_str(&text).unwrap_or_default()
@@ -72,7 +77,7 @@ impl Plane {
 
     /// The snapshot that a node gets which subscribes now.
     pub(crate) fn snapshot(&self, server: &ApiServer, node: &str) -> Result<pb::Snapshot> {
-        let socket = self.dir.join("s");
+        let socket = self.socket();
         let work = async {
             let connect = move |_: tonic::transport::Uri| {
                 let socket = socket.clone();

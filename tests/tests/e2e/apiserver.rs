@@ -32,7 +32,10 @@ spec:
 
 pub(crate) fn tests() -> Vec<Trial> {
     let needs = [&NEEDS[..], &[Need::ApiServer]].concat();
-    vec![test("apiserver: kubectl apply is a verdict on another node", needs, applied)]
+    vec![
+        test("apiserver: kubectl apply is a verdict on another node", needs.clone(), applied),
+        test("apiserver: what is programmed is a verdict at once", needs, programmed),
+    ]
 }
 
 /// The shop's nodes and pods, as kubelets would tell an API server of them.
@@ -46,16 +49,22 @@ fn populate(server: &ApiServer, scene: &Scene) -> Result<()> {
     Ok(())
 }
 
-fn applied() -> Result<()> {
+/// The shop over an API server, with the policy of its cart.
+fn shop() -> Result<(ApiServer, Scene)> {
     let server = ApiServer::start()?;
     server.install()?;
     let world = Scene::build()?;
     let serve = |(_, pod): &(_, &str)| world.serve(pod, &["--http", "[::]:8080", "--tcp", "[::]:5432"]);
     let servers = PODS.iter().map(serve).collect::<Result<Vec<Process>>>()?;
     let kubeconfig = server.account(NAMESPACE, CONTROL_ACCOUNT)?;
-    let mut scene = Scene { servers, cluster: Cluster::over(world, &[], &kubeconfig)? };
+    let scene = Scene { servers, cluster: Cluster::over(world, &[], &kubeconfig)? };
     populate(&server, &scene)?;
     server.apply(CART)?;
+    Ok((server, scene))
+}
+
+fn applied() -> Result<()> {
+    let (server, mut scene) = shop()?;
     scene.cluster.wait_in_force("L7NetworkPolicy/shop/cart")?;
 
     let cart = scene.address("shop/cart", Family::V4, 8080);
@@ -92,5 +101,92 @@ fn applied() -> Result<()> {
     eventually("nothing is refused in a namespace that is audited", IN_FORCE, || {
         Ok(asks("shop/frontend", "DELETE", "/items/1")? == Some(200))
     })?;
+    Ok(())
+}
+
+/// `kubectl wait`, as people wait.
+fn wait(server: &ApiServer, policy: &str) -> Result<()> {
+    let wait = ["wait", "--for=condition=Programmed", policy, "-n", "shop", "--timeout=90s"];
+    server.kubectl(&wait).map(|_| ())
+}
+
+/// Status and reason of a condition of a policy, as `True/Programmed`.
+fn condition(server: &ApiServer, policy: &str) -> Result<String> {
+    let path = r#"jsonpath={.status.conditions[?(@.type=="Programmed")]['status','reason']}"#;
+    Ok(server.kubectl(&["get", policy, "-n", "shop", "-o", path])?.trim().replace(' ', "/"))
+}
+
+/// A policy of every pod of the shop, so that both nodes are concerned.
+fn everyone(path: &str) -> String {
+    format!(
+        "
+apiVersion: policy.sluice.dev/v1alpha1
+kind: L7NetworkPolicy
+metadata: {{ name: everyone, namespace: shop }}
+spec:
+  podSelector: {{}}
+  ingress:
+  - name: read
+    ports: [ {{ port: 8080 }} ]
+    rules: {{ http: [ {{ methods: [GET], path: {{ type: PathPrefix, value: {path} }} }} ] }}
+"
+    )
+}
+
+/// `Programmed` means that every node judges by it, now.
+fn programmed() -> Result<()> {
+    let (server, mut scene) = shop()?;
+    server.kubectl(&["delete", "l7np", "cart", "-n", "shop"])?;
+    server.apply(&everyone("/none"))?;
+    wait(&server, "l7np/everyone")?;
+    let cart = scene.address("shop/cart", Family::V4, 8080);
+    let asks =
+        |scene: &Scene, path: &str| scene.status("shop/frontend", cart, Ask::new("GET", path), ANSWERED);
+    // No patience, no second try: what was waited for holds at once, many times.
+    for round in 0..8 {
+        let path = format!("/round-{round}");
+        ensure!(asks(&scene, &path)? == Some(403), "round {round}: not yet allowed");
+        server.apply(&everyone(&path))?;
+        wait(&server, "l7np/everyone")?;
+        ensure!(asks(&scene, &path)? == Some(200), "round {round}: programmed, and the new path is refused");
+        let old = asks(&scene, "/none")?;
+        ensure!(old == Some(403), "round {round}: {old:?}");
+    }
+    say(&server, &["get", "l7np,cl7np", "-A"])?;
+    say(&server, &["get", "l7np", "everyone", "-n", "shop", "-o", "jsonpath-as-json={.status}"])?;
+
+    // A new control says nothing of what it does not know, and nothing else.
+    scene.cluster.stop_control()?;
+    server.apply(&everyone("/while-nobody-looks"))?;
+    scene.cluster.start_control()?;
+    wait(&server, "l7np/everyone")?;
+    ensure!(asks(&scene, "/while-nobody-looks")? == Some(200), "programmed by a new control");
+
+    // A node that dies is not known about, within the bound of its heartbeat; its policies are, on its return.
+    let dead = scene.world().nodes[1].name.clone();
+    scene.cluster.proxy(&dead)?.kill()?;
+    eventually("the dead node is not known about", IN_FORCE, || {
+        Ok(condition(&server, "l7np/everyone")? == "Unknown/NotHeardOf")
+    })?;
+    say(&server, &["get", "l7np,cl7np", "-A"])?;
+    let message = r#"jsonpath={.status.conditions[?(@.type=="Programmed")].message}"#;
+    let said = server.kubectl(&["get", "l7np/everyone", "-n", "shop", "-o", message])?;
+    ensure!(said.contains(&dead), "it is named: {said}");
+    eventually("that is told of the node", IN_FORCE, || {
+        let events = server.kubectl(&["get", "events.v1.events.k8s.io", "-A"])?;
+        Ok(events.contains("SluiceNotConnected") && events.contains(&dead))
+    })?;
+    say(&server, &["get", "events", "-A"])?;
+    scene.cluster.start_proxy(&dead)?;
+    wait(&server, "l7np/everyone")?;
+    Ok(())
+}
+
+/// What a person would see, if asked for.
+fn say(server: &ApiServer, arguments: &[&str]) -> Result<()> {
+    let said = server.kubectl(arguments)?;
+    if std::env::var_os("SLUICE_DESCRIBE").is_some() {
+        eprintln!("$ kubectl {}\n{said}", arguments.join(" "));
+    }
     Ok(())
 }

@@ -25,8 +25,15 @@ pub enum Access {
     },
 }
 
-/// The way to an API server. What it is made of is nobody's business outside this folder.
+/// The way to an API server. What it is made of is the business of this folder, and of the module that writes.
 pub struct Client(pub(super) kube::Client);
+
+impl Client {
+    /// What it is made of.
+    pub(crate) fn client(&self) -> kube::Client {
+        self.0.clone()
+    }
+}
 
 impl Access {
     /// A client. Nothing is asked yet, so that an API server that is away is no error.

@@ -114,6 +114,26 @@ impl Kind {
         }
     }
 
+    /// Whether its objects are policies.
+    #[must_use]
+    pub const fn is_policy(self) -> bool {
+        matches!(
+            self,
+            Self::NetworkPolicy
+                | Self::L7NetworkPolicy
+                | Self::ClusterL7NetworkPolicy
+                | Self::ClusterNetworkPolicy
+                | Self::CiliumNetworkPolicy
+                | Self::CiliumClusterwideNetworkPolicy
+        )
+    }
+
+    /// Whether it is a kind of ours, whose status is ours to write.
+    #[must_use]
+    pub const fn is_ours(self) -> bool {
+        matches!(self, Self::L7NetworkPolicy | Self::ClusterL7NetworkPolicy)
+    }
+
     /// As objects of a version name it.
     #[must_use]
     pub fn api_version(self, version: &str) -> String {

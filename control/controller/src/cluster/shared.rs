@@ -3,7 +3,7 @@
 //! Knows nothing of watches and of compiling. Called by both.
 
 use crate::cluster::kinds::Kind;
-use crate::cluster::store::{Event, Known, Store};
+use crate::cluster::store::{Event, Known, PolicyMeta, Store};
 use crate::follow::Timing;
 use serde_json::{Value, json};
 use sluice_crd::{Category, Loaded, Problem, Severity, Source};
@@ -99,13 +99,19 @@ impl Shared {
         }
     }
 
-    /// The objects, if every kind is known.
+    /// The objects, if every kind is known, and the policies among them as the API server knows them.
     #[must_use]
-    pub fn loaded(&self) -> Option<Loaded> {
+    pub fn loaded(&self) -> Option<(Loaded, Vec<PolicyMeta>)> {
         let state = self.locked();
         let mut loaded = state.store.loaded()?;
         loaded.problems.extend(state.unread.iter().map(|(kind, reason)| unread(*kind, reason)));
-        Some(loaded)
+        Some((loaded, state.store.policies()))
+    }
+
+    /// The policies as the API server knows them now.
+    #[must_use]
+    pub fn policies(&self) -> Vec<PolicyMeta> {
+        self.locked().store.policies()
     }
 
     /// What is known of each kind, as JSON for the status.

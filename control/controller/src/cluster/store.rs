@@ -6,9 +6,11 @@
 //! everything that is read is no change. Knows nothing of watches and of clocks. Called by `shared`.
 
 use crate::cluster::kinds::Kind;
+use serde::Deserialize as _;
 use serde_json::Value;
-use sluice_crd::{Loaded, Objects, load_value, slim};
+use sluice_crd::{Loaded, Objects, PolicyStatus, load_value, slim};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Deleted objects that are remembered, of each kind, until its next list: an event of one of them may come late.
 /// More are forgotten oldest first, and nothing older than they is taken any more.
@@ -42,6 +44,35 @@ struct Entry {
     /// `None`: not a number, so that nothing is known to be older.
     version: Option<u64>,
     read: Loaded,
+    meta: Option<Meta>,
+}
+
+/// What the API server says of a policy beside what is in it. A compiler reads none of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Meta {
+    uid: Arc<str>,
+    generation: i64,
+    /// Of our own kinds: what is written there. That it changes is no change of the object.
+    status: Option<Arc<PolicyStatus>>,
+}
+
+/// A policy as it is known to the API server: what is said about it goes to this one.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PolicyMeta {
+    /// Its kind.
+    pub kind: Kind,
+    /// Its namespace, empty if it has none.
+    pub namespace: Arc<str>,
+    /// Its name.
+    pub name: Arc<str>,
+    /// Which of those that had this name.
+    pub uid: Arc<str>,
+    /// How often what it says was changed.
+    pub generation: i64,
+    /// What its status says, of our own kinds.
+    pub status: Option<Arc<PolicyStatus>>,
+    /// The version at which that stood there.
+    pub version: Option<u64>,
 }
 
 /// What is known of a kind.
@@ -119,6 +150,19 @@ impl Store {
         Some(loaded)
     }
 
+    /// The policies among them as the API server knows them, in the order of their kinds and names.
+    #[must_use]
+    pub fn policies(&self) -> Vec<PolicyMeta> {
+        let policies = self.kinds.iter().filter(|(kind, _)| kind.is_policy());
+        let entries = policies.flat_map(|(kind, of_kind)| of_kind.live.iter().map(|entry| (*kind, entry)));
+        let policy = |(kind, ((namespace, name), entry)): (Kind, (&Key, &Entry))| {
+            let Meta { uid, generation, status } = entry.meta.clone().unwrap_or_default();
+            let (namespace, name) = ((&**namespace).into(), (&**name).into());
+            PolicyMeta { kind, namespace, name, uid, generation, status, version: entry.version }
+        };
+        entries.map(policy).collect()
+    }
+
     /// All objects, for a question about some of them.
     #[must_use]
     pub fn objects(&self) -> Objects {
@@ -168,7 +212,7 @@ impl OfKind {
         let mut changed = self.live.len() != listing.len();
         for (key, entry) in &mut listing {
             match self.live.remove(key) {
-                Some(before) if same(&before.read, &entry.read) => entry.read = before.read,
+                Some(before) if before.says_the_same(entry) => entry.read = before.read,
                 _ => changed = true,
             }
         }
@@ -184,12 +228,13 @@ impl OfKind {
             if there.version.is_some_and(|there| is_old(entry.version, there)) {
                 return false;
             }
+            let same = there.says_the_same(&entry);
             there.version = entry.version;
-            if same(&there.read, &entry.read) {
-                return false;
+            there.meta = entry.meta;
+            if !same {
+                there.read = entry.read;
             }
-            there.read = entry.read;
-            return true;
+            return !same;
         }
         let oldest = self.gone.get(&key).copied().unwrap_or(0).max(self.floor);
         if is_old(entry.version, oldest) || !self.known {
@@ -225,9 +270,27 @@ impl OfKind {
     }
 }
 
-/// Whether two readings of an object say the same, in form as well.
-fn same(one: &Loaded, other: &Loaded) -> bool {
-    one.problems == other.problems && one.objects.says_the_same(&other.objects)
+impl Entry {
+    /// Whether two readings of an object say the same, in form as well, and are known as the same: a change that says
+    /// nothing new has a generation, and whoever waits for that to be observed waits for it.
+    fn says_the_same(&self, other: &Self) -> bool {
+        let known = |meta: &Option<Meta>| meta.as_ref().map(|meta| (meta.uid.clone(), meta.generation));
+        self.read.problems == other.read.problems
+            && known(&self.meta) == known(&other.meta)
+            && self.read.objects.says_the_same(&other.read.objects)
+    }
+}
+
+/// What the API server says of a policy, before it is slimmed.
+fn meta(kind: Kind, object: &Value) -> Option<Meta> {
+    if !kind.is_policy() {
+        return None;
+    }
+    let uid = object["metadata"]["uid"].as_str().unwrap_or_default().into();
+    let generation = object["metadata"]["generation"].as_i64().unwrap_or_default();
+    // One that somebody else wrote in another form is as good as none.
+    let status = kind.is_ours().then(|| PolicyStatus::deserialize(&object["status"]).ok()).flatten();
+    Some(Meta { uid, generation, status: status.map(Arc::new) })
 }
 
 /// The version of an object: a number that grows (KEP-5504).
@@ -249,6 +312,7 @@ fn place(object: &Value) -> Option<Key> {
 /// An object as the compiler reads it.
 fn read(kind: Kind, object: Value) -> Option<(Key, Entry)> {
     let (key, version) = (place(&object)?, version(&object));
+    let meta = meta(kind, &object);
     let mut object = object;
     // Items of a list do not say what they are.
     object["kind"] = kind.name().into();
@@ -256,5 +320,5 @@ fn read(kind: Kind, object: Value) -> Option<(Key, Entry)> {
         object["apiVersion"] = kind.api_version(kind.versions()[0]).into();
     }
     let object = slim(object);
-    Some((key, Entry { version, read: load_value([&object]) }))
+    Some((key, Entry { version, read: load_value([&object]), meta }))
 }
