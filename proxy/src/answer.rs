@@ -4,10 +4,14 @@
 //! it names what the policy that refused says in its `denyDetail`, and by default nothing.
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Response, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode};
 use sluice_policy::{Decision, DenyDetail, Miss, NearestMiss, Policy, Reason, SideVerdict, Verdict};
 use std::fmt::Write as _;
+use std::io;
 use std::sync::Arc;
+
+/// RFC 9209.
+const PROXY_STATUS: HeaderName = HeaderName::from_static("proxy-status");
 
 /// Longest detail in an answer, in bytes: it stands in a header field of gRPC, and clients bound those.
 const MAX_DETAIL: usize = 1024;
@@ -95,8 +99,12 @@ pub enum Refusal {
     BodyTimeout,
     /// The endpoint holds as many bytes as it may.
     Crowded,
-    /// The server could not be reached.
-    Unreachable,
+    /// The server could not be reached, for such a reason.
+    Unreachable(io::ErrorKind),
+    /// The client has a connection to this server from every port that there is (`EADDRNOTAVAIL`).
+    NoPort,
+    /// The server had the whole request, and has not answered in time.
+    Late,
     /// The server did not accept the connection in time.
     Timeout,
     /// The server's answer is no HTTP, or none came.
@@ -121,8 +129,8 @@ impl Refusal {
             Self::TargetTooLong => StatusCode::URI_TOO_LONG,
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::HeadTimeout | Self::BodyTimeout => StatusCode::REQUEST_TIMEOUT,
-            Self::Crowded | Self::Unreachable => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Crowded | Self::Unreachable(_) | Self::NoPort => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Timeout | Self::Late => StatusCode::GATEWAY_TIMEOUT,
             Self::BadAnswer(_) => StatusCode::BAD_GATEWAY,
             // RFC 9220 §3, of what a server does not support.
             Self::NoUpgrade => StatusCode::NOT_IMPLEMENTED,
@@ -134,7 +142,12 @@ impl Refusal {
     pub const fn grpc_status(&self) -> u32 {
         match self {
             Self::Denied(_) => GRPC_PERMISSION_DENIED,
-            Self::Crowded | Self::Unreachable | Self::Timeout | Self::BadAnswer(_) => GRPC_UNAVAILABLE,
+            Self::Crowded
+            | Self::Unreachable(_)
+            | Self::NoPort
+            | Self::Timeout
+            | Self::Late
+            | Self::BadAnswer(_) => GRPC_UNAVAILABLE,
             Self::Malformed(_)
             | Self::TargetTooLong
             | Self::HeadTooLarge
@@ -155,11 +168,37 @@ impl Refusal {
             Self::HeadTimeout => "head_timeout",
             Self::BodyTimeout => "body_timeout",
             Self::Crowded => "endpoint_bytes",
-            Self::Unreachable => "unreachable",
+            Self::Unreachable(_) => "unreachable",
+            Self::NoPort => "no_ports",
+            Self::Late => "answer_timeout",
             Self::Timeout => "timeout",
             Self::BadAnswer(_) => "bad_answer",
             Self::NoUpgrade => "no_extended_connect",
         }
+    }
+
+    /// What was wrong with the server, or on the way to it, as `Proxy-Status` has it (RFC 9209 §2.3); of anything else
+    /// nothing.
+    fn proxy_status(&self) -> Option<&'static str> {
+        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+        Some(match self {
+            Self::Unreachable(ConnectionRefused) => "connection_refused",
+            Self::Unreachable(HostUnreachable | NetworkUnreachable) => "destination_ip_unroutable",
+            Self::Unreachable(_) => "destination_unavailable",
+            Self::NoPort => "connection_limit_reached",
+            Self::Timeout => "connection_timeout",
+            Self::Late => "http_response_timeout",
+            Self::BadAnswer("none came") => "connection_terminated",
+            Self::BadAnswer(_) => "http_protocol_error",
+            Self::NoUpgrade => "http_upgrade_failed",
+            _ => return None,
+        })
+    }
+
+    /// The field of an answer that says so, where it is to be `told`.
+    fn told(&self, told: bool) -> Option<String> {
+        let error = self.proxy_status().filter(|_| told)?;
+        Some(format!("sluice; error={error}"))
     }
 
     /// One line for people.
@@ -172,21 +211,27 @@ impl Refusal {
             Self::HeadTimeout => "bad request: the header section did not come in time".to_owned(),
             Self::BodyTimeout => "bad request: the body did not come in time".to_owned(),
             Self::Crowded => "too much of the workload's traffic waits to be sent".to_owned(),
-            Self::Unreachable => "the server could not be reached".to_owned(),
+            Self::Unreachable(_) => "the server could not be reached".to_owned(),
+            Self::NoPort => "every port to the server is in use".to_owned(),
+            Self::Late => "the server did not answer in time".to_owned(),
             Self::Timeout => "the server did not accept the connection in time".to_owned(),
             Self::BadAnswer(what) => format!("bad answer of the server: {what}"),
             Self::NoUpgrade => "the server takes no extended CONNECT (RFC 8441)".to_owned(),
         }
     }
 
-    /// The whole HTTP/1 answer. `to_head`: the request was HEAD, so the body is not sent.
+    /// The whole HTTP/1 answer. `to_head`: the request was HEAD, so the body is not sent. `told`: programs may read in a
+    /// field what was wrong with the server.
     #[must_use]
-    pub fn http1(&self, close: bool, to_head: bool) -> Bytes {
+    pub fn http1(&self, close: bool, to_head: bool, told: bool) -> Bytes {
         let status = self.status();
         let body = self.text() + "\n";
         let connection = if close { "connection: close\r\n" } else { "" };
+        let told = self
+            .told(told)
+            .map_or_else(String::new, |value| format!("{}: {value}\r\n", PROXY_STATUS.as_str()));
         let head = format!(
-            "HTTP/1.1 {} {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n{connection}\r\n",
+            "HTTP/1.1 {} {}\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n{told}{connection}\r\n",
             status.as_str(),
             status.canonical_reason().unwrap_or_default(),
             body.len(),
@@ -196,9 +241,12 @@ impl Refusal {
 
     /// The HTTP/2 answer, and its body if it has one. gRPC gets trailers alone, under HTTP 200.
     #[must_use]
-    pub fn http2(&self, grpc: bool, to_head: bool) -> (Response<()>, Option<Bytes>) {
+    pub fn http2(&self, grpc: bool, to_head: bool, told: bool) -> (Response<()>, Option<Bytes>) {
         let mut response = Response::new(());
         let headers = response.headers_mut();
+        if let Some(value) = self.told(told).and_then(|value| HeaderValue::try_from(value).ok()) {
+            headers.insert(PROXY_STATUS, value);
+        }
         if grpc {
             headers.insert("content-type", HeaderValue::from_static("application/grpc"));
             headers.extend(self.grpc_trailers());
@@ -270,8 +318,8 @@ mod tests {
         let mut verdict = denied(DenyDetail::Rule, DenyDetail::None, Miss::Peer);
         verdict.ingress.rule = Some("no-admin".into());
         verdict.ingress.reason = Reason::DenyRule;
-        let body =
-            String::from_utf8_lossy(&Refusal::Denied(Denial::of(&verdict)).http1(false, false)).into_owned();
+        let body = String::from_utf8_lossy(&Refusal::Denied(Denial::of(&verdict)).http1(false, false, true))
+            .into_owned();
         assert!(
             body.ends_with("access denied: deny_rule by L7NetworkPolicy/shop/by, rule no-admin\n"),
             "{body}"

@@ -12,7 +12,7 @@ use crate::state::View;
 use crate::telemetry::sampler::Span;
 use prost::Message as _;
 use prost::encoding::{WireType, encode_key, encode_varint};
-use sluice_policy::{Verdict, Workload};
+use sluice_policy::{DenyDetail, Verdict, Workload};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -90,6 +90,14 @@ impl Draft {
     /// Notes the verdict.
     pub fn judged(&mut self, verdict: &Verdict) {
         self.verdict = Some(verdict.clone());
+    }
+
+    /// Whether an answer in the server's place says to programs what was wrong with it: where the policy that let the
+    /// request through tells anything of itself.
+    #[must_use]
+    pub fn tells(&self) -> bool {
+        let policy = self.verdict.as_ref().and_then(|verdict| verdict.deciding().policy.as_ref());
+        policy.is_some_and(|policy| policy.on_deny.detail >= DenyDetail::Rule)
     }
 
     /// Notes the span.

@@ -84,6 +84,13 @@ pub const ENDPOINT_BYTES: usize = 64 * 1024 * 1024;
 /// middle of a body that it sends (slow bodies). Both hold two sockets and an open flow.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// From the head of a request to the head of its answer, whatever comes between: a body that drips in under
+/// [`STALL_TIMEOUT`], a server that never answers. As Envoy's `timeout` of a route, but only to the answer's head: what
+/// streams after it is not cut, nor is a tunnel, which has its answer when it begins. Not of gRPC, whose servers may
+/// have nothing to say for hours, and whose clients say how long they wait (`grpc-timeout`). An hour: long polls take
+/// minutes, and large uploads some more.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// How long a tunnel may be silent both ways: as long as Linux's connection tracking keeps an established connection
 /// (`nf_conntrack_tcp_timeout_established`, five days). Databases' connections idle for hours.
 pub const TUNNEL_IDLE_TIMEOUT: Duration = Duration::from_secs(5 * 24 * 3600);

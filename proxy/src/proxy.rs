@@ -308,12 +308,15 @@ impl Proxy {
             Ok(stream) => return Ok(stream),
             Err(error) => error,
         };
-        if target.service.is_some() && target.reachable {
+        // The kernel's alone: our own refusal to dial has no number.
+        let no_port = error.raw_os_error() == Some(nix::libc::EADDRNOTAVAIL);
+        if target.service.is_some() && target.reachable && !no_port {
             self.balance.refused(target.leg.destination);
         }
         Err(match error.kind() {
             io::ErrorKind::TimedOut => Refusal::Timeout,
-            _ => Refusal::Unreachable,
+            io::ErrorKind::AddrNotAvailable if no_port => Refusal::NoPort,
+            kind => Refusal::Unreachable(kind),
         })
     }
 

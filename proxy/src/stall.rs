@@ -9,7 +9,7 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 /// The timer of a peer that holds up.
 #[derive(Debug, Default)]
@@ -28,6 +28,31 @@ impl Stall {
         if let Some(timer) = &mut self.0 {
             timer.as_mut().reset(Instant::now() + STALL_TIMEOUT);
         }
+    }
+}
+
+/// The timer of what follows one another, each with a time of its own: it is moved on only when it comes, which is
+/// hardly ever.
+#[derive(Debug, Default)]
+pub struct Deadline(Option<Pin<Box<Sleep>>>);
+
+impl Deadline {
+    /// Ends then.
+    pub async fn at(&mut self, then: Instant) {
+        let timer = self.0.get_or_insert_with(|| Box::pin(sleep_until(then)));
+        if timer.deadline() > then {
+            timer.as_mut().reset(then);
+        }
+        poll_fn(|cx| {
+            loop {
+                ready!(timer.as_mut().poll(cx));
+                if Instant::now() >= then {
+                    return Poll::Ready(());
+                }
+                timer.as_mut().reset(then);
+            }
+        })
+        .await;
     }
 }
 

@@ -8,5 +8,7 @@ mod attacks_http2;
 mod http2;
 #[path = "smuggling.rs"]
 mod smuggling;
+#[path = "upstream.rs"]
+mod upstream;
 #[path = "websocket_http2.rs"]
 mod websocket_http2;

@@ -8,10 +8,10 @@ use super::head::{self, Bad, Changes, Framing, RequestHead, ResponseHead, Upgrad
 use crate::answer::{Denial, Refusal};
 use crate::draft::Draft;
 use crate::judge;
-use crate::limits::{EXPECT_TIMEOUT, HEAD_BYTES, INTERIM_ANSWERS};
+use crate::limits::{EXPECT_TIMEOUT, HEAD_BYTES, INTERIM_ANSWERS, REQUEST_TIMEOUT};
 use crate::proxy::{Accepted, Proxy};
 use crate::share::Charge;
-use crate::stall;
+use crate::stall::{self, Deadline};
 use crate::state::OpenFlow;
 use crate::tunnel;
 use bytes::{Buf as _, BytesMut};
@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU64, Ordering};
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 /// One exchange.
 #[derive(Debug)]
@@ -89,6 +90,7 @@ impl Exchange<'_> {
         client: &mut Accepted,
         upstream: &mut Upstream,
         record: &mut Draft,
+        deadline: &mut Deadline,
     ) -> After {
         let progress = Progress::default();
         let reused = upstream.reused;
@@ -102,8 +104,9 @@ impl Exchange<'_> {
                 &progress,
             );
             let download = self.download(&mut server_read, &mut upstream.buf, &mut client_write, &progress);
-            tokio::pin!(upload, download);
-            let mut uploading = true;
+            let late = deadline.at(Instant::now() + REQUEST_TIMEOUT);
+            tokio::pin!(upload, download, late);
+            let (mut uploading, mut waiting) = (true, true);
             loop {
                 tokio::select! {
                     // First: an answer that is here already is not cut in its last bytes.
@@ -130,6 +133,13 @@ impl Exchange<'_> {
                         Ok(()) | Err(Broken::Receiver) => uploading = false,
                         Err(broken) => break Some(upload_broken(&broken, &progress, record)),
                     },
+                    () = &mut late, if waiting => {
+                        waiting = false;
+                        if progress.status.load(Ordering::Relaxed) == 0 {
+                            let whole = progress.uploaded.load(Ordering::Relaxed);
+                            break Some(After::Answer(if whole { Refusal::Late } else { Refusal::BodyTimeout }));
+                        }
+                    }
                 }
             }
         };

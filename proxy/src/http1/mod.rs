@@ -15,6 +15,7 @@ use crate::judge::{self, Judged, Leg};
 use crate::limits::{DISCARD_BYTES, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
 use crate::proxy::{Accepted, Proxy, reset};
 use crate::service::route::{Route, Target, Wish};
+use crate::stall::Deadline;
 use crate::state::{OpenFlow, Said, View, Wake};
 use crate::telemetry::context::Context;
 use crate::tunnel;
@@ -35,6 +36,7 @@ struct Connection {
     upstreams: Upstreams,
     /// Of whichever request is open.
     wake: Arc<Wake>,
+    deadline: Deadline,
 }
 
 /// What came of waiting for a request.
@@ -57,7 +59,13 @@ enum Step {
 
 /// Serves the connection to its end.
 pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
-    let mut connection = Connection { proxy, client, upstreams: Upstreams::default(), wake: Arc::default() };
+    let mut connection = Connection {
+        proxy,
+        client,
+        upstreams: Upstreams::default(),
+        wake: Arc::default(),
+        deadline: Deadline::default(),
+    };
     loop {
         let step = match connection.next_request().await {
             Next::Request(head) => connection.request(&head).await,
@@ -273,7 +281,7 @@ impl Connection {
         mut record: Draft,
     ) -> Step {
         let exchange = Exchange { proxy: &self.proxy, head, changes, flow, said, leg };
-        let after = exchange.run(&mut self.client, &mut upstream, &mut record).await;
+        let after = exchange.run(&mut self.client, &mut upstream, &mut record, &mut self.deadline).await;
         let step = match after {
             After::Reusable => {
                 upstream.reused = true;
@@ -312,7 +320,7 @@ impl Connection {
     }
 
     async fn answer(&mut self, refusal: Refusal, close: bool, to_head: bool, mut record: Draft) {
-        let bytes = refusal.http1(close, to_head);
+        let bytes = refusal.http1(close, to_head, record.tells());
         record.status = u32::from(refusal.status().as_u16());
         if record.error.is_empty() {
             refusal.error().clone_into(&mut record.error);

@@ -7,7 +7,7 @@ use crate::answer::{Denial, Refusal};
 use crate::draft::Draft;
 use crate::http1::head::is_authority;
 use crate::judge::{self, Judged, Leg};
-use crate::limits::{INTERIM_ANSWERS, TARGET_BYTES};
+use crate::limits::{INTERIM_ANSWERS, REQUEST_TIMEOUT, TARGET_BYTES};
 use crate::service::route::{Route, Target, Wish};
 use crate::share::Crowd;
 use crate::state::{OpenFlow, Said, View};
@@ -25,7 +25,7 @@ use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use tokio::sync::oneshot;
 
@@ -204,7 +204,7 @@ fn refuse(
     to_head: bool,
     record: &mut Draft,
 ) {
-    let (response, body) = refusal.http2(grpc, to_head);
+    let (response, body) = refusal.http2(grpc, to_head, record.tells());
     record.status = u32::from(response.status().as_u16());
     record.grpc_status = grpc.then(|| refusal.grpc_status());
     refusal.error().clone_into(&mut record.error);
@@ -267,6 +267,8 @@ impl Exchange<'_> {
         let (connection, said, leg) = (self.connection, self.said.clone(), self.target.leg);
         let tunnel = said.method == "CONNECT";
         let (agree, agreed) = oneshot::channel();
+        let answered = AtomicBool::new(false);
+        let late = tokio::time::sleep(REQUEST_TIMEOUT);
         let admits = |trailers: &HeaderMap| {
             // RFC 9113 §8.5: a tunnel has data alone.
             let in_place = !tunnel && trailers.iter().all(|(name, value)| is_trailer(name, value));
@@ -290,14 +292,21 @@ impl Exchange<'_> {
                 &mut self.answering,
                 &mut self.record,
                 (&down, &connection.crowd),
-                (tunnel, agree),
+                (tunnel, agree, &answered),
             );
-            tokio::pin!(upload, download);
+            tokio::pin!(upload, download, late);
             let (mut uploading, mut downloading) = (true, true);
+            let mut waiting = !self.grpc;
             loop {
                 tokio::select! {
                     biased;
                     verdict = flow.revoked() => break Ended::Revoked(Box::new(verdict.clone())),
+                    () = &mut late, if waiting => {
+                        waiting = false;
+                        if !answered.load(Ordering::Relaxed) {
+                            break Ended::Late(uploading && !tunnel);
+                        }
+                    }
                     done = &mut download, if downloading => match done {
                         // The client may still have something to say.
                         Ok(()) if tunnel && uploading => downloading = false,
@@ -321,6 +330,10 @@ impl Exchange<'_> {
     fn end(&mut self, ended: Ended, to_server: &mut SendStream<Bytes>) {
         match ended {
             Ended::Whole => {}
+            Ended::Late(body) => {
+                to_server.send_reset(Reset::CANCEL);
+                self.refuse(if body { &Refusal::BodyTimeout } else { &Refusal::Late });
+            }
             Ended::Revoked(verdict) => {
                 to_server.send_reset(Reset::CANCEL);
                 self.record.judged(&verdict);
@@ -378,6 +391,8 @@ impl Exchange<'_> {
 /// How an exchange ended.
 enum Ended {
     Whole,
+    /// It has waited too long: for the rest of its body, or for its server.
+    Late(bool),
     Revoked(Box<sluice_policy::Verdict>),
     Broken(Broken),
 }
@@ -454,7 +469,7 @@ async fn download(
     answering: &mut Option<SendStream<Bytes>>,
     record: &mut Draft,
     count: (&AtomicU64, &Crowd),
-    (tunnel, agree): (bool, oneshot::Sender<bool>),
+    (tunnel, agree, answered): (bool, oneshot::Sender<bool>, &AtomicBool),
 ) -> Result<(), Broken> {
     let mut interims = 0;
     let response = poll_fn(|cx| {
@@ -474,6 +489,7 @@ async fn download(
         respond.poll_reset(cx).map(|reset| Err(left(reset)))
     })
     .await?;
+    answered.store(true, Ordering::Relaxed);
     let (head, mut body) = response.into_parts();
     record.status = u32::from(head.status.as_u16());
     record.grpc_status = grpc_status(&head.headers);

@@ -116,6 +116,9 @@ impl Relay {
         if method == Method::CONNECT {
             stream.carries = Carries::Asked;
         }
+        if !stream.grpc {
+            self.asked.get_or_insert(self.now);
+        }
         self.streams.push(Box::new(stream));
         let place = self.streams.len() - 1;
         let came = Came { head, raw, bytes, block: &block };
@@ -144,6 +147,7 @@ impl Relay {
             down: Half::new(self.client.initial, i64::from(self.offered)),
             said: said.clone(),
             flow: None,
+            since: self.now,
             record: Some(Box::new(record)),
             grpc: said.is_grpc(),
             to_head: false,
@@ -377,11 +381,12 @@ impl Relay {
         if let Some(record) = &mut stream.record {
             record.grpc_status = stream.grpc.then(|| refusal.grpc_status());
         }
+        let told = stream.record.as_ref().is_some_and(|record| record.tells());
         let no_fields = HeaderMap::new();
         let (status, fields, body) = if stream.answered {
             (None, if stream.grpc { refusal.grpc_trailers() } else { no_fields }, None)
         } else {
-            let (response, body) = refusal.http2(stream.grpc, stream.to_head);
+            let (response, body) = refusal.http2(stream.grpc, stream.to_head, told);
             let (parts, ()) = response.into_parts();
             if let Some(record) = &mut stream.record {
                 record.status = u32::from(parts.status.as_u16());

@@ -111,7 +111,7 @@ impl Stage {
             self.dials += 1;
             // Every other server is there only at the second attempt.
             if self.dials.is_multiple_of(2) {
-                self.relay.unreachable(&Refusal::Unreachable);
+                self.relay.unreachable(&Refusal::NoPort);
             } else {
                 self.relay.connected(self.now);
             }

@@ -16,11 +16,12 @@ mod server;
 mod side;
 mod stream;
 
+use crate::answer::Refusal;
 use crate::http2::frame::{self, Head, MAX_WINDOW, code, flag, setting};
 use crate::http2::hpack::{Block, Encoder};
 use crate::limits::{
     H2_HANDSHAKE_TIMEOUT, H2_HEADER_LIST_BYTES, H2_RESET_STREAMS, H2_STALL_TIMEOUT, H2_STREAM_WINDOW,
-    H2_STREAMS, H2_WINDOW_TIMEOUT, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER,
+    H2_STREAMS, H2_WINDOW_TIMEOUT, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER, REQUEST_TIMEOUT,
 };
 use crate::proxy::Proxy;
 use crate::service::route::Client;
@@ -153,6 +154,8 @@ struct Relay {
     prefaced: bool,
     /// Since when the one of the bodies that wait for a window has waited that has waited longest.
     blocked: Option<Instant>,
+    /// No request that waits for its answer has waited for longer than since then.
+    asked: Option<Instant>,
     /// Its endpoint holds too many bytes, and this connection some of them.
     crowded: bool,
     /// The server takes no new streams.
@@ -195,6 +198,7 @@ impl Relay {
             now,
             prefaced: false,
             blocked: None,
+            asked: None,
             crowded: false,
             refusing: false,
             client_gone: false,
@@ -334,6 +338,23 @@ impl Relay {
         }
     }
 
+    /// Answers the requests that have waited too long for their server.
+    fn cut_unanswered(&mut self) {
+        let waits = |stream: &Stream| stream.at != At::Ours && !stream.answered && !stream.grpc;
+        let now = self.now;
+        for place in 0..self.streams.len() {
+            let stream = &self.streams[place];
+            if waits(stream) && now >= stream.since + REQUEST_TIMEOUT {
+                let whole = stream.up.received || stream.carries == Carries::Asked;
+                if stream.at == At::Open && self.link == Link::Open {
+                    self.server.reset(stream.id, code::CANCEL);
+                }
+                self.refuse(place, if whole { &Refusal::Late } else { &Refusal::BodyTimeout });
+            }
+        }
+        self.asked = self.streams.iter().filter(|stream| waits(stream)).map(|stream| stream.since).min();
+    }
+
     /// Resets the client's stream and forgets it.
     fn reset_client(&mut self, place: usize, code: u32) {
         let id = self.streams[place].id;
@@ -401,6 +422,7 @@ impl Relay {
             stalled(&self.client),
             stalled(&self.server),
             self.blocked.map(|since| since + H2_WINDOW_TIMEOUT),
+            self.asked.map(|since| since + REQUEST_TIMEOUT),
             (!self.client.heard).then(|| self.started + H2_HANDSHAKE_TIMEOUT),
             greeting,
             assembly(&self.client),
@@ -433,6 +455,9 @@ impl Relay {
         }
         if self.blocked.is_some_and(|since| late(since, H2_WINDOW_TIMEOUT)) {
             self.cut_blocked();
+        }
+        if self.asked.is_some_and(|since| late(since, REQUEST_TIMEOUT)) {
+            self.cut_unanswered();
         }
         if self.streams.is_empty() {
             match &self.leaving {

@@ -233,6 +233,8 @@ pub(super) struct Stream {
     pub(super) down: Half,
     pub(super) said: Arc<crate::judge::Said>,
     pub(super) flow: Option<OpenFlow>,
+    /// When its request came.
+    pub(super) since: Instant,
     /// Until it is written.
     pub(super) record: Option<Box<Draft>>,
     pub(super) grpc: bool,
