@@ -58,7 +58,7 @@ pub(crate) fn elsewhere(name: &str) -> Option<PathBuf> {
 }
 
 /// One name for whatever version is the one in use.
-fn link(binary: &Path, name: &Path) -> anyhow::Result<()> {
+pub(crate) fn link(binary: &Path, name: &Path) -> anyhow::Result<()> {
     if fs::read_link(name).is_ok_and(|there| there == binary) {
         return Ok(());
     }
@@ -114,7 +114,7 @@ fn flags(version: &str) -> String {
 }
 
 /// A Go that builds it, and its version.
-fn go(place: &Place) -> anyhow::Result<(PathBuf, String)> {
+pub(crate) fn go(place: &Place) -> anyhow::Result<(PathBuf, String)> {
     let mut seen = "no go is on PATH".to_owned();
     if let Some(go) = elsewhere("go") {
         match go_version(&go)? {
@@ -210,7 +210,7 @@ fn kubectl(place: &Place, _: &Path) -> anyhow::Result<PathBuf> {
 }
 
 /// FNV-1a, 64 bits: a name for what was built, the same on every machine.
-struct Fnv(u64);
+pub(crate) struct Fnv(pub(crate) u64);
 
 impl Default for Fnv {
     fn default() -> Self {
@@ -219,7 +219,7 @@ impl Default for Fnv {
 }
 
 impl Fnv {
-    fn take(&mut self, bytes: &[u8]) {
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
         }

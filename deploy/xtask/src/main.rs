@@ -10,6 +10,7 @@ mod corpora;
 mod count;
 mod crds;
 mod fuzz;
+mod interop;
 mod kernel;
 mod lint;
 mod parts;
@@ -94,7 +95,8 @@ enum Verb {
     },
     /// Format, lints, bans, licences, sources and the edges between crates
     Lint,
-    /// Get what the demo and the tests use: Debian's packages, and a kube-apiserver, which is built once
+    /// Get what the demo and the tests use: Debian's packages, a kube-apiserver, which is built once, and foreign
+    /// clients and servers
     Setup,
 }
 
@@ -130,9 +132,9 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Crds { check } => crds::run(&place, check).map(|()| true),
         Verb::Lint => lint(&place),
         Verb::Setup => match setup::machine(&place)? {
-            Machine::Ready => match apiserver::ready(&place)? {
-                None => Ok(true),
-                Some(lacking) => bail!("{lacking}"),
+            Machine::Ready => match (apiserver::ready(&place)?, interop::ready(&place)?) {
+                (None, None) => Ok(true),
+                (one, other) => bail!("{}", one.into_iter().chain(other).collect::<Vec<_>>().join("; ")),
             },
             Machine::Lacking(what) => bail!("{what}"),
         },

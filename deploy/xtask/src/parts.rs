@@ -27,14 +27,24 @@ pub(crate) enum Part {
     Telemetry,
     /// Whole nodes: end to end, and the demo
     Node,
+    /// Clients and servers that nobody here wrote, through whole nodes, and a minute's soak
+    Interop,
     /// The fuzzers, for a minute each; only where they are asked for
     Fuzz,
 }
 
 impl Part {
     /// All, in the order they run: cheap ones first.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Policy, Self::Netpol, Self::Control, Self::Proxy, Self::Datapath, Self::Telemetry, Self::Node];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Policy,
+        Self::Netpol,
+        Self::Control,
+        Self::Proxy,
+        Self::Datapath,
+        Self::Telemetry,
+        Self::Node,
+        Self::Interop,
+    ];
 
     /// What runs where a part is asked for: with the policies the corpora that they are judged against.
     pub(crate) fn whole(self) -> Vec<Self> {
@@ -55,6 +65,9 @@ fn part_of(package: &str, target: Option<&str>) -> Part {
     }
     if named(&["telemetry", "span", "otlp"]) {
         return Part::Telemetry;
+    }
+    if named(&["interop", "soak"]) {
+        return Part::Interop;
     }
     match package {
         "sluice-wire" | "sluice-control" => Part::Control,
@@ -179,6 +192,7 @@ mod tests {
         assert_eq!(Part::Policy.whole(), [Part::Policy, Part::Netpol]);
         assert_eq!(Part::Proxy.whole(), [Part::Proxy]);
         assert_eq!(part_of("sluice-tests", Some("fixtures_e2e")), Part::Node);
+        assert_eq!(part_of("sluice-tests", Some("interop")), Part::Interop);
         assert_eq!(part_of("sluice-tests", Some("unheard_of")), Part::Node);
         assert_eq!(part_of("unheard-of", None), Part::Policy);
     }

@@ -9,7 +9,7 @@ use crate::count::{Count, Counter, Said, understand};
 use crate::parts::{Part, TestBinary, Workspace};
 use crate::place::Place;
 use crate::setup::{self, Machine};
-use crate::{apiserver, bpf, lint, step};
+use crate::{apiserver, bpf, interop, lint, step};
 use anyhow::bail;
 use std::io::Write as _;
 use std::process::Command;
@@ -37,6 +37,11 @@ pub(crate) fn test(place: &Place, part: Option<Part>, long: bool) -> anyhow::Res
     }
     if matches!(part, None | Some(Part::Control))
         && let Some(lacking) = apiserver::ready(place)?
+    {
+        step::say(&format!("some tests cannot run here: {lacking}"));
+    }
+    if matches!(part, None | Some(Part::Interop))
+        && let Some(lacking) = interop::ready(place)?
     {
         step::say(&format!("some tests cannot run here: {lacking}"));
     }

@@ -222,6 +222,7 @@ impl Relay {
     fn client_trailers(&mut self, place: usize, came: &Came<'_>) -> Result<(), Bad> {
         let stream = &mut self.streams[place];
         let checked = (|| {
+            stream.up.still_open()?;
             // A second head that ends nothing is none (§8.1), and a tunnel has data alone (§8.5).
             if !came.end() || came.block.over || stream.carries != Carries::Message {
                 return Err(Bad::Stream(code::PROTOCOL_ERROR));

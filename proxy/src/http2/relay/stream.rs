@@ -55,11 +55,14 @@ impl Half {
         self.expected = length;
     }
 
+    /// Whether the sender may say more: after END_STREAM it may not (§5.1).
+    pub(super) fn still_open(&self) -> Result<(), Bad> {
+        if self.received { Err(Bad::Stream(code::STREAM_CLOSED)) } else { Ok(()) }
+    }
+
     /// Counts a piece of the body; it must fit what was granted and what was said.
     pub(super) fn take(&mut self, head: &Head, body: usize) -> Result<(), Bad> {
-        if self.received {
-            return Err(Bad::Stream(code::STREAM_CLOSED));
-        }
+        self.still_open()?;
         self.granted -= i64::try_from(head.length).unwrap_or(i64::MAX);
         if self.granted < 0 {
             return Err(Bad::Stream(code::FLOW_CONTROL_ERROR));
@@ -73,9 +76,7 @@ impl Half {
 
     /// The sender has said all: it must be as much as was said.
     pub(super) fn end(&mut self) -> Result<(), Bad> {
-        if self.received {
-            return Err(Bad::Stream(code::STREAM_CLOSED));
-        }
+        self.still_open()?;
         self.received = true;
         match self.expected {
             None | Some(0) => Ok(()),
