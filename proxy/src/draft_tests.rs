@@ -25,11 +25,11 @@ fn said(path: &str) -> Arc<judge::Said> {
     let kind = (HeaderName::from_static("content-type"), HeaderValue::from_static("application/grpc+proto"));
     Arc::new(judge::Said {
         version: HttpVersion::Http2,
+        protocol: None,
         method: "POST".to_owned(),
         path: path.to_owned(),
         query: Some("token=secret".to_owned()),
         host: Some("shop.example".to_owned()),
-        protocol: None,
         headers: vec![kind],
     })
 }

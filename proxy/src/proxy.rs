@@ -21,6 +21,7 @@ use sluice_policy::{Reason, Verdict};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -46,6 +47,8 @@ pub struct Proxy {
     /// How HTTP/2 is served.
     pub http2: Http2,
     drain: CancellationToken,
+    /// That it was cancelled: asked for each request, and the token takes a lock.
+    drains: AtomicBool,
     tasks: TaskTracker,
     streams: TaskTracker,
     shares: Arc<Shares>,
@@ -92,6 +95,7 @@ impl Proxy {
             ids: Ids::default(),
             http2,
             drain: CancellationToken::new(),
+            drains: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),
             shares: Arc::default(),
@@ -110,6 +114,7 @@ impl Proxy {
             ids: Ids::default(),
             http2: self.http2,
             drain: CancellationToken::new(),
+            drains: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),
             shares: self.shares.clone(),
@@ -130,7 +135,7 @@ impl Proxy {
     /// Whether the proxy drains: answers then close their connection.
     #[must_use]
     pub fn is_draining(&self) -> bool {
-        self.drain.is_cancelled()
+        self.drains.load(Ordering::Acquire)
     }
 
     /// Accepts until the proxy drains. `redirected`: the listener's own address is never a destination, so a
@@ -155,6 +160,7 @@ impl Proxy {
     /// Tells every connection to end after what it is doing, and waits for them, no longer than `limit`. Returns
     /// how many were cut.
     pub async fn drain(&self, limit: Duration) -> usize {
+        self.drains.store(true, Ordering::Release);
         self.drain.cancel();
         self.tasks.close();
         self.streams.close();

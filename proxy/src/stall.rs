@@ -84,7 +84,7 @@ pub async fn write_all(writer: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> 
 /// # Errors
 /// The socket's; `TimedOut` if nothing comes.
 pub async fn read_more(reader: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut) -> io::Result<usize> {
-    match tokio::time::timeout(STALL_TIMEOUT, crate::http1::body::read_more(reader, buf)).await {
+    match tokio::time::timeout(STALL_TIMEOUT, crate::http1::body::read_body(reader, buf)).await {
         Ok(read) => read,
         Err(_) => Err(io::ErrorKind::TimedOut.into()),
     }

@@ -9,9 +9,13 @@ use crate::limits::{BUFFER_BYTES, CHUNK_LINE_BYTES, HEAD_FIELDS, TRAILER_BYTES};
 use crate::stall;
 use bytes::{Buf as _, Bytes, BytesMut};
 use http::HeaderValue;
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
+use std::task::{Context, Poll, ready};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 
 /// How a body ended too early.
 #[derive(Debug)]
@@ -26,11 +30,51 @@ pub enum Broken {
     Framing(&'static str),
 }
 
+thread_local! {
+    /// What every connection of a thread reads into: one that waits has no buffer of its own.
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; BUFFER_BYTES]);
+}
+
+/// What a buffer may keep of its memory while nothing is in it: a small head's worth.
+const KEPT_BYTES: usize = 1024;
+
+/// Gives back the memory of a buffer that is empty.
+pub fn let_go(buf: &mut BytesMut) {
+    if buf.is_empty() && buf.capacity() > KEPT_BYTES {
+        *buf = BytesMut::new();
+    }
+}
+
+/// Reads more, at most [`BUFFER_BYTES`] at a time; nothing is held of it while there is nothing.
+pub fn poll_read(
+    reader: &mut (impl AsyncRead + Unpin),
+    buf: &mut BytesMut,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<usize>> {
+    SCRATCH.with_borrow_mut(|scratch| {
+        let mut read = ReadBuf::new(scratch);
+        ready!(Pin::new(reader).poll_read(cx, &mut read))?;
+        buf.extend_from_slice(read.filled());
+        Poll::Ready(Ok(read.filled().len()))
+    })
+}
+
 /// Reads more, at most [`BUFFER_BYTES`] at a time.
 ///
 /// # Errors
 /// The socket's.
 pub async fn read_more(reader: &mut (impl AsyncRead + Unpin), buf: &mut BytesMut) -> io::Result<usize> {
+    poll_fn(|cx| poll_read(reader, buf, cx)).await
+}
+
+/// The same of a body, which is large: straight to where it goes on from.
+///
+/// # Errors
+/// The socket's.
+pub(crate) async fn read_body(
+    reader: &mut (impl AsyncRead + Unpin),
+    buf: &mut BytesMut,
+) -> io::Result<usize> {
     buf.reserve(BUFFER_BYTES);
     reader.read_buf(buf).await
 }
@@ -89,7 +133,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
             Framing::UntilClose => loop {
                 self.write_some(u64::MAX).await?;
                 self.flush().await?;
-                if read_more(self.reader, self.buf).await.map_err(|_| Broken::Sender)? == 0 {
+                if read_body(self.reader, self.buf).await.map_err(|_| Broken::Sender)? == 0 {
                     break;
                 }
             },
@@ -128,7 +172,7 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
         self.flush().await?;
         let read = match self.hurries {
             true => stall::read_more(self.reader, self.buf).await,
-            false => read_more(self.reader, self.buf).await,
+            false => read_body(self.reader, self.buf).await,
         };
         match read {
             Err(error) if error.kind() == io::ErrorKind::TimedOut => Err(Broken::Slow),

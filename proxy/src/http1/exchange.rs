@@ -291,7 +291,7 @@ impl Exchange<'_> {
         match self.head.upgrade {
             Upgrade::WebSocket => answer.is_websocket(),
             // RFC 9110 §9.3.6: any 2xx, whatever it says of a body.
-            _ => self.head.method == "CONNECT" && matches!(answer.status, 200..=299),
+            _ => self.head.method() == "CONNECT" && matches!(answer.status, 200..=299),
         }
     }
 
@@ -307,7 +307,7 @@ impl Exchange<'_> {
         };
         loop {
             if let Some(end) = head::find_end(buf, looked).map_err(what)? {
-                let head = ResponseHead::parse(&buf[..end], self.head.method == "HEAD").map_err(what)?;
+                let head = ResponseHead::parse(&buf[..end], self.head.method() == "HEAD").map_err(what)?;
                 buf.advance(end);
                 return Ok(head);
             }

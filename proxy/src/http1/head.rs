@@ -8,8 +8,11 @@ use crate::judge;
 use crate::limits::{HEAD_BYTES, HEAD_FIELDS, TARGET_BYTES};
 use bytes::{Bytes, BytesMut};
 use http::{HeaderName, HeaderValue};
+use memchr::memchr;
+use sluice_policy::HttpVersion;
 use std::net::Ipv6Addr;
 use std::ops::Range;
+use std::sync::Arc;
 
 /// Why a head is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,14 +64,10 @@ struct Field {
 pub struct RequestHead {
     raw: Bytes,
     fields: Vec<Field>,
-    /// The fields, as they are judged.
-    judged: Vec<judge::Field>,
     target: Range<usize>,
     path: Range<usize>,
-    /// The method.
-    pub method: String,
-    /// `Host`.
-    pub host: Option<String>,
+    /// The request as it is judged. What is not passed on is not judged.
+    pub said: Arc<judge::Said>,
     /// HTTP/1.0 is 0, HTTP/1.1 is 1.
     pub minor: u8,
     /// The body.
@@ -97,7 +96,7 @@ pub struct Changes {
 pub fn find_end(buf: &[u8], from: usize) -> Result<Option<usize>, Bad> {
     let start = leading_lines(buf);
     let mut at = from.max(start);
-    while let Some(found) = buf[at..].iter().position(|b| *b == b'\n').map(|p| at + p) {
+    while let Some(found) = memchr(b'\n', &buf[at..]).map(|p| at + p) {
         if found == 0 || buf[found - 1] != b'\r' {
             return Err(Bad::Malformed("a line feed without carriage return"));
         }
@@ -122,12 +121,13 @@ fn leading_lines(buf: &[u8]) -> usize {
 fn split_fields(raw: &[u8], start: usize) -> Vec<Field> {
     let mut fields = Vec::with_capacity(16);
     let mut at = start;
-    while let Some(length) = raw[at..].windows(2).position(|pair| pair == b"\r\n") {
+    // Each carriage return ends a line: that has been checked.
+    while let Some(length) = memchr(b'\r', &raw[at..]) {
         if length == 0 {
             break;
         }
         let line = &raw[at..at + length];
-        let colon = line.iter().position(|b| *b == b':').unwrap_or(length);
+        let colon = memchr(b':', line).unwrap_or(length);
         let blank = |b: &&u8| matches!(**b, b' ' | b'\t');
         let value = line.get(colon + 1..).unwrap_or_default();
         let skip = value.iter().take_while(blank).count();
@@ -157,7 +157,8 @@ fn grammar(error: httparse::Error) -> Bad {
 
 /// A carriage return that ends no line, or a NUL: read as a line end, a space or nothing, by whom it reaches.
 fn has_stray_control(raw: &[u8]) -> bool {
-    raw.contains(&0) || raw.windows(2).any(|pair| pair[0] == b'\r' && pair[1] != b'\n')
+    let ends_no_line = |at: usize| raw.get(at + 1).is_none_or(|next| *next != b'\n');
+    memchr(0, raw).is_some() || memchr::memchr_iter(b'\r', raw).any(ends_no_line)
 }
 
 /// A field as it is judged: it shares the head's bytes.
@@ -177,7 +178,8 @@ fn judged(raw: &Bytes, fields: &[Field], count: usize) -> Result<Vec<judge::Fiel
 struct Said<'a> {
     length: Option<u64>,
     chunked: bool,
-    hosts: Vec<&'a [u8]>,
+    host: Option<&'a [u8]>,
+    hosts: usize,
     close: bool,
     keep_alive: bool,
     upgrade_offered: bool,
@@ -237,7 +239,8 @@ fn read_fields<'a>(raw: &'a [u8], fields: impl IntoIterator<Item = &'a Field>) -
                 return Err(Bad::Malformed("Transfer-Encoding is not chunked alone"));
             }
         } else if is("host") {
-            said.hosts.push(value);
+            said.host = Some(value);
+            said.hosts += 1;
         } else if is("connection") {
             for token in tokens(value) {
                 if !CONNECTION_OPTIONS.iter().any(|known| token.eq_ignore_ascii_case(known.as_bytes())) {
@@ -305,6 +308,28 @@ const fn is_name_byte(byte: &u8) -> bool {
         )
 }
 
+fn text(raw: &[u8], range: Range<usize>) -> String {
+    String::from_utf8_lossy(&raw[range]).into_owned()
+}
+
+/// What the connection is to become.
+fn upgrade(said: &Said<'_>, asked: (&str, u8, Framing)) -> Upgrade {
+    match said.upgrades.as_slice() {
+        [] if !said.upgrade_offered => Upgrade::No,
+        offers if !offers.is_empty() && offers.iter().all(|o| o.eq_ignore_ascii_case(b"h2c")) => Upgrade::H2c,
+        // RFC 6455 §4.1: by GET, in HTTP/1.1, without a body.
+        [offer]
+            if offer.eq_ignore_ascii_case(b"websocket")
+                && said.upgrade_offered
+                && asked == ("GET", 1, Framing::Empty)
+                && !said.expects =>
+        {
+            Upgrade::WebSocket
+        }
+        _ => Upgrade::Other,
+    }
+}
+
 impl RequestHead {
     /// Reads and checks a head that [`find_end`] has found to be whole.
     ///
@@ -328,11 +353,11 @@ impl RequestHead {
         if target.len() > TARGET_BYTES {
             return Err(Bad::TargetTooLong);
         }
-        let line_end = raw.windows(2).position(|pair| pair == b"\r\n").unwrap_or(0) + 2;
+        let line_end = memchr(b'\r', &raw).unwrap_or(0) + 2;
         let fields = split_fields(&raw, line_end);
-        let judged = judged(&raw, &fields, request.headers.len())?;
+        let mut judged = judged(&raw, &fields, request.headers.len())?;
         let said = read_fields(&raw, &fields)?;
-        let host = one_host(&said.hosts, minor)?;
+        let host = one_host(said.host, said.hosts, minor)?;
         let target_at = method.len() + 1..method.len() + 1 + target.len();
         let path = path_of(method, target, host.as_deref())?;
         let path = target_at.start + path.start..target_at.start + path.end;
@@ -353,53 +378,38 @@ impl RequestHead {
         if said.odd_expect || baseless {
             return Err(Bad::Malformed("Expect"));
         }
-        let upgrade = match said.upgrades.as_slice() {
-            [] if !said.upgrade_offered => Upgrade::No,
-            offers if !offers.is_empty() && offers.iter().all(|o| o.eq_ignore_ascii_case(b"h2c")) => {
-                Upgrade::H2c
-            }
-            // RFC 6455 §4.1: by GET, in HTTP/1.1, without a body.
-            [offer]
-                if offer.eq_ignore_ascii_case(b"websocket")
-                    && said.upgrade_offered
-                    && (method, minor, framing) == ("GET", 1, Framing::Empty)
-                    && !said.expects =>
-            {
-                Upgrade::WebSocket
-            }
-            _ => Upgrade::Other,
+        let upgrade = upgrade(&said, (method, minor, framing));
+        if upgrade == Upgrade::H2c {
+            judged.retain(|(name, _)| name != http::header::UPGRADE && name != "http2-settings");
+        }
+        let query = (raw.get(path.end) == Some(&b'?')).then(|| text(&raw, path.end + 1..target_at.end));
+        let asked = judge::Said {
+            version: HttpVersion::Http1,
+            protocol: None,
+            method: method.to_owned(),
+            path: text(&raw, path.clone()),
+            query,
+            host,
+            headers: judged,
         };
         Ok(Self {
-            method: method.to_owned(),
+            said: Arc::new(asked),
             target: target_at,
             path,
-            host,
             minor,
             framing,
             close: said.close || (minor == 0 && !said.keep_alive),
             expects: said.expects,
             upgrade,
             fields,
-            judged,
             raw,
         })
     }
 
-    /// The path, without the query.
+    /// The method.
     #[must_use]
-    pub fn path(&self) -> &str {
-        std::str::from_utf8(&self.raw[self.path.clone()]).unwrap_or_default()
-    }
-
-    /// The query, without its question mark.
-    pub fn query(&self) -> Option<&str> {
-        let rest = std::str::from_utf8(&self.raw[self.path.end..self.target.end]).ok()?;
-        rest.strip_prefix('?')
-    }
-
-    /// The fields, to be judged.
-    pub fn headers(&self) -> impl Iterator<Item = judge::Field> {
-        self.judged.iter().cloned()
+    pub fn method(&self) -> &str {
+        &self.said.method
     }
 
     /// The values of a field, by its name in lower case.
@@ -460,12 +470,12 @@ impl RequestHead {
     }
 }
 
-fn one_host(hosts: &[&[u8]], minor: u8) -> Result<Option<String>, Bad> {
-    match hosts {
-        [] if minor == 0 => Ok(None),
-        [] => Err(Bad::Malformed("no Host")),
-        [host] if is_authority(host) => Ok(Some(String::from_utf8_lossy(host).into_owned())),
-        [_] => Err(Bad::Malformed("Host")),
+fn one_host(host: Option<&[u8]>, count: usize, minor: u8) -> Result<Option<String>, Bad> {
+    match (host, count) {
+        (None, _) if minor == 0 => Ok(None),
+        (None, _) => Err(Bad::Malformed("no Host")),
+        (Some(host), 1) if is_authority(host) => Ok(Some(String::from_utf8_lossy(host).into_owned())),
+        (Some(_), 1) => Err(Bad::Malformed("Host")),
         _ => Err(Bad::Malformed("several Host")),
     }
 }
@@ -535,7 +545,7 @@ impl ResponseHead {
         let (Some(status), Some(minor)) = (response.code, response.version) else {
             return Err(Bad::Malformed("the status line"));
         };
-        let line_end = raw.windows(2).position(|pair| pair == b"\r\n").unwrap_or(0) + 2;
+        let line_end = memchr(b'\r', &raw).unwrap_or(0) + 2;
         let fields = split_fields(&raw, line_end);
         if fields.len() != response.headers.len() {
             return Err(Bad::Malformed("the header section"));

@@ -79,16 +79,16 @@ fn goes_on_byte_for_byte() {
     let text =
         "GET /a/../b?x=/../y HTTP/1.1\r\nhOsT: a\r\nX-Odd-CASE:  two  spaces \r\ntraceparent: old\r\n\r\n";
     let head = request(text).expect("fine");
-    assert_eq!(head.path(), "/a/../b");
+    assert_eq!(head.said.path, "/a/../b");
     assert_eq!(head.forward(&Changes::default()), text);
     let changes = Changes { path: Some("/b".to_owned()), traceparent: Some("new".to_owned()) };
     let expected =
         "GET /b?x=/../y HTTP/1.1\r\nhOsT: a\r\nX-Odd-CASE:  two  spaces \r\ntraceparent: new\r\n\r\n";
     assert_eq!(head.forward(&changes), expected);
     let absolute = request("GET http://A:80/p?q HTTP/1.1\r\nHost: a:80\r\n\r\n").expect("fine");
-    assert_eq!(absolute.path(), "/p");
+    assert_eq!(absolute.said.path, "/p");
     let bare = request("GET http://a?q HTTP/1.1\r\nHost: a\r\n\r\n").expect("fine");
-    assert_eq!(bare.path(), "", "no path at all: no allow matches it");
+    assert_eq!(bare.said.path, "", "no path at all: no allow matches it");
 }
 
 #[test]

@@ -7,6 +7,7 @@
 pub mod body;
 mod exchange;
 pub mod head;
+mod patience;
 mod upstreams;
 
 use crate::answer::{Denial, Refusal};
@@ -19,14 +20,19 @@ use crate::stall::Deadline;
 use crate::state::{OpenFlow, Said, View, Wake};
 use crate::telemetry::context::Context;
 use crate::tunnel;
-use body::read_more;
+use body::{poll_read, read_more};
 use bytes::Buf as _;
 use exchange::{After, Exchange};
 use head::{Bad, Changes, Framing, RequestHead, Upgrade};
-use sluice_policy::{Decision, HttpVersion, Reason, Verdict};
+use patience::Patience;
+use sluice_policy::{Decision, Reason, Verdict};
+use std::future::poll_fn;
+use std::io;
 use std::sync::Arc;
+use std::task::Poll;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 pub(crate) use upstreams::Upstream;
 use upstreams::Upstreams;
 
@@ -37,6 +43,7 @@ struct Connection {
     /// Of whichever request is open.
     wake: Arc<Wake>,
     deadline: Deadline,
+    patience: Patience,
 }
 
 /// What came of waiting for a request.
@@ -47,6 +54,14 @@ enum Next {
     /// Its endpoint holds too much already.
     Crowded,
     Over,
+}
+
+/// What came while a request was waited for.
+enum Came {
+    Read(io::Result<usize>),
+    Late,
+    /// The server has closed, or the proxy drains.
+    Left,
 }
 
 /// How the connection goes on.
@@ -65,6 +80,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
         upstreams: Upstreams::default(),
         wake: Arc::default(),
         deadline: Deadline::default(),
+        patience: Patience::default(),
     };
     loop {
         let step = match connection.next_request().await {
@@ -75,7 +91,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             Next::Over => Step::Close,
         };
         match step {
-            Step::Again => {}
+            Step::Again => body::let_go(&mut connection.client.buf),
             Step::Close => return linger(connection.client.stream).await,
             Step::Abort => return reset(&connection.client.stream),
             Step::Tunnel => {
@@ -90,7 +106,7 @@ impl Connection {
     /// Waits for a whole head. It stays in the buffer: a flow that fails open takes it along.
     async fn next_request(&mut self) -> Next {
         let mut looked = 0;
-        let mut began = (!self.client.buf.is_empty()).then(tokio::time::Instant::now);
+        let mut began = (!self.client.buf.is_empty()).then(Instant::now);
         loop {
             match head::find_end(&self.client.buf, looked) {
                 Ok(Some(end)) => {
@@ -108,25 +124,39 @@ impl Connection {
                 Ok(None) => looked = self.client.buf.len(),
                 Err(bad) => return Next::Bad(bad),
             }
-            let deadline =
-                began.map_or_else(|| tokio::time::Instant::now() + IDLE_TIMEOUT, |at| at + HEAD_TIMEOUT);
+            let deadline = began.map_or_else(|| Instant::now() + IDLE_TIMEOUT, |at| at + HEAD_TIMEOUT);
             let idle = began.is_none();
-            let Self { proxy, client, upstreams, .. } = self;
-            let read = tokio::select! {
-                // First: a request that has come is served, whatever else has happened.
-                biased;
-                read = read_more(&mut client.stream, &mut client.buf) => read,
-                () = tokio::time::sleep_until(deadline) => return if idle { Next::Over } else { Next::Slow },
-                // The server closed: the client hears it now, as it would without us, and not at its next request.
-                () = upstreams.left(), if idle => return Next::Over,
-                () = proxy.drained_idle(), if idle => return Next::Over,
+            let read = match self.wait(deadline, idle).await {
+                Came::Read(read) => read,
+                Came::Late => return if idle { Next::Over } else { Next::Slow },
+                Came::Left => return Next::Over,
             };
             match read {
                 Ok(0) | Err(_) => return Next::Over,
                 Ok(_) if !self.client.charge.set(self.client.buf.len()) => return Next::Crowded,
-                Ok(_) => began = began.or_else(|| Some(tokio::time::Instant::now())),
+                Ok(_) => began = began.or_else(|| Some(Instant::now())),
             }
         }
+    }
+
+    /// Waits for bytes of the client. While it is idle its buffers have no memory to speak of.
+    async fn wait(&mut self, deadline: Instant, idle: bool) -> Came {
+        let Self { proxy, client, upstreams, patience, .. } = self;
+        poll_fn(|cx| {
+            // First: a request that has come is served, whatever else has happened.
+            if let Poll::Ready(read) = poll_read(&mut client.stream, &mut client.buf, cx) {
+                return Poll::Ready(Came::Read(read));
+            }
+            if patience.poll_late(deadline, cx).is_ready() {
+                return Poll::Ready(Came::Late);
+            }
+            // The server closed: the client hears it now, as it would without us, and not at its next request.
+            if idle && (upstreams.poll_left(cx).is_ready() || patience.poll_drained(proxy, cx).is_ready()) {
+                return Poll::Ready(Came::Left);
+            }
+            Poll::Pending
+        })
+        .await
     }
 
     /// Whether bytes that nobody reads may pass to this server: then nothing needs to be readable.
@@ -160,7 +190,7 @@ impl Connection {
 
     /// Judges one request and carries the verdict out.
     async fn request(&mut self, head: &RequestHead) -> Step {
-        let said = Arc::new(said(head));
+        let said = head.said.clone();
         // Elsewhere there is nothing to be chosen.
         let open = if self.client.client.service { self.upstreams.open() } else { Vec::new() };
         let judge = |view: &View, leg: &Leg| judged(head, &said, view, leg);
@@ -199,7 +229,7 @@ impl Connection {
             Ok(upstream) => upstream,
             Err(refusal) => {
                 let close = self.must_close(head);
-                self.answer(refusal, close, head.method == "HEAD", record).await;
+                self.answer(refusal, close, head.method() == "HEAD", record).await;
                 return if close { Step::Close } else { self.discard(head).await };
             }
         };
@@ -223,7 +253,7 @@ impl Connection {
     async fn deny(&mut self, head: &RequestHead, verdict: &Verdict, record: Draft) -> Step {
         let close = self.must_close(head);
         let refusal = Refusal::Denied(Denial::of(verdict));
-        self.answer(refusal, close, head.method == "HEAD", record).await;
+        self.answer(refusal, close, head.method() == "HEAD", record).await;
         if close { Step::Close } else { self.discard(head).await }
     }
 
@@ -300,18 +330,18 @@ impl Connection {
             }
             After::Unreadable(what) => {
                 reset(&upstream.stream);
-                self.answer(Refusal::BadAnswer(what), true, head.method == "HEAD", record).await;
+                self.answer(Refusal::BadAnswer(what), true, head.method() == "HEAD", record).await;
                 return Step::Close;
             }
             After::Answer(refusal) => {
                 reset(&upstream.stream);
-                self.answer(refusal, true, head.method == "HEAD", record).await;
+                self.answer(refusal, true, head.method() == "HEAD", record).await;
                 return Step::Close;
             }
             After::Revoked(refusal) => {
                 reset(&upstream.stream);
                 let close = self.proxy.is_draining();
-                self.answer(refusal, close, head.method == "HEAD", record).await;
+                self.answer(refusal, close, head.method() == "HEAD", record).await;
                 return if close { Step::Close } else { Step::Again };
             }
         };
@@ -333,7 +363,7 @@ impl Connection {
 
 /// Whether the request asks for a connection that is not HTTP/1 any more.
 fn matters_raw(head: &RequestHead) -> bool {
-    matches!(head.upgrade, Upgrade::WebSocket | Upgrade::Other) || head.method == "CONNECT"
+    matches!(head.upgrade, Upgrade::WebSocket | Upgrade::Other) || head.method() == "CONNECT"
 }
 
 /// A WebSocket and CONNECT are judged like any request, and need a rule that names them. What any other upgrade
@@ -341,26 +371,11 @@ fn matters_raw(head: &RequestHead) -> bool {
 fn judged(head: &RequestHead, said: &judge::Said, view: &View, leg: &Leg) -> Judged {
     let judged = said.judge(view, leg);
     let odd = head.upgrade == Upgrade::Other
-        || (head.method == "CONNECT" && (head.framing != Framing::Empty || head.minor == 0));
+        || (head.method() == "CONNECT" && (head.framing != Framing::Empty || head.minor == 0));
     if !odd || judged.is_denied() || judge::unknown(view, leg).decision() == Decision::Allow {
         return judged;
     }
     Judged::of(judge::refuse(Reason::NoRuleMatched))
-}
-
-/// The request as it is judged. What is not passed on is not judged.
-fn said(head: &RequestHead) -> judge::Said {
-    let dropped =
-        |name: &str| head.upgrade == Upgrade::H2c && (name == "upgrade" || name == "http2-settings");
-    judge::Said {
-        version: HttpVersion::Http1,
-        method: head.method.clone(),
-        path: head.path().to_owned(),
-        query: head.query().map(str::to_owned),
-        host: head.host.clone(),
-        headers: head.headers().filter(|(name, _)| !dropped(name.as_str())).collect(),
-        protocol: None,
-    }
 }
 
 /// Closes our half and lets the client read the last answer before the socket goes: a close with unread bytes would

@@ -3,15 +3,16 @@
 //!
 //! They are the client's own and go with it. No more than [`UPSTREAMS`]: then the one that was idle longest goes.
 
+use super::body::let_go;
 use crate::limits::UPSTREAMS;
 use crate::proxy::Proxy;
 use crate::service::route::Target;
 use crate::share::Place;
 use crate::tunnel::Server;
 use bytes::BytesMut;
-use futures_util::future::select_all;
 use std::io;
 use std::net::SocketAddr;
+use std::task::{Context, Poll, ready};
 use tokio::net::TcpStream;
 
 /// The server's end of a connection.
@@ -31,18 +32,17 @@ impl Upstream {
         Self { at, stream, buf: BytesMut::new(), reused: false, place }
     }
 
-    /// Ends when the server has closed, or says something that nobody asked for.
-    async fn left(&self) {
+    /// Ready when the server has closed, or says something that nobody asked for.
+    fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
         if !self.buf.is_empty() {
-            return;
+            return Poll::Ready(());
         }
         loop {
-            let mut byte = [0];
-            let readable = self.stream.readable().await;
-            match self.stream.try_read(&mut byte) {
+            let readable = ready!(self.stream.poll_read_ready(cx));
+            match self.stream.try_read(&mut [0]) {
                 // Readable was said in error, and is taken back.
                 Err(error) if readable.is_ok() && error.kind() == io::ErrorKind::WouldBlock => {}
-                _ => return,
+                _ => return Poll::Ready(()),
             }
         }
     }
@@ -78,7 +78,8 @@ impl Upstreams {
     }
 
     /// Puts a connection back that may carry another request.
-    pub(super) fn put(&mut self, upstream: Upstream) {
+    pub(super) fn put(&mut self, mut upstream: Upstream) {
+        let_go(&mut upstream.buf);
         self.list.push(upstream);
     }
 
@@ -103,22 +104,13 @@ impl Upstreams {
         place.or_else(|| self.list.remove(0).place)
     }
 
-    /// Ends when the last of them is closed. Those that close before are forgotten.
-    pub(super) async fn left(&mut self) {
-        loop {
-            let place = match self.list.as_slice() {
-                [] => return std::future::pending().await,
-                [only] => {
-                    only.left().await;
-                    0
-                }
-                several => select_all(several.iter().map(|upstream| Box::pin(upstream.left()))).await.1,
-            };
-            self.list.remove(place);
-            if self.list.is_empty() {
-                return;
-            }
+    /// Ready when the last of them is closed. Those that close before are forgotten.
+    pub(super) fn poll_left(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.list.is_empty() {
+            return Poll::Pending;
         }
+        self.list.retain(|upstream| upstream.poll_left(cx).is_pending());
+        if self.list.is_empty() { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// As a tunnel takes them.
