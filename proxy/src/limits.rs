@@ -84,6 +84,17 @@ pub const ENDPOINT_BYTES: usize = 64 * 1024 * 1024;
 /// middle of a body that it sends (slow bodies). Both hold two sockets and an open flow.
 pub const STALL_TIMEOUT: Duration = Duration::from_secs(300);
 
+/// Open HTTP/2 streams that one connection may have in its own right, whatever its endpoint has.
+pub const CONNECTION_STREAMS: usize = 8;
+
+/// Open HTTP/2 streams that the connections of one endpoint may have beyond that, together. Without it
+/// [`CONNECTIONS_PER_ENDPOINT`] with [`H2_STREAMS`] each are 1.6 million, of a kilobyte or two, and each is judged again
+/// when a policy changes. Many times what a server takes at once.
+pub const ENDPOINT_STREAMS: usize = 32 * 1024;
+
+/// So many of them are taken and given back at once: threads that serve the same endpoint do not meet for each request.
+pub const STREAMS_AT_ONCE: usize = 16;
+
 /// From the head of a request to the head of its answer, whatever comes between: a body that drips in under
 /// [`STALL_TIMEOUT`], a server that never answers. As Envoy's `timeout` of a route, but only to the answer's head: what
 /// streams after it is not cut, nor is a tunnel, which has its answer when it begins. Not of gRPC, whose servers may

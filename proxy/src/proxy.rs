@@ -216,6 +216,12 @@ impl Proxy {
         self.shares.of(endpoint)
     }
 
+    /// How many HTTP/2 streams the connections of an endpoint have beyond what each may.
+    #[must_use]
+    pub fn streams_of(&self, endpoint: IpAddr) -> usize {
+        self.shares.streams_of(endpoint)
+    }
+
     /// Resets a connection for which there is no place.
     fn refuse_crowd(&self, stream: &TcpStream, client: &Client, full: Full) {
         reset(stream);

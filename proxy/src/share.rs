@@ -1,4 +1,5 @@
-//! What each endpoint of the node holds of the worker: connections, and bytes that were read and have not gone on.
+//! What each endpoint of the node holds of the worker: connections, HTTP/2 streams, and bytes that were read and have
+//! not gone on.
 //!
 //! The endpoint is the pod on this node that a connection is of: its client, where that is one, else its server. So a
 //! tenant is charged for what it opens, and for what is opened to it, and no other tenant is. A connection's first
@@ -7,7 +8,8 @@
 
 use crate::judge::Leg;
 use crate::limits::{
-    CONNECTION_BYTES, CONNECTIONS, CONNECTIONS_PER_ENDPOINT, CONNECTIONS_PER_SOURCE, ENDPOINT_BYTES,
+    CONNECTION_BYTES, CONNECTION_STREAMS, CONNECTIONS, CONNECTIONS_PER_ENDPOINT, CONNECTIONS_PER_SOURCE,
+    ENDPOINT_BYTES, ENDPOINT_STREAMS, STREAMS_AT_ONCE,
 };
 use crate::state::View;
 use std::collections::HashMap;
@@ -42,6 +44,7 @@ impl Full {
 #[derive(Debug, Default)]
 struct Share {
     bytes: AtomicUsize,
+    streams: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -85,6 +88,13 @@ impl Shares {
         table.all += 1;
         drop(table);
         Ok(Place { shares: self.clone(), source, endpoint, share })
+    }
+
+    /// How many streams the connections of an endpoint have beyond their own.
+    #[must_use]
+    pub fn streams_of(&self, endpoint: IpAddr) -> usize {
+        let table = self.table();
+        table.endpoints.get(&endpoint).map_or(0, |(_, share)| share.streams.load(Ordering::Relaxed))
     }
 
     /// How many connections an endpoint has, by its first address, and how many bytes it holds.
@@ -168,6 +178,12 @@ impl Charge {
         beyond == 0 || all <= ENDPOINT_BYTES
     }
 
+    /// What the connection has of its endpoint's streams.
+    #[must_use]
+    pub fn streams(&self) -> Streams {
+        Streams { share: self.share.clone(), taken: 0 }
+    }
+
     /// Its endpoint's, for those who serve several streams at once.
     #[must_use]
     pub fn crowd(&self) -> Crowd {
@@ -190,6 +206,44 @@ impl Crowd {
 }
 
 impl Drop for Charge {
+    fn drop(&mut self) {
+        self.set(0);
+    }
+}
+
+/// What one connection has of its endpoint's streams.
+#[derive(Debug, Default)]
+pub struct Streams {
+    share: Arc<Share>,
+    /// Beyond its own, in whole [`STREAMS_AT_ONCE`].
+    taken: usize,
+}
+
+impl Streams {
+    /// The connection has so many open now. `false`: more than before, and its endpoint has too many: it may not.
+    pub fn set(&mut self, open: usize) -> bool {
+        let beyond = open.saturating_sub(CONNECTION_STREAMS);
+        // Some are kept for the next, but not by a connection that is nearly idle.
+        let spare = if open * 2 > CONNECTION_STREAMS { 2 * STREAMS_AT_ONCE } else { 1 };
+        if beyond <= self.taken && self.taken < beyond + spare {
+            return true;
+        }
+        let wanted = beyond.next_multiple_of(STREAMS_AT_ONCE);
+        if let Some(more) = wanted.checked_sub(self.taken) {
+            let all = self.share.streams.fetch_add(more, Ordering::Relaxed) + more;
+            if all > ENDPOINT_STREAMS {
+                self.share.streams.fetch_sub(more, Ordering::Relaxed);
+                return false;
+            }
+        } else {
+            self.share.streams.fetch_sub(self.taken - wanted, Ordering::Relaxed);
+        }
+        self.taken = wanted;
+        true
+    }
+}
+
+impl Drop for Streams {
     fn drop(&mut self) {
         self.set(0);
     }

@@ -4,17 +4,20 @@ mod common;
 
 use bytes::Bytes;
 use common::http2::{
-    DATA, END_HEADERS, END_STREAM, HEADERS, RST_STREAM, SETTINGS, block, first, frame, raw_http2, server,
+    DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, block, first, frame, raw_http2,
+    server,
 };
 use common::{CART, CLIENT, OK, Recorder, World, shop, soon};
 use h2::SendStream;
 use http::Response;
 use sluice_proxy::judge::Leg;
 use sluice_proxy::limits::{
-    CONNECTION_BYTES, CONNECTIONS_PER_ENDPOINT, CONNECTIONS_PER_SOURCE, ENDPOINT_BYTES, H2_STREAM_WINDOW,
-    H2_STREAMS, HEAD_BYTES,
+    CONNECTION_BYTES, CONNECTION_STREAMS, CONNECTIONS_PER_ENDPOINT, CONNECTIONS_PER_SOURCE, ENDPOINT_BYTES,
+    ENDPOINT_STREAMS, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, STREAMS_AT_ONCE,
 };
+use sluice_proxy::proxy::Http2;
 use sluice_proxy::share::{Full, Shares};
+use sluice_proxy::telemetry::sampler::Sampler;
 use std::future::poll_fn;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -58,6 +61,105 @@ async fn sources_and_endpoints_have_so_many_places_and_give_them_back() {
     drop(shares.place(&view, &leg([10, 9, 9, 9])).expect("one was given back"));
     places.clear();
     assert_eq!(shares.of(CART), (0, 0));
+}
+
+#[tokio::test]
+async fn an_endpoint_has_so_many_streams_beyond_those_of_each_connection() {
+    let world = World::start(&shop(), SocketAddr::new(CART, 1)).await;
+    let view = world.proxy.state.view();
+    let shares: Arc<Shares> = Arc::default();
+    let of = |endpoint: IpAddr| Leg {
+        source: SocketAddr::new(IpAddr::from([10, 9, 9, 9]), 1),
+        destination: SocketAddr::new(endpoint, 80),
+    };
+    let place = shares.place(&view, &of(CART)).expect("a place");
+    let most = H2_STREAMS as usize;
+    let mut all = Vec::new();
+    let refused = loop {
+        let mut streams = place.charge().streams();
+        match streams.set(most) {
+            true => all.push(streams),
+            false => break streams,
+        }
+        assert!(all.len() * (most - CONNECTION_STREAMS) <= ENDPOINT_STREAMS, "it ends");
+    };
+    let taken = shares.streams_of(CART);
+    assert!((ENDPOINT_STREAMS - most - STREAMS_AT_ONCE..=ENDPOINT_STREAMS).contains(&taken), "{taken}");
+    // Its own streams each connection has all the same, and so has whoever is of another endpoint.
+    let mut refused = refused;
+    assert!(refused.set(CONNECTION_STREAMS) && !refused.set(CONNECTION_STREAMS + STREAMS_AT_ONCE * 6));
+    let elsewhere = IpAddr::from([10, 8, 8, 8]);
+    let other = shares.place(&view, &of(elsewhere)).expect("a place");
+    assert!(other.charge().streams().set(most));
+    assert_eq!(shares.streams_of(elsewhere), 0, "given back with its connection");
+    // One more or less takes and gives nothing: the others of the endpoint are not touched.
+    let before = shares.streams_of(CART);
+    for open in [most, most - 1, most, most - 2, most - STREAMS_AT_ONCE] {
+        assert!(all[0].set(open));
+        assert_eq!(shares.streams_of(CART), before);
+    }
+    // What is idle keeps nothing.
+    assert!(all[0].set(1));
+    assert!(shares.streams_of(CART) < before && refused.set(most));
+    drop((all, refused));
+    assert_eq!(shares.streams_of(CART), 0);
+}
+
+#[tokio::test]
+async fn an_endpoint_with_all_its_streams_is_refused_more_and_keeps_its_connections() {
+    let mut limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limit.current = limit.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limit).expect("up to the maximum");
+    for http2 in [Http2::Relayed, Http2::Rewritten] {
+        let mut world = World::on(&shop(), reluctant().await, Sampler::OFF, http2).await;
+        let mut clients = Vec::new();
+        let asks: Vec<u8> = (0..H2_STREAMS).flat_map(|number| get(number * 2 + 1)).collect();
+        let record = loop {
+            let mut client = raw_http2(&world).await;
+            client.write_all(&asks).await.expect("the proxy reads");
+            clients.push(client);
+            assert!(
+                clients.len() < 2 * ENDPOINT_STREAMS / (H2_STREAMS as usize - CONNECTION_STREAMS),
+                "it ends"
+            );
+            tokio::task::yield_now().await;
+            if let Ok(record) = world.records.try_recv() {
+                break record;
+            }
+        };
+        assert_eq!((record.verdict.as_str(), record.reason.as_str()), ("deny", "limit"), "{http2:?}");
+        assert_eq!(record.error, "endpoint_streams");
+        assert!(world.proxy.streams_of(CART) <= ENDPOINT_STREAMS);
+        // It may be sent again, and the connection stays: its own streams every connection has.
+        let mut another = raw_http2(&world).await;
+        another.write_all(&asks).await.expect("the proxy reads");
+        let mut refused = 0;
+        let own = u32::try_from(CONNECTION_STREAMS).expect("few");
+        while refused < H2_STREAMS - own - 2 * u32::try_from(STREAMS_AT_ONCE).expect("few") {
+            let (kind, payload) = frame_of(&mut another).await;
+            assert!(kind != GOAWAY, "{refused} were refused");
+            if kind == RST_STREAM {
+                assert_eq!(payload, [0, 0, 0, 7], "REFUSED_STREAM");
+                refused += 1;
+            }
+        }
+        drop((clients, another));
+        soon("nothing taken", async {
+            while world.proxy.streams_of(CART) != 0 {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+    }
+}
+
+async fn frame_of(stream: &mut TcpStream) -> (u8, Vec<u8>) {
+    let mut head = [0; 9];
+    soon("a frame", stream.read_exact(&mut head)).await.expect("the connection stays");
+    let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+    let mut payload = vec![0; usize::try_from(length).expect("24 bits")];
+    soon("a payload", stream.read_exact(&mut payload)).await.expect("the connection stays");
+    (head[3], payload)
 }
 
 #[tokio::test]

@@ -21,11 +21,11 @@ use crate::limits::{
 };
 use crate::proxy::{Accepted, Http2, Proxy};
 use crate::service::route::{Client, Target};
-use crate::share::Crowd;
+use crate::share::{Crowd, Streams};
 use bytes::Bytes;
 use rewound::Rewound;
 use sluice_policy::Reason;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 use upstreams::{Server, Upstreams};
 
@@ -37,6 +37,8 @@ pub(crate) struct Connection {
     upstreams: Upstreams,
     /// What its streams hold is charged here.
     crowd: Crowd,
+    /// How many there are, and what they take of their endpoint's.
+    open: Mutex<(usize, Streams)>,
     /// The only server's connection has ended, or wants to. One of a Service's does not end the client's.
     gone: CancellationToken,
 }
@@ -47,7 +49,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
     if proxy.http2 == Http2::Relayed && !client.client.service {
         return relay::io::serve(proxy, client).await;
     }
-    let (from, crowd) = (client.client, client.charge.crowd());
+    let (from, crowd, streams) = (client.client, client.charge.crowd(), client.charge.streams());
     let io = Rewound::new(client.buf.freeze(), client.stream);
     let handshake = server(proxy.offers_upgrades(&from)).handshake::<_, Bytes>(io);
     let mut client = match tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake).await {
@@ -57,8 +59,14 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
         _ => return,
     };
     let gone = CancellationToken::new();
-    let connection =
-        Arc::new(Connection { proxy, client: from, upstreams: Upstreams::default(), crowd, gone });
+    let connection = Arc::new(Connection {
+        proxy,
+        client: from,
+        upstreams: Upstreams::default(),
+        crowd,
+        open: Mutex::new((0, streams)),
+        gone,
+    });
     let mut told = false;
     loop {
         let accepted = tokio::select! {
@@ -75,10 +83,17 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             }
         };
         match accepted {
+            Some(Ok((_, mut respond))) if !connection.begin() => {
+                respond.send_reset(h2::Reason::REFUSED_STREAM);
+                no_stream(&connection.proxy, &from);
+            }
             Some(Ok((request, respond))) => {
-                let stream = stream::serve(connection.clone(), request, respond);
+                let begun = Begun(connection.clone());
                 // Boxed for its size. Ends with its connection: then every handle it waits on fails.
-                connection.proxy.spawn_stream(Box::pin(stream));
+                connection.proxy.spawn_stream(Box::pin(async move {
+                    stream::serve(begun.0.clone(), request, respond).await;
+                    drop(begun);
+                }));
             }
             Some(Err(error)) => {
                 if !error.is_io() && !error.is_remote() {
@@ -121,6 +136,14 @@ fn client() -> h2::client::Builder {
     builder
 }
 
+/// Its endpoint has as many streams as it may: nobody has looked at this one, and it may be sent again.
+fn no_stream(proxy: &Proxy, client: &Client) {
+    let mut record = client.record(&proxy.state.view(), "http/2");
+    record.judged(&judge::refuse(Reason::Limit));
+    "endpoint_streams".clone_into(&mut record.error);
+    proxy.records.finish(record);
+}
+
 fn unreadable(proxy: &Proxy, client: &Client, reason: Reason) {
     let mut record = client.record(&proxy.state.view(), "http/2");
     record.judged(&judge::refuse(reason));
@@ -128,7 +151,31 @@ fn unreadable(proxy: &Proxy, client: &Client, reason: Reason) {
     proxy.records.finish(record);
 }
 
+/// A stream that is open.
+struct Begun(Arc<Connection>);
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        let (open, streams) = &mut *self.0.open();
+        *open -= 1;
+        streams.set(*open);
+    }
+}
+
 impl Connection {
+    fn open(&self) -> MutexGuard<'_, (usize, Streams)> {
+        // A panic elsewhere leaves it whole: each change is done before anything can fail.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts one more stream; `false`: there may be none.
+    fn begin(&self) -> bool {
+        let (open, streams) = &mut *self.open();
+        let may = streams.set(*open + 1);
+        *open += usize::from(may);
+        may
+    }
+
     /// The connection that a stream to this target goes over; `None` where there may be no more of them.
     fn server(&self, target: &Target) -> Option<Arc<Server>> {
         if self.client.service {

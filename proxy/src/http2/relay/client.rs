@@ -7,7 +7,7 @@ use crate::answer::{Denial, Refusal};
 use crate::draft::Draft;
 use crate::http2::frame::{self, Bad, HEAD_BYTES, Head, code, flag};
 use crate::http2::hpack::Block;
-use crate::http2::{stream as rewriting, unreadable};
+use crate::http2::{no_stream, stream as rewriting, unreadable};
 use crate::judge::{self, Judged};
 use crate::limits::{H2_STREAM_WINDOW, H2_STREAMS};
 use crate::proxy::Proxy;
@@ -70,6 +70,14 @@ impl Relay {
             came.keep_back(&mut self.server);
             self.count_reset()?;
             // Nobody has looked at it: it may be sent again.
+            self.client.reset(id, code::REFUSED_STREAM);
+            self.remember(id);
+            return Ok(());
+        }
+        if !self.places.set(self.streams.len() + 1) {
+            came.keep_back(&mut self.server);
+            self.count_reset()?;
+            no_stream(&self.proxy, &self.who);
             self.client.reset(id, code::REFUSED_STREAM);
             self.remember(id);
             return Ok(());

@@ -10,6 +10,7 @@ use crate::http2::hpack::Decoder;
 use crate::judge::Leg;
 use crate::limits::{H2_CONNECTION_WINDOW, H2_OUT_BYTES};
 use crate::service::route::Client;
+use crate::share::Streams;
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -162,7 +163,7 @@ pub fn relay(bytes: &[u8]) {
     let (proxy, mut records) = proxy();
     let leg = Leg { source: SocketAddr::new(CLIENT, 1000), destination: SocketAddr::new(SERVER, 80) };
     let now = Instant::now();
-    let relay = Relay::new(proxy.clone(), Client { leg, service: false }, now);
+    let relay = Relay::new(proxy.clone(), Client { leg, service: false }, Streams::default(), now);
     let mut stage = Stage { relay, client: Told::default(), server: Told::default(), now, dials: 0 };
     let mut opening = PREFACE.to_vec();
     write_settings(&mut opening, &[]);

@@ -45,7 +45,7 @@ struct Io {
 /// Serves a connection to its end.
 pub(in crate::http2) async fn serve(proxy: Arc<Proxy>, accepted: Accepted) {
     let Accepted { client: who, stream, buf, charge } = accepted;
-    let mut relay = Relay::new(proxy.clone(), who, Instant::now());
+    let mut relay = Relay::new(proxy.clone(), who, charge.streams(), Instant::now());
     relay.feed(End::Client, &buf, Instant::now());
     drop(buf);
     let sleep = Box::pin(tokio::time::sleep_until(relay.deadline()));
@@ -105,6 +105,8 @@ impl Io {
             moved |= self.write(End::Server, cx);
             moved |= self.write(End::Client, cx);
             self.relay.crowded = !self.charge.set(self.relay.held());
+            let open = self.relay.streams.len();
+            self.relay.places.set(open);
             if self.relay.is_done() {
                 return Poll::Ready(Turn::Over);
             }

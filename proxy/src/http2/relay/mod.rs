@@ -25,6 +25,7 @@ use crate::limits::{
 };
 use crate::proxy::Proxy;
 use crate::service::route::Client;
+use crate::share::Streams;
 use crate::state::Wake;
 use message::Rewrite;
 use side::Side;
@@ -135,6 +136,8 @@ struct Relay {
     /// By number. Boxed: the oldest usually ends first, and those after it move up.
     #[expect(clippy::vec_box, reason = "pointers are moved in place of streams")]
     streams: Vec<Box<Stream>>,
+    /// What they take of their endpoint's.
+    places: Streams,
     /// Some of them wait for the server to take more.
     holding: bool,
     /// The client's newest stream, and the server's.
@@ -167,7 +170,7 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(proxy: Arc<Proxy>, who: Client, now: Instant) -> Self {
+    fn new(proxy: Arc<Proxy>, who: Client, places: Streams, now: Instant) -> Self {
         let mut client = Side::new(now);
         let offers = proxy.offers_upgrades(&who);
         let settings = [
@@ -185,6 +188,7 @@ impl Relay {
             server: Side::new(now),
             link: Link::None,
             streams: Vec::new(),
+            places,
             holding: false,
             last: 0,
             last_sent: 0,
