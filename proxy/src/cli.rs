@@ -2,6 +2,7 @@
 
 use crate::agent::{self, Options};
 use crate::check::{self, Output};
+use crate::confine::{User, WORKER_ID};
 use crate::counters;
 use crate::limits::{QUEUES, THREADS};
 use clap::builder::RangedI64ValueParser;
@@ -120,6 +121,30 @@ struct Run {
     /// How many threads serve connections, at most 64; by default as many as CPUs that this process may use.
     #[arg(long, value_name = "COUNT", value_parser = threads())]
     threads: Option<u8>,
+    #[command(flatten)]
+    user: WorkerUser,
+}
+
+/// Whom the worker runs as.
+#[derive(Debug, Args)]
+struct WorkerUser {
+    /// The user that reads what strangers send: a number that nobody else has, and not 0.
+    #[arg(long, value_name = "UID", default_value_t = WORKER_ID, value_parser = id())]
+    worker_uid: u32,
+    /// Its only group.
+    #[arg(long, value_name = "GID", default_value_t = WORKER_ID, value_parser = id())]
+    worker_gid: u32,
+}
+
+impl WorkerUser {
+    const fn user(&self) -> User {
+        User { uid: self.worker_uid, gid: self.worker_gid }
+    }
+}
+
+/// Root's is none, and neither is the number that stands for no change (setresuid(2)).
+fn id() -> RangedI64ValueParser<u32> {
+    RangedI64ValueParser::new().range(1..i64::from(u32::MAX))
 }
 
 fn threads() -> RangedI64ValueParser<u8> {
@@ -182,6 +207,8 @@ struct Worker {
     /// How many threads serve.
     #[arg(long, value_parser = threads())]
     threads: u8,
+    #[command(flatten)]
+    user: WorkerUser,
 }
 
 #[derive(Debug, Args)]
@@ -210,13 +237,16 @@ impl Cli {
         match self.command {
             Command::Check(check) => return check::run(&check.config(), check.output),
             Command::Counters(Counters { bpffs, all, output }) => counters::run(&bpffs, all, output)?,
-            Command::Worker(Worker { patient, threads }) => crate::worker::run(patient, threads)?,
+            Command::Worker(Worker { patient, threads, user }) => {
+                crate::worker::run(patient, threads, user.user())?;
+            }
             Command::Uninstall(Uninstall { node, files }) => {
                 agent::uninstall(&node.config(), files.state.as_deref(), files.handover().as_deref())?;
             }
             Command::Run(run) => agent::run(Options {
                 node: run.node.config(),
                 threads: run.threads.unwrap_or_else(one_each),
+                user: run.user.user(),
                 name: run.node.node,
                 control: run.control,
                 handover: run.files.handover(),

@@ -1,10 +1,11 @@
 //! The worker process: reads strangers' bytes, and has the least that it needs for that.
 //!
-//! Holds no BPF map and no capability but `CAP_NET_ADMIN` (for sockets that carry the client's address), lives in
-//! the proxy's network namespace, may gain no privilege, and dies with its agent. Started by
+//! Holds no BPF map, is another user with one capability and few system calls ([`confine`](crate::confine)), lives in the
+//! proxy's network namespace, may gain no privilege, and dies with its agent. Started by
 //! [`agent::child`](crate::agent::child) alone; serves no connection before its first snapshot.
 
 use crate::channel::{self, FromWorker, Swapped, ToWorker};
+use crate::confine::{User, confine};
 use crate::dial::Dialer;
 use crate::draft::{Reader, Sink};
 use crate::limits::RECORD_LULL;
@@ -15,7 +16,7 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use rustix::process::{Resource, Signal};
-use rustix::thread::{CapabilitySet, CapabilitySets, LinkNameSpaceType};
+use rustix::thread::LinkNameSpaceType;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::sync::Arc;
@@ -38,7 +39,7 @@ const FIRST_SNAPSHOT: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// What could not be set up; nothing was accepted then.
-pub fn run(patient: bool, threads: u8) -> anyhow::Result<()> {
+pub fn run(patient: bool, threads: u8, user: User) -> anyhow::Result<()> {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
         .context("ask to be killed with the agent")?;
     let socket =
@@ -52,8 +53,8 @@ pub fn run(patient: bool, threads: u8) -> anyhow::Result<()> {
         .context("enter the proxy's network namespace: CAP_SYS_ADMIN is needed until then")?;
     drop(netns);
     raise_descriptor_limit();
-    confine()?;
     let settings = Settings::from_env().map_err(anyhow::Error::msg)?;
+    confine(user)?;
     // This thread speaks with the agent. It reads no stranger's byte: those who do are `threads`.
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")?;
@@ -62,15 +63,6 @@ pub fn run(patient: bool, threads: u8) -> anyhow::Result<()> {
     // The agent is gone, or has heard all it wanted: what is still open ends with the process.
     runtime.shutdown_background();
     result
-}
-
-/// Gives up every capability but one, for good.
-fn confine() -> anyhow::Result<()> {
-    rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
-    let kept = CapabilitySet::NET_ADMIN;
-    let sets = CapabilitySets { effective: kept, permitted: kept, inheritable: CapabilitySet::empty() };
-    rustix::thread::set_capabilities(None, sets)
-        .context("drop capabilities: CAP_NET_ADMIN must be among them")
 }
 
 /// Two descriptors a connection: as many as may be had.

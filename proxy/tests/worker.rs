@@ -5,8 +5,10 @@ mod common;
 
 use bytes::Bytes;
 use common::{CART, CLIENT, DEADLINE, INTRUDER, Rules, shop, snapshot, soon};
+use rustix::process::Signal;
 use sluice_proxy::agent::child::{Event, Launch, start, supervise};
 use sluice_proxy::channel::{FromWorker, Receiver, Swapped, ToWorker};
+use sluice_proxy::confine::{User, WORKER_ID};
 use std::fs;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -107,6 +109,7 @@ async fn it_is_confined_judges_by_what_it_was_told_and_dies_with_its_agent() {
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any, own],
         threads: 1,
+        user: User::default(),
         patient: false,
     };
     let (mut child, mut sender, mut receiver) = start(&launch).expect("started");
@@ -129,12 +132,30 @@ async fn it_is_confined_judges_by_what_it_was_told_and_dies_with_its_agent() {
         assert!(reset, "{who}: {error}");
     }
 
-    // Only CAP_NET_ADMIN, and no way to more.
-    for set in ["CapEff", "CapPrm"] {
-        assert_eq!(u64::from_str_radix(&status(pid, set), 16), Ok(1 << 12), "{set}");
+    // Only CAP_NET_RAW, and no way to more.
+    for set in ["CapEff", "CapPrm", "CapBnd"] {
+        assert_eq!(u64::from_str_radix(&status(pid, set), 16), Ok(1 << 13), "{set}");
     }
-    assert_eq!(u64::from_str_radix(&status(pid, "CapInh"), 16), Ok(0));
-    assert_eq!(status(pid, "NoNewPrivs"), "1");
+    for set in ["CapInh", "CapAmb"] {
+        assert_eq!(u64::from_str_radix(&status(pid, set), 16), Ok(0), "{set}");
+    }
+    // Another user, of one group; under a filter of system calls.
+    for id in ["Uid", "Gid"] {
+        let all: Vec<u32> =
+            status(pid, id).split_whitespace().map(|id| id.parse().expect("a number")).collect();
+        assert_eq!(all, [WORKER_ID; 4], "{id}");
+    }
+    assert_eq!(status(pid, "Groups"), "");
+    assert_eq!((status(pid, "NoNewPrivs"), status(pid, "Seccomp")), ("1".to_owned(), "2".to_owned()));
+    // Not dumpable: what is in /proc of it is root's.
+    let owner =
+        std::os::unix::fs::MetadataExt::uid(&fs::metadata(format!("/proc/{pid}/fd")).expect("it lives"));
+    assert_eq!(owner, 0);
+    let kinds = fs::read_dir(format!("/proc/{pid}/fd"))
+        .expect("it lives")
+        .filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    let kinds: Vec<_> = kinds.map(|kind| kind.to_string_lossy().into_owned()).collect();
+    assert!(!kinds.iter().any(|kind| kind.contains("bpf") || kind.starts_with("net:")), "{kinds:?}");
     let inside = fs::read_link(format!("/proc/{pid}/ns/net")).expect("it lives");
     let holder = fs::read_link(format!("/proc/{}/ns/net", netns.holder.id())).expect("it lives");
     assert_eq!(inside, holder);
@@ -165,6 +186,7 @@ async fn it_sends_its_records_before_it_says_that_it_has_drained() {
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any],
         threads: 1,
+        user: User::default(),
         patient: false,
     };
     let (mut child, mut sender, mut receiver) = start(&launch).expect("started");
@@ -211,6 +233,7 @@ async fn each_thread_has_queues_of_its_own_and_all_judge_alike() {
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: queues,
         threads: 3,
+        user: User::default(),
         patient: false,
     };
     let (child, mut sender, mut receiver) = start(&launch).expect("started");
@@ -262,6 +285,7 @@ async fn without_a_snapshot_everything_is_refused() {
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any],
         threads: 1,
+        user: User::default(),
         patient: false,
     };
     let (mut child, _sender, _receiver) = start(&launch).expect("started");
@@ -292,6 +316,7 @@ async fn a_worker_that_dies_is_replaced_and_its_listeners_wait() {
         netns: netns.fd.try_clone().expect("a copy"),
         listeners: vec![any],
         threads: 1,
+        user: User::default(),
         patient: false,
     };
     let (events, mut heard) = tokio::sync::mpsc::channel(16);
@@ -300,7 +325,7 @@ async fn a_worker_that_dies_is_replaced_and_its_listeners_wait() {
     let bytes = Bytes::from(sluice_wire::to_bytes(&snapshot(1, &shop())));
     let mut lives = 0;
     let mut kept = Vec::new();
-    soon("two lives", async {
+    soon("three lives", async {
         while let Some(event) = heard.recv().await {
             match event {
                 Event::Up(inbox) => {
@@ -311,11 +336,13 @@ async fn a_worker_that_dies_is_replaced_and_its_listeners_wait() {
                 Event::Says(message) if message.swapped.is_some() => {
                     let pids = workers(&netns);
                     assert_eq!(pids.len(), 1, "one at a time");
-                    if lives == 2 {
+                    if lives == 3 {
                         return;
                     }
                     let pid = rustix::process::Pid::from_raw(pids[0]).expect("a process");
-                    rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+                    // The second time as the kernel does it for a system call that is not its own.
+                    let signal = [Signal::KILL, Signal::SYS][lives - 1];
+                    rustix::process::kill_process(pid, signal).expect("killed");
                 }
                 Event::Says(_) | Event::Down => {}
             }

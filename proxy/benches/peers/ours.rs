@@ -10,6 +10,7 @@ use bytes::Bytes;
 use sluice_policy::{ClassId, Conditions, PathMatch, PolicyId, Prefix, Regex, Snapshot};
 use sluice_proxy::agent::child::{Launch, start};
 use sluice_proxy::channel::{FromWorker, ToWorker};
+use sluice_proxy::confine::User;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -79,8 +80,14 @@ pub(crate) async fn run(
     world: &World,
 ) -> Result<(Child, Arc<Told>)> {
     let listeners = ports.into_iter().map(listener).collect::<Result<_, _>>()?;
-    let launch =
-        Launch { binary, netns: world.node.try_clone()?.into(), listeners, threads: 1, patient: false };
+    let launch = Launch {
+        binary,
+        netns: world.node.try_clone()?.into(),
+        listeners,
+        threads: 1,
+        user: User::default(),
+        patient: false,
+    };
     let (child, mut sender, mut receiver) = start(&launch)?;
     let bytes = Bytes::from(sluice_wire::to_bytes(&*policy(others)?));
     sender.send(&ToWorker { sequence: 1, snapshot: Some(bytes), ..ToWorker::default() }).await?;

@@ -3,11 +3,14 @@
 //! Reads no stranger's byte. While there is no worker, nobody accepts: flows that L7 rules govern are refused.
 
 use crate::channel::{self, FromWorker, Receiver, Sender, ToWorker};
+use crate::confine::User;
+use rustix::process::Signal;
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::PathBuf;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::process::{Child, Command};
 use tokio::sync::{mpsc, watch};
@@ -31,6 +34,8 @@ pub struct Launch {
     pub listeners: Vec<TcpListener>,
     /// How many threads serve them; at least one.
     pub threads: u8,
+    /// Whom it runs as.
+    pub user: User,
     /// Another worker serves them until this one has its first snapshot.
     pub patient: bool,
 }
@@ -55,6 +60,8 @@ pub fn start(launch: &Launch) -> io::Result<(Child, Sender, Receiver)> {
     let child = Command::new(&launch.binary)
         .arg("worker")
         .arg(format!("--threads={}", launch.threads))
+        .arg(format!("--worker-uid={}", launch.user.uid))
+        .arg(format!("--worker-gid={}", launch.user.gid))
         .args(launch.patient.then_some("--patient"))
         .stdin(Stdio::from(theirs))
         .stdout(Stdio::null())
@@ -141,6 +148,36 @@ async fn attend(
         let _ = child.kill().await;
     }
     if !stop.is_cancelled() {
-        tracing::error!(?status, ?ended, "the worker is gone; L7 flows are refused until it is back");
+        let how = match &status {
+            Ok(Ok(status)) => end_of(*status),
+            Ok(Err(error)) => format!("nobody knows how: {error}"),
+            Err(_) => "it did not end by itself, and was killed".to_owned(),
+        };
+        tracing::error!(how, ?ended, "the worker is gone; L7 flows are refused until it is back");
+    }
+}
+
+/// How it ended, in words.
+fn end_of(status: ExitStatus) -> String {
+    match status.signal() {
+        Some(signal) if signal == Signal::SYS.as_raw() => "it asked the kernel for something that it never needs, and was \
+             killed for that (seccomp): a bug of ours, or somebody has broken into it; the kernel's log (type=1326) has \
+             the number of the call"
+            .to_owned(),
+        Some(signal) => format!("it was killed by signal {signal}"),
+        None => format!("it ended with {status}; why is above"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_says_how_a_worker_ended() {
+        let text = |wait| end_of(ExitStatus::from_raw(wait));
+        assert!(text(31).contains("seccomp") && text(31 | 0x80).contains("seccomp"), "{}", text(31));
+        assert_eq!(text(9), "it was killed by signal 9");
+        assert!(text(256).contains("exit status: 1"), "{}", text(256));
     }
 }

@@ -13,6 +13,7 @@ mod links;
 mod records;
 mod store;
 
+use crate::confine::User;
 use crate::limits::{DRAIN_TIMEOUT, HANDED_OVER_TIMEOUT};
 use crate::telemetry::settings::Settings;
 use anyhow::Context as _;
@@ -39,6 +40,8 @@ pub struct Options {
     pub node: NodeConfig,
     /// How many threads of the worker serve.
     pub threads: u8,
+    /// Whom the worker runs as.
+    pub user: User,
     /// The node's name.
     pub name: String,
     /// `unix:/path`.
@@ -111,6 +114,7 @@ async fn serve(options: Options, settings: &Settings) -> anyhow::Result<()> {
         netns: goods.netns,
         listeners: goods.listeners,
         threads: options.threads,
+        user: options.user,
         patient: line.is_some(),
     };
     let (drain, stop) = (CancellationToken::new(), CancellationToken::new());

@@ -22,6 +22,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         harness::test("SIGTERM drains a request in flight", NEEDS, drains),
         harness::test("control stopped: what is in force stays", NEEDS, control_stopped),
         harness::test("an address that changes hands", NEEDS, address_changes_hands),
+        harness::test("a worker that was made to ask for too much", NEEDS, worker_apart),
         harness::test("a stream ends with its permission", NEEDS, stream_is_revoked),
         harness::test("uninstall: nothing is left of a proxy that was killed", NEEDS, uninstalled),
     ]
@@ -74,6 +75,53 @@ fn proxy_stopped(killed: bool) -> Result<()> {
     check_l4(&scene).context("with the proxy back")?;
     let same = scene.servers.iter().map(sluice_tests::Process::id).collect::<Vec<u32>>() == peers;
     ensure!(same && scene.cluster.proxy("n1")?.id() == other, "something else was restarted");
+    Ok(())
+}
+
+/// The worker of a real agent holds nothing of the kernel's, and is started again when it is killed for asking.
+fn worker_apart() -> Result<()> {
+    let mut scene = Scene::start(&[], CART)?;
+    let target = scene.address("shop/cart", Family::V4, 8080);
+    let get = || Ask::new("GET", "/items");
+    ensure!(scene.status("shop/frontend", target, get(), SOON)? == Some(200), "it does not begin well");
+    let worker = |scene: &mut Scene| -> Result<i32> {
+        let family = scene.cluster.proxy("n2")?.family();
+        family.get(1).copied().context("no worker runs")
+    };
+    let kinds = |pid: i32| -> Result<Vec<String>> {
+        let links = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+        let read = links.filter_map(|link| std::fs::read_link(link.ok()?.path()).ok());
+        Ok(read.map(|kind| kind.to_string_lossy().into_owned()).collect())
+    };
+    let (first, agent) = (worker(&mut scene)?, i32::try_from(scene.cluster.proxy("n2")?.id())?);
+    let bpf = |kinds: &[String]| kinds.iter().filter(|kind| kind.contains("bpf")).count();
+    ensure!(bpf(&kinds(agent)?) > 10, "the agent holds its maps: {:?}", kinds(agent)?);
+    ensure!(bpf(&kinds(first)?) == 0, "the worker holds some as well: {:?}", kinds(first)?);
+    // No way to the node, but by what it was given: sockets, and what waits for them.
+    let strange: Vec<String> = kinds(first)?
+        .into_iter()
+        .filter(|kind| {
+            !["socket:", "anon_inode:[event", "pipe:", "/dev/null"]
+                .iter()
+                .any(|known| kind.starts_with(known))
+                && !kind.contains("proxy-n2")
+        })
+        .collect();
+    ensure!(strange.is_empty(), "{strange:?}");
+    let status = std::fs::read_to_string(format!("/proc/{first}/status"))?;
+    for line in
+        ["Seccomp:\t2", "NoNewPrivs:\t1", "CapEff:\t0000000000002000", "Uid:\t65525\t65525\t65525\t65525"]
+    {
+        ensure!(status.lines().any(|here| here == line), "no {line:?} in\n{status}");
+    }
+    // As the kernel ends it for such a call.
+    let pid = rustix::process::Pid::from_raw(first).context("a process")?;
+    rustix::process::kill_process(pid, rustix::process::Signal::SYS)?;
+    scene.cluster.proxy("n2")?.wait_line(0, SOON, "why it is gone", |line| line.contains("(seccomp)"))?;
+    eventually("another one serves", Duration::from_secs(15), || {
+        Ok(scene.status("shop/frontend", target, get(), Duration::from_millis(500))? == Some(200))
+    })?;
+    ensure!(worker(&mut scene)? != first, "it is the same");
     Ok(())
 }
 
