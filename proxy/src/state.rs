@@ -7,7 +7,7 @@ use crate::judge::{self, Judged, Leg};
 use crate::service::vip::Vip;
 use arc_swap::ArcSwap;
 use futures_util::task::AtomicWaker;
-use sluice_policy::{Decision, Protocol, Snapshot, Verdict, Workload};
+use sluice_policy::{Decision, Protocol, Reason, Snapshot, Verdict, Workload};
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -87,8 +87,7 @@ impl View {
     /// Who has the address.
     #[must_use]
     pub fn workload(&self, address: IpAddr) -> Option<&Arc<Workload>> {
-        let local = self.snapshot.endpoint_at(address).map(|endpoint| &endpoint.workload);
-        local.or_else(|| self.snapshot.workloads.get(&address))
+        self.snapshot.owner(address)
     }
 }
 
@@ -140,7 +139,7 @@ impl Flow {
             }
         }
         // The verdict is set before the token is cancelled, and only by `swap`.
-        self.revoked.get_or_init(|| judge::refuse(sluice_policy::Reason::DefaultDeny))
+        self.revoked.get_or_init(|| judge::refuse(Reason::DefaultDeny))
     }
 
     /// The verdict that took the flow's permission, if one has.
@@ -225,15 +224,21 @@ impl State {
     }
 
     /// Puts a snapshot in force and judges every open flow by it. When this returns, each flow that the snapshot
-    /// denies has been told to end. Returns how many.
+    /// denies has been told to end, and each with an address whose pod has left it, whoever has it now and whatever he
+    /// may do. Returns how many.
     pub fn swap(&self, snapshot: Arc<Snapshot>) -> usize {
         let view = Arc::new(View { snapshot, ..View::default() });
-        self.view.store(view.clone());
+        let before = self.view.swap(view.clone());
+        let left = view.snapshot.left(&before.snapshot.owners());
         let mut cut = 0;
         for index in 0..SHARDS {
             let flows: Vec<Arc<Flow>> = self.shard(index as u64).values().cloned().collect();
             for flow in flows {
-                let verdict = flow.said.judge(&view, &flow.leg).verdict;
+                let Leg { source, destination } = flow.leg;
+                let verdict = match left.contains(&source.ip()) || left.contains(&destination.ip()) {
+                    true => judge::refuse(Reason::IdentityMissing),
+                    false => flow.said.judge(&view, &flow.leg).verdict,
+                };
                 if verdict.decision() == Decision::Deny && flow.revoked.set(verdict).is_ok() {
                     flow.tell();
                     cut += 1;

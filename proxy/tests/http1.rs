@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{CLIENT, Client, INTRUDER, OK, Recorder, World, shop, snapshot, soon};
-use sluice_policy::{DenyDetail, Mode, OnDeny};
+use common::{CART, CLIENT, Client, INTRUDER, OK, Recorder, World, shop, snapshot, soon};
+use sluice_policy::{DenyDetail, Endpoint, Mode, OnDeny, Snapshot, Workload};
 use sluice_proxy::telemetry::sampler::Sampler;
+use std::net::IpAddr;
+use std::sync::Arc;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 fn get(path: &str) -> String {
@@ -328,6 +330,50 @@ async fn a_request_that_is_cut_before_its_answer_costs_no_connection() {
     assert!(client.ask(get("/api")).await.starts_with("HTTP/1.1 403 "), "the connection goes on");
     let record = world.record().await;
     assert_eq!((record.status, record.error.as_str(), record.verdict.as_str()), (403, "revoked", "deny"));
+}
+
+/// The same snapshot, with another pod at this address. Its name and what it may do are the same.
+fn made_again(address: IpAddr) -> Arc<Snapshot> {
+    let mut snapshot = (*snapshot(2, &shop())).clone();
+    let other = |was: &Workload| Arc::new(Workload { uid: "another".into(), ..was.clone() });
+    snapshot.workloads.iter_mut().filter(|(at, _)| **at == address).for_each(|(_, pod)| *pod = other(pod));
+    let endpoints = snapshot.endpoints.iter().map(|endpoint| {
+        let workload = if endpoint.addresses.contains(&address) {
+            other(&endpoint.workload)
+        } else {
+            endpoint.workload.clone()
+        };
+        Arc::new(Endpoint { workload, ..(**endpoint).clone() })
+    });
+    snapshot.endpoints = endpoints.collect();
+    Arc::new(snapshot)
+}
+
+#[tokio::test]
+async fn what_is_open_with_a_pod_that_was_made_again_is_cut_whatever_the_next_one_may_do() {
+    for address in [CLIENT, CART] {
+        let listener = tokio::net::TcpListener::bind("127.0.0.3:0").await.expect("a port");
+        let at = listener.local_addr().expect("bound");
+        let (asked, mut asks) = tokio::sync::mpsc::channel(2);
+        let server = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            let length = stream.read(&mut [0; 4096]).await.expect("a head");
+            asked.send(length).await.expect("the test listens");
+            stream.read(&mut [0; 16]).await
+        });
+        let mut world = World::start(&shop(), at).await;
+        assert_eq!(world.proxy.state.swap(snapshot(1, &shop())), 0, "nobody has left");
+        let mut client = world.connect().await;
+        client.send(get("/api/slow")).await;
+        asks.recv().await.expect("asked");
+        assert_eq!(world.proxy.state.swap(snapshot(2, &shop())), 0, "nobody has left");
+        assert_eq!(world.proxy.state.swap(made_again(address)), 1, "{address}");
+        let ended = soon("the server's end", server).await.expect("no panic");
+        assert_eq!(ended.expect_err("reset").kind(), std::io::ErrorKind::ConnectionReset);
+        let record = world.record().await;
+        assert_eq!((record.error.as_str(), record.reason.as_str()), ("revoked", "identity_missing"));
+        assert_eq!(record.generation, 1, "what it was judged by first");
+    }
 }
 
 #[tokio::test]

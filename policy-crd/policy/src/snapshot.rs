@@ -10,7 +10,7 @@ use crate::prefix::PrefixTable;
 use crate::profile::{Direction, ProfileId};
 use crate::service::Services;
 use crate::verdict::Connection;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub struct Snapshot {
     pub endpoints: Endpoints,
     /// The distinct profiles, by [`ProfileId`].
     pub profiles: Profiles,
-    /// Who has which address, for names in telemetry. No verdict reads it.
+    /// Who has which address: for names in telemetry, and to know when it is another's. No verdict reads it.
     pub workloads: HashMap<IpAddr, Arc<Workload>>,
     /// The Services whose addresses this node translates.
     pub services: Services,
@@ -101,6 +101,34 @@ impl Snapshot {
     #[must_use]
     pub fn endpoint_at(&self, address: IpAddr) -> Option<&Arc<Endpoint>> {
         self.endpoints.at(address)
+    }
+
+    /// Who has which address, as far as anybody knows. Of an endpoint's own address its own word counts.
+    #[must_use]
+    pub fn owners(&self) -> HashMap<IpAddr, Arc<Workload>> {
+        let mut owners = self.workloads.clone();
+        for endpoint in self.endpoints.iter() {
+            owners.extend(endpoint.addresses.iter().map(|address| (*address, endpoint.workload.clone())));
+        }
+        owners
+    }
+
+    /// Who has this address.
+    #[must_use]
+    pub fn owner(&self, address: IpAddr) -> Option<&Arc<Workload>> {
+        self.endpoint_at(address).map(|endpoint| &endpoint.workload).or_else(|| self.workloads.get(&address))
+    }
+
+    /// The addresses whose owner of before has gone from them: what is open with one of those is not with whoever has
+    /// it now, if anybody. One that nobody was known to have is not among them: it had not been told yet.
+    #[must_use]
+    pub fn left<'a>(
+        &self,
+        before: impl IntoIterator<Item = (&'a IpAddr, &'a Arc<Workload>)>,
+    ) -> HashSet<IpAddr> {
+        let stays = |address: IpAddr, was: &Workload| self.owner(address).is_some_and(|is| is.is_pod(was));
+        let gone = before.into_iter().filter(|(address, was)| !stays(**address, was));
+        gone.map(|(address, _)| *address).collect()
     }
 
     /// A profile by its id.
@@ -186,6 +214,14 @@ pub struct Workload {
     pub node: Arc<str>,
 }
 
+impl Workload {
+    /// Whether it is the same pod, not one that was made in its place. Without UIDs the names must do.
+    #[must_use]
+    pub fn is_pod(&self, other: &Self) -> bool {
+        (&self.uid, &self.namespace, &self.pod) == (&other.uid, &other.namespace, &other.pod)
+    }
+}
+
 /// The endpoints of a node, with an index by address. Reads like a slice; made from a `Vec`.
 #[derive(Clone, Debug, Default)]
 pub struct Endpoints {
@@ -222,5 +258,57 @@ impl std::ops::Deref for Endpoints {
 
     fn deref(&self) -> &Self::Target {
         &self.list
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pod(name: &str, uid: &str) -> Arc<Workload> {
+        Arc::new(Workload {
+            namespace: "shop".into(),
+            pod: name.into(),
+            uid: uid.into(),
+            service_account: "default".into(),
+            node: "n1".into(),
+        })
+    }
+
+    fn address(last: u8) -> IpAddr {
+        [10, 0, 0, last].into()
+    }
+
+    /// The first is an endpoint with both its addresses, the others are elsewhere.
+    fn snapshot(own: &Arc<Workload>, addresses: &[u8], others: &[(u8, Arc<Workload>)]) -> Snapshot {
+        let addresses = addresses.iter().map(|last| address(*last)).collect();
+        let endpoint = Endpoint { workload: own.clone(), addresses, profile: ProfileId(0) };
+        let workloads = others.iter().map(|(last, pod)| (address(*last), pod.clone())).collect();
+        Snapshot { endpoints: vec![Arc::new(endpoint)].into(), workloads, ..Snapshot::default() }
+    }
+
+    #[test]
+    fn an_address_is_left_when_its_pod_is_not_there_any_more() {
+        let (a, b) = (pod("a", "1"), pod("b", "2"));
+        let before = snapshot(&a, &[1, 2], &[(3, b.clone()), (4, pod("c", "3"))]);
+        let left = |now: &Snapshot| {
+            let mut left: Vec<IpAddr> = now.left(&before.owners()).into_iter().collect();
+            left.sort_unstable();
+            left
+        };
+        assert!(left(&before.clone()).is_empty());
+        // Made again with the same names and addresses.
+        let again = snapshot(&pod("a", "9"), &[1, 2], &[(3, b.clone()), (4, pod("c", "8"))]);
+        assert_eq!(left(&again), [address(1), address(2), address(4)]);
+        // One address moves within the snapshot, and a pod that goes has its own taken.
+        let moved = snapshot(&a, &[1, 4], &[(2, b.clone()), (3, b.clone())]);
+        assert_eq!(left(&moved), [address(2), address(4)]);
+        // It was not told whose the address is, and then it is: nobody has left it.
+        let told = snapshot(&a, &[1, 2], &[(3, b), (4, pod("c", "3")), (5, pod("d", "4"))]);
+        assert!(left(&told).is_empty());
+        assert_eq!(left(&Snapshot::default()).len(), 4);
+        // An endpoint that is one no more, and still the same pod.
+        let elsewhere = snapshot(&pod("z", "7"), &[9], &[(1, a.clone()), (2, a), (3, pod("b", "2"))]);
+        assert_eq!(left(&elsewhere), [address(4)]);
     }
 }

@@ -18,7 +18,7 @@ use sluice_policy::{
     ClassId, Direction, Identity, PortPrefix, Prefix, Protocol, RowAction, RowEntry, ServiceRow, ServiceRows,
     Snapshot, VipPort,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv6Addr};
 
 type Rows = HashMap<Plain<Leading<RowKey>>, Plain<RowValue>>;
@@ -68,6 +68,12 @@ impl Plan {
         let closed = EndpointValue { profile: NO_PROFILE, way, ..EndpointValue::default() };
         self.endpoints.entry(device).or_insert(closed);
         nobodys
+    }
+
+    /// Which of these addresses are behind another device now, or behind none.
+    pub(crate) fn moved(&self, before: &HashMap<Address, u32>) -> HashSet<IpAddr> {
+        let moved = before.iter().filter(|(address, device)| self.locals.get(*address) != Some(device));
+        moved.map(|(address, _)| IpAddr::V6(Ipv6Addr::from(*address)).to_canonical()).collect()
     }
 
     /// How many rows there are.

@@ -42,6 +42,7 @@ mod placing;
 mod plain;
 mod reading;
 mod slots;
+mod sockets;
 mod sys;
 mod tc;
 mod upgrade;

@@ -122,6 +122,13 @@ impl Netlink {
         Ok(Self { socket })
     }
 
+    /// The same for the messages about sockets.
+    pub(crate) fn open_sockets() -> io::Result<Self> {
+        let sockets = Some(rustix::net::netlink::SOCK_DIAG);
+        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, sockets)?;
+        Ok(Self { socket })
+    }
+
     /// Every device.
     pub(crate) fn links(&self) -> io::Result<Vec<Link>> {
         let mut links = Vec::new();

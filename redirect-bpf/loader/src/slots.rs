@@ -32,7 +32,7 @@ use crate::error::ApplyError;
 use crate::generation::{Contents, epoch, failed};
 use crate::maps::{Classes, Endpoints, Inner, Locals, Maps, Rows, Services};
 use aya::maps::MapError;
-use sluice_bpf_abi::{SLOTS, map};
+use sluice_bpf_abi::{Address, REMOTE_NODE, SLOTS, map};
 use std::collections::HashMap;
 use std::sync::atomic::{Ordering, fence};
 
@@ -111,6 +111,23 @@ impl Slots {
         self.wait(maps, epoch).map_err(|error| ApplyError::Unsettled(error.to_string()))?;
         crash::point("wait for the programs");
         Ok(())
+    }
+
+    /// The devices of the addresses of the generation in force, whoever wrote it.
+    pub(crate) fn owners(&self, maps: &Maps) -> Result<HashMap<Address, u32>, ApplyError> {
+        let epoch = epoch(maps)?;
+        let slot = (epoch % u64::from(SLOTS)) as u32;
+        let is_pods = |owner: u32| owner < REMOTE_NODE;
+        if self.last == Some(epoch)
+            && let Some(written) = &self.written[slot as usize]
+        {
+            let all = written.locals.holds.iter().map(|(address, owner)| (*address, *owner));
+            return Ok(all.filter(|(_, owner)| is_pods(*owner)).collect());
+        }
+        // Another process's; none where there has been no generation yet.
+        let Ok(locals) = maps.locals.get(&slot, 0) else { return Ok(HashMap::new()) };
+        let all = locals.iter().map(|entry| entry.map_err(failed("read", map::LOCALS)));
+        all.filter(|entry| entry.as_ref().map_or(true, |(_, owner)| is_pods(*owner))).collect()
     }
 
     /// Somebody has put the other slot in force for a while.

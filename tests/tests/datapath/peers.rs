@@ -209,6 +209,15 @@ impl Connection {
         Ok(())
     }
 
+    /// That it is reset without a word from us.
+    pub(crate) fn was_reset(&mut self) -> Result<()> {
+        self.stream.set_read_timeout(Some(SOON))?;
+        match self.reader.read(&mut [0]) {
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ok(()),
+            other => bail!("it was not reset: {other:?}"),
+        }
+    }
+
     /// That the other side has closed it in order.
     pub(crate) fn is_closed(&mut self) -> Result<()> {
         self.stream.set_read_timeout(Some(SOON))?;

@@ -1,11 +1,9 @@
 //! A pod goes, and another comes with its address: what the first had open through the proxy, in either direction, is
-//! not the second's, nor are the rules and the flows that it was judged by.
-//!
-//! The proxy's own connections end with the verdict that they had (its own tests); here somebody ends them in its place.
+//! reset to whom it spoke with, and is not the second's, nor are the rules and the flows that it was judged by.
 
 use crate::forge::{self, SECRET, Sniffer};
 use crate::frames::{self, packet, tcp as segment};
-use crate::peers::{Connection, Proxy, SOON, Server, eventually, is_refused};
+use crate::peers::{Connection, Proxy, SILENCE, SOON, Server, eventually, is_refused, reaches};
 use crate::pinned;
 use crate::rig::Rig;
 use crate::rules::{Line, closed, egress, ingress, tcp};
@@ -18,7 +16,7 @@ use sluice_tests::harness::{self, Need};
 use sluice_tests::world::Family;
 use sluice_tests::{NodeSpec, Pod, PodSpec};
 use socket2::Domain;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::process::Command;
 
@@ -38,6 +36,7 @@ pub(crate) fn tests() -> Vec<Trial> {
             [Need::Bpf],
             || goes_on(NodeSpec::bridged("n1")),
         ),
+        harness::test("host: a pod that is made again, through the proxy", [Need::Bpf], made_again),
     ]
 }
 
@@ -63,12 +62,16 @@ fn say(by: &Pod, from: SocketAddr, to: SocketAddr) -> Result<()> {
     by.netns.inside(|| forge::raw(to.ip(), &bytes))?
 }
 
-/// What the proxy does with what it has of a pod that is gone.
-fn end_connections(rig: &Rig) -> Result<()> {
+/// That no socket of the proxy's has an end at this address.
+fn has_none(rig: &Rig, address: IpAddr) -> Result<()> {
     let netns = format!("--net=/proc/{}/fd/{}", std::process::id(), rig.node("n1").proxy_netns().as_raw_fd());
-    let ended =
-        Command::new("nsenter").args([&netns, "--", "ss", "-K", "-t", "state", "connected"]).output()?;
-    ensure!(ended.status.success(), "ss -K: {}", String::from_utf8_lossy(&ended.stderr));
+    let sockets = Command::new("nsenter").args([&netns, "--", "ss", "-Htna"]).output()?;
+    let sockets = String::from_utf8(sockets.stdout)?;
+    let address = if address.is_ipv6() { format!("[{address}]:") } else { format!("{address}:") };
+    let found: Vec<_> =
+        sockets.lines().filter(|line| line.split_whitespace().any(|end| end.starts_with(&address))).collect();
+    ensure!(sockets.lines().count() > 0, "nothing is told of any socket");
+    ensure!(found.is_empty(), "the proxy still has {found:#?}");
     Ok(())
 }
 
@@ -90,14 +93,17 @@ fn goes_on(node: NodeSpec) -> Result<()> {
         rig.explain(out.echo("hello", SOON).and_then(|()| into.echo("hello", SOON)))?;
         ensure!(proxy.count() == 2 + round * 4, "{} connections through the proxy", proxy.count());
         ensure!(flows_of(&rig, device)? > 0, "nothing is remembered of the first");
-        drop((out, served));
+        // Without a word, and with something on its way to it.
         rig.world.delete_pod(&gone)?;
+        let _ = into.echo("nobody hears this", SILENCE);
         rig.world.add_pod(&PodSpec::new("n1", name.as_str()))?;
         let second = rig.pod(&name).clone();
         ensure!(second.ip(family) == first.ip(family), "it has another address");
-        end_connections(&rig)?;
         // Nobody may speak with the second.
         rig.apply(&shut(&name))?;
+        into.was_reset().with_context(|| format!("{family:?}: from whom the first spoke with"))?;
+        has_none(&rig, first.ip(family))?;
+        drop((out, served));
         rig.node_mut("n1").sweep()?;
         ensure!(flows_of(&rig, device)? == 0, "the first's flows are still there");
         let served = Server::start(&second.netns, 80)?;
@@ -119,7 +125,6 @@ fn goes_on(node: NodeSpec) -> Result<()> {
         let refused =
             is_refused(&remote, ends(&second, 80)).and_then(|()| is_refused(&second, ends(&remote, 80)));
         rig.explain(refused).with_context(|| format!("{family:?}: under the second's rules"))?;
-        drop(into);
         // With rules of its own it is judged by them: on the very ports of the first's connections.
         for l7 in [false, true] {
             rig.apply(&both(&name, l7))?;
@@ -137,6 +142,53 @@ fn goes_on(node: NodeSpec) -> Result<()> {
         drop(served);
         rig.world.delete_pod(&name)?;
         rig.apply(&[])?;
+    }
+    Ok(())
+}
+
+/// With its name, its address and its rules; on this node, then on the other. Nobody judges its connections otherwise,
+/// and nothing is said on them.
+fn made_again() -> Result<()> {
+    const AGAIN: [(&str, &str); 2] = [("n1", "a/again"), ("n2", "b/again")];
+    let mut rig = Rig::routed()?;
+    let proxy = Proxy::start(rig.node("n1"))?;
+    for (node, name) in AGAIN {
+        rig.world.add_pod(&PodSpec::new(node, name))?;
+    }
+    let lines: Vec<Line> = ["a/again", "b/again", "b/remote"]
+        .into_iter()
+        .flat_map(|peer| [egress("a/client", peer, tcp(80, 80)), ingress("a/client", peer, tcp(80, 80))])
+        .map(Line::l7)
+        .collect();
+    rig.apply(&lines)?;
+    let client = rig.pod("a/client").clone();
+    let _servers = ["a/client", "b/remote"].map(|pod| Server::start(&rig.pod(pod).netns, 80));
+    for family in Family::BOTH {
+        let mut other = Connection::open(&client.netns, rig.at("b/remote", family, 80))?;
+        for (node, name) in AGAIN {
+            let what = || format!("{name}, {family:?}");
+            let pod = rig.pod(name).clone();
+            let served = Server::start(&pod.netns, 80)?;
+            let mut into = Connection::open(&client.netns, SocketAddr::new(pod.ip(family), 80))?;
+            let mut out = Connection::open(&pod.netns, rig.at("a/client", family, 80))?;
+            into.echo("hello", SOON).and_then(|()| out.echo("hello", SOON)).with_context(what)?;
+            let before = proxy.count();
+            rig.apply(&lines)?;
+            into.echo("hello", SOON).context("a snapshot in which nobody has left cuts nothing")?;
+            rig.world.delete_pod(name)?;
+            rig.world.add_pod(&PodSpec::new(node, name))?;
+            let again = rig.pod(name).clone();
+            ensure!(again.ip(family) == pod.ip(family), "{name} has another address");
+            rig.apply(&lines)?;
+            into.was_reset().with_context(what)?;
+            has_none(&rig, pod.ip(family)).with_context(what)?;
+            other.echo("hello", SOON).context("what others have open goes on")?;
+            drop((served, out));
+            let _served = Server::start(&again.netns, 80)?;
+            reaches(&client, SocketAddr::new(again.ip(family), 80)).with_context(what)?;
+            reaches(&again, rig.at("a/client", family, 80)).with_context(what)?;
+            ensure!(proxy.count() == before + 2, "they went past the proxy");
+        }
     }
     Ok(())
 }

@@ -166,6 +166,9 @@ pub(crate) fn snapshot(world: &World, node: &str, generation: u64, lines: &[Line
         }));
         profiles.push(profile(&pod.name, (&peers, own, far), lines, &mut snapshot.policies));
     }
+    let all = world.pods.iter().map(|pod| (addresses(pod), Arc::new(workload(pod))));
+    let each = |(addresses, pod): ([IpAddr; 2], Arc<Workload>)| addresses.map(|at| (at, pod.clone()));
+    snapshot.workloads = all.flat_map(each).collect();
     snapshot.profiles = profiles.into();
     snapshot.endpoints = endpoints.into();
     snapshot
@@ -267,7 +270,8 @@ fn workload(pod: &Pod) -> Workload {
     Workload {
         namespace: pod.namespace().into(),
         pod: pod.short_name().into(),
-        uid: "".into(),
+        // A pod that is made again with the same name is another.
+        uid: pod.serial.to_string().into(),
         service_account: "default".into(),
         node: pod.node.as_str().into(),
     }

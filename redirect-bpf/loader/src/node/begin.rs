@@ -19,7 +19,7 @@ use crate::upgrade::Before;
 use aya::maps::MapInfo;
 use aya::{Ebpf, EbpfLoader};
 use sluice_bpf_abi::{map, program};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::TcpListener;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -88,6 +88,7 @@ impl Node {
             hooked,
             slots: Slots::default(),
             claims,
+            owners: HashMap::new(),
             fill,
             swept,
             _claim,

@@ -21,6 +21,7 @@ use crate::maps::Maps;
 use crate::netns;
 use crate::origins::{Book, Page};
 use crate::slots::Slots;
+use crate::sockets;
 use crate::upgrade::Before;
 use aya::Ebpf;
 use aya::maps::MapInfo;
@@ -29,8 +30,8 @@ pub(crate) use begin::{OBJECT, chain};
 pub use config::{DEFAULT_MARK, NodeConfig};
 use rustix::io::Errno;
 use sluice_bpf_abi::{map, program};
-use sluice_policy::Snapshot;
-use std::collections::HashSet;
+use sluice_policy::{Snapshot, Workload};
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -90,6 +91,8 @@ pub struct Node {
     pub(crate) slots: Slots,
     /// Who has taken whose address, as far as it has been told: an endpoint, and the other's device.
     claims: HashSet<(String, u32)>,
+    /// Who had which address by that.
+    owners: HashMap<IpAddr, Arc<Workload>>,
     /// How full the maps of that are.
     fill: Vec<Fill>,
     /// Flows, when the table was walked last.
@@ -132,6 +135,8 @@ impl Node {
         let (devices, endpoints) = self.place(snapshot, &found, &mut plan, &mut applied.missing);
         let (fill, origins) = (plan.fill(), std::mem::take(&mut plan.origins));
         let kept: HashSet<u32> = plan.endpoints.keys().copied().collect();
+        let mut left = snapshot.left(&self.owners);
+        left.extend(plan.moved(&self.slots.owners(&self.maps)?));
         // What does not fit fails here, before anything is touched.
         let contents = plan.contents()?;
         // What the node's administrator changed since is taken note of here.
@@ -146,6 +151,7 @@ impl Node {
         self.epoch = Some(self.slots.commit(&mut self.maps, contents)?);
         self.fill = fill;
         self.slots.settle(&mut self.maps)?;
+        applied.problems.extend(self.end_connections(snapshot, &left));
         // Before our hooks need them, and once more for what the others' hooks let in meanwhile.
         let mut imported = self.before.import(&mut self.maps);
         let mut judged = HashSet::new();
@@ -167,10 +173,31 @@ impl Node {
         if imported > 0 {
             tracing::info!(flows = imported, "taken over from the version before");
         }
-        applied.problems = self.let_go(|device| !kept.contains(&device));
+        applied.problems.extend(self.let_go(|device| !kept.contains(&device)));
         applied.problems.extend(measured.err().map(|error| error.to_string()));
         applied.problems.extend(self.before.retire(&judged, !applied.missing.is_empty()));
         Ok(applied)
+    }
+
+    /// Ends what the proxy has open with addresses whose pod has left them: nothing that was said for it may come to
+    /// whoever is next. Not before the generation is in force, so that nothing comes about by the one before any more;
+    /// and before the hooks of those who are new.
+    fn end_connections(&mut self, snapshot: &Snapshot, left: &HashSet<IpAddr>) -> Option<String> {
+        match sockets::end(self.helper.netns.as_fd(), left) {
+            Ok(ended) => {
+                if ended > 0 {
+                    tracing::info!(
+                        ended,
+                        addresses = left.len(),
+                        "pods have left: what the proxy had open with them is reset"
+                    );
+                }
+                self.owners = snapshot.owners();
+                None
+            }
+            // Tried again by what is known of the names.
+            Err(error) => Some(error.to_string()),
+        }
     }
 
     /// What the kernel tells of flows. One process reads at a time.
