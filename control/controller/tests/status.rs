@@ -212,6 +212,22 @@ fn a_policy_is_programmed_once_every_node_says_so() {
     assert!(world.since("Accepted") < since, "that did not");
 }
 
+/// Everything happens between two looks: no flip is seen, and the generation is that of what is there now.
+#[test]
+fn a_message_names_no_generation_of_what_is_no_more() {
+    let mut world = two();
+    let again = Arc::new(Workload { uid: "2".into(), ..(*pod("x", "a")).clone() });
+    world.read(Some(Mode::Enforce), &[again, pod("y", "b")], &[]);
+    world.publish(&[("a", snapshot(2, &["x"])), ("b", snapshot(1, &["y"]))]);
+    world.ack("a", 1, &["x"]);
+    assert_eq!(world.programmed(), "True/Programmed: 2/2 nodes at generation 91");
+    // As many pods, on fewer nodes.
+    world.read(Some(Mode::Enforce), &[pod("x", "a"), pod("z", "a")], &[]);
+    world.publish(&[("a", snapshot(2, &["x", "z"]))]);
+    world.ack("a", 1, &["x", "z"]);
+    assert_eq!(world.programmed(), "True/Programmed: 1/1 nodes at generation 92");
+}
+
 #[test]
 fn a_snapshot_that_is_not_published_is_in_force_nowhere() {
     let mut world = two();

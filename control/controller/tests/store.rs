@@ -381,3 +381,49 @@ fn a_version_that_is_no_number_is_taken_as_news() {
     assert_eq!(app(&store).as_deref(), Some("odd"));
     assert!(store.take(Kind::Pod, Event::Deleted(odd)));
 }
+
+/// A change that says nothing new has a generation, and somebody waits for it to be observed; a status is no change.
+#[test]
+fn a_generation_is_a_change_of_a_policy_and_its_status_is_none() {
+    let mut store = Store::default();
+    for kind in Kind::ALL {
+        store.take(kind, Event::Listing);
+        store.take(kind, Event::Complete { version: Some(1) });
+    }
+    let policy = |version: u64, uid: &str, generation: u64, pods: u64| {
+        json!({
+            "metadata": {"name": "a", "namespace": "b", "uid": uid, "generation": generation,
+                "resourceVersion": version.to_string()},
+            "spec": {"podSelector": {}}, "status": {"selectedPods": pods},
+        })
+    };
+    let mut apply = |object: Value| {
+        let changed = store.take(Kind::L7NetworkPolicy, Event::Applied(object));
+        let known = store.policies().remove(0);
+        (changed, known.generation, known.version, known.status.and_then(|status| status.selected_pods))
+    };
+    assert_eq!(apply(policy(2, "u", 1, 1)), (true, 1, Some(2), Some(1)));
+    assert_eq!(
+        apply(policy(3, "u", 1, 4)),
+        (false, 1, Some(3), Some(4)),
+        "its status is known, and no change"
+    );
+    assert_eq!(apply(policy(4, "u", 2, 4)), (true, 2, Some(4), Some(4)), "its generation is one");
+    assert_eq!(apply(policy(3, "u", 1, 9)), (false, 2, Some(4), Some(4)), "what is older is nothing");
+    assert_eq!(apply(policy(5, "v", 2, 4)), (true, 2, Some(5), Some(4)), "another one of that name is one");
+    let mut odd = policy(6, "v", 2, 4);
+    odd["status"]["selectedPods"] = json!("many");
+    assert_eq!(apply(odd), (false, 2, Some(6), None), "a status in another form is as good as none");
+    // A list says the same.
+    store.take(Kind::L7NetworkPolicy, Event::Listing);
+    store.take(Kind::L7NetworkPolicy, Event::Listed(policy(7, "v", 2, 5)));
+    assert!(!store.take(Kind::L7NetworkPolicy, Event::Complete { version: Some(7) }));
+    assert_eq!(store.policies()[0].status.as_ref().unwrap().selected_pods, Some(5));
+    store.take(Kind::L7NetworkPolicy, Event::Listing);
+    store.take(Kind::L7NetworkPolicy, Event::Listed(policy(8, "v", 3, 5)));
+    assert!(store.take(Kind::L7NetworkPolicy, Event::Complete { version: Some(8) }));
+    // Of what is no policy nobody waits for a generation.
+    let node = |version: u64| json!({"metadata": {"name": "n", "generation": version, "resourceVersion": version.to_string()}});
+    assert!(store.take(Kind::Node, Event::Applied(node(20))));
+    assert!(!store.take(Kind::Node, Event::Applied(node(21))));
+}

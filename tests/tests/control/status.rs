@@ -100,6 +100,7 @@ fn said_once() -> Result<()> {
     let Scene { server, namespace, .. } = &scene;
     scene.until("l7np/cart", "Accepted", "True/Accepted")?;
     scene.until("l7np/cart", "Programmed", "Unknown/NotHeardOf")?;
+    let reads = scene.plane.status()["reads"].clone();
     let node = FakeNode::join(server, &scene.plane, "node-a", 0);
     server.kubectl(&["wait", "--for=condition=Programmed", "l7np/cart", "-n", namespace, "--timeout=60s"])?;
     let status = scene.until("l7np/cart", "Programmed", "True/Programmed")?;
@@ -126,12 +127,14 @@ fn said_once() -> Result<()> {
     })?;
     ensure!(after.0.as_u64().is_some_and(|written| (1..10).contains(&written)), "few are enough: {after:?}");
 
+    ensure!(after.1 == reads, "what was written is no change of the object: {after:?}, {reads} reads before");
+
     // A pod elsewhere makes a new generation, and is no news for this policy.
     pod(server, namespace, "other-0", "other", "10.9.4.3")?;
     eventually("the pod is compiled", DEADLINE, || {
         Ok(scene.plane.status()["reads"].as_u64() > after.1.as_u64())
     })?;
-    // A change of it that says the same is observed.
+    // A change of it is observed, and nothing before.
     let order = json!([{"op": "add", "path": "/spec/policyTypes", "value": ["Ingress"]}]).to_string();
     server.kubectl(&["patch", "l7np", "cart", "-n", namespace, "--type=json", "-p", &order])?;
     server.kubectl(&["wait", "--for=condition=Programmed", "l7np/cart", "-n", namespace, "--timeout=60s"])?;
