@@ -10,8 +10,9 @@ use std::path::PathBuf;
 const AFTER: &str = "\
 The cluster is one of three: --in-cluster (a pod's own service account), --kubeconfig, or --dir. Of an API server it
 lists and watches Namespaces, Nodes, Pods, Services, EndpointSlices, NetworkPolicies, our kinds, and Cilium's policies
-and ClusterNetworkPolicy where they are defined; deploy/rbac has the role for that. Nothing is sent to a node before
-every kind is listed once, and while the API server is away what was known stays in force.";
+and ClusterNetworkPolicy where they are defined, and writes the status of our kinds and Events, if it holds the Lease;
+deploy/rbac has the role for that. Nothing is sent to a node before every kind is listed once, and while the API server is
+away what was known stays in force.";
 
 /// The control plane of sluice: what a cluster says, compiled for each node and sent to it.
 #[derive(Debug, Parser)]
@@ -30,6 +31,9 @@ pub struct Arguments {
     /// The cluster that this pod is in, as the pod's service account
     #[arg(long)]
     pub in_cluster: bool,
+    /// The namespace of the Lease by which one of several control planes writes to the API server
+    #[arg(long, value_name = "NAME", default_value = "sluice-system", conflicts_with = "dir")]
+    pub namespace: String,
     /// Where nodes subscribe, as unix:/run/sluice/control.sock
     #[arg(long, value_name = "unix:PATH", value_parser = unix_path, required_unless_present = "once")]
     pub listen: Option<PathBuf>,

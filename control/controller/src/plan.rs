@@ -24,6 +24,8 @@ pub struct Settings {
     pub source: Source,
     /// How the namespaces' labels count.
     pub rollout: Rollout,
+    /// Where the Lease is, over an API server.
+    pub namespace: String,
 }
 
 /// Where the objects are.
@@ -101,7 +103,7 @@ impl From<&Arguments> for Settings {
                 Cap::Enforce => Enforcement::Enforce,
             },
         };
-        Self { source: arguments.source(), rollout }
+        Self { source: arguments.source(), rollout, namespace: arguments.namespace.clone() }
     }
 }
 

@@ -3,14 +3,14 @@
 //! Straight through: a change is read, compiled for every node and offered; acks come back. Compiling runs on the
 //! blocking pool. Called by `main`.
 
-use crate::cluster::{Client, Shared, watch};
+use crate::cluster::{Client, Shared, watch as watches};
 use crate::feed::{Event, FeedService};
 use crate::follow::{Timing, follow};
 use crate::nodes::Nodes;
 use crate::plan::{Objects, Plan, Settings, Source};
 use crate::socket::Socket;
 use crate::status::{StatusFile, status};
-use crate::write::{Reporter, Writer};
+use crate::write::{Lead, Reporter, Writer, lease};
 use anyhow::Context as _;
 use k8s_openapi::jiff::Timestamp;
 use sluice_compile::{Compiler, NodeScope, Rollout};
@@ -20,7 +20,8 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::UnixListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -61,7 +62,7 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
     let follower = Follower::new(&config.settings.source).await?;
     let (socket, listener) = Socket::bind(&config.listen).await?;
     let (events, incoming) = mpsc::channel(EVENTS);
-    let writer = follower.writer();
+    let (writer, lease) = follower.writer(&config.settings.namespace, &shutdown);
     let (objects, changes) = follower.start(config.timing, &shutdown);
     let service = sluice_wire::feed_server(FeedService::new(events, shutdown.clone()));
     let server = tonic::transport::Server::builder()
@@ -79,6 +80,10 @@ pub async fn run(config: Config, shutdown: CancellationToken) -> anyhow::Result<
         served = &mut server => (by_itself(&shutdown), served),
     };
     drop(socket);
+    if let Some(lease) = lease {
+        // It gives back what it holds; both waits are its own.
+        let _ = lease.await;
+    }
     served.context("the feed's server panicked")?.context("the feed's server broke")?;
     ended
 }
@@ -109,10 +114,17 @@ impl Follower {
     }
 
     /// Who writes back; to a directory nobody does.
-    fn writer(&self) -> Option<Writer> {
+    fn writer(
+        &self,
+        namespace: &str,
+        shutdown: &CancellationToken,
+    ) -> (Option<Leading>, Option<JoinHandle<()>>) {
         match self {
-            Self::Directory(_) => None,
-            Self::Cluster(client) => Some(Writer::new(client)),
+            Self::Directory(_) => (None, None),
+            Self::Cluster(client) => {
+                let (lead, task) = lease::run(client, namespace, shutdown);
+                (Some((Writer::new(client), lead)), Some(task))
+            }
         }
     }
 
@@ -128,12 +140,15 @@ impl Follower {
                 tracing::info!("following the API server");
                 let shared = Shared::default();
                 let changes = shared.changes(timing, shutdown.clone());
-                watch::run(&client, &shared, shutdown);
+                watches::run(&client, &shared, shutdown);
                 (Objects::Cluster(shared), changes)
             }
         }
     }
 }
+
+/// Who writes, and whether it may.
+type Leading = (Writer, watch::Receiver<Lead>);
 
 struct Controller {
     rollout: Rollout,
@@ -148,14 +163,14 @@ struct Controller {
     said: BTreeSet<Problem>,
     status: StatusFile,
     reporter: Reporter,
-    writer: Option<Writer>,
+    writer: Option<Leading>,
     /// Something happened since it was looked at what is to be said.
     news: bool,
     reads: u64,
 }
 
 impl Controller {
-    fn new(config: Config, objects: Objects, writer: Option<Writer>) -> Self {
+    fn new(config: Config, objects: Objects, writer: Option<Leading>) -> Self {
         Self {
             rollout: config.settings.rollout,
             objects,
@@ -242,7 +257,7 @@ impl Controller {
         let problems: Vec<Problem> = self.unreadable.iter().chain(&self.plan.problems).cloned().collect();
         let mut source = self.objects.status();
         if self.writer.is_some() {
-            source["writes"] = self.reporter.status();
+            source["writes"] = self.reporter.status(Instant::now());
         }
         let now = Instant::now();
         self.status.write(status(&self.nodes, now, self.reads, &source, &problems, &self.plan.policies));
@@ -380,11 +395,22 @@ fn say_ack(node: &str, ack: &pb::Ack) {
     tracing::debug!("node {node}: generation {generation}, {} endpoints attached", ack.attached.len());
 }
 
-/// The writer's turn; without one, nothing.
-async fn turn(writer: Option<&mut Writer>, reporter: &mut Reporter) {
-    match writer {
-        Some(writer) => writer.turn(reporter).await,
-        None => std::future::pending().await,
+/// The writer's turn, or whether there is one is another; without a writer, nothing.
+async fn turn(writer: Option<&mut Leading>, reporter: &mut Reporter) {
+    let Some((writer, lead)) = writer else { return std::future::pending().await };
+    let changed = tokio::select! {
+        () = writer.turn(reporter) => return,
+        changed = lead.changed() => changed,
+    };
+    let Lead { until, trouble } = lead.borrow_and_update().clone();
+    reporter.lead(until, Instant::now());
+    if trouble.is_some() {
+        reporter.say(trouble);
+    }
+    if changed.is_err() {
+        // Its task ends with shutdown alone, or by a fault of ours: nobody writes then.
+        reporter.lead(None, Instant::now());
+        std::future::pending::<()>().await;
     }
 }
 

@@ -70,10 +70,12 @@ impl World {
             status: None,
             version: Some(1),
         };
+        let mut reporter = Reporter::new(now);
+        reporter.lead(Some(now + Duration::from_secs(1_000_000)), now);
         Self {
             begin: now,
             now,
-            reporter: Reporter::new(now),
+            reporter,
             nodes: Nodes::new(generation),
             reading: 0,
             policy,

@@ -243,6 +243,8 @@ fn least_privilege() -> Result<()> {
         ("patch", "pods/status"),
         ("list", "events.events.k8s.io"),
         ("delete", "events.events.k8s.io"),
+        ("update", "leases.coordination.k8s.io"),
+        ("delete", "leases.coordination.k8s.io"),
         ("create", "events"),
         ("list", "secrets"),
         ("list", "configmaps"),
@@ -254,6 +256,16 @@ fn least_privilege() -> Result<()> {
         ("impersonate", "users"),
     ] {
         ensure!(!may(verb, resource)?, "{verb} {resource} is not needed");
+    }
+    for (verb, lease, expected) in [
+        ("update", "leases.coordination.k8s.io/sluice-control", "yes"),
+        ("create", "leases.coordination.k8s.io", "yes"),
+        ("update", "leases.coordination.k8s.io/another", "no"),
+        ("delete", "leases.coordination.k8s.io/sluice-control", "no"),
+    ] {
+        let output = server.kubectl_with(&["auth", "can-i", verb, lease, "-n", NAMESPACE, &account], "")?;
+        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        ensure!(said == expected, "{verb} {lease}: {said}");
     }
     Ok(())
 }

@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Trial> {
         test("status::what_is_in_force_is_said_and_said_once", NEEDS, said_once),
         test("status::what_is_not_in_force_is_told_with_its_reason", NEEDS, told),
         test("status::who_is_silent_is_not_known_about", NEEDS, silent),
+        test("status::one_of_two_writes_and_the_other_when_it_is_gone", NEEDS, leader),
         test("status::a_new_control_takes_nothing_back_and_makes_nothing_up", NEEDS, successor),
     ]
 }
@@ -265,5 +266,45 @@ fn successor() -> Result<()> {
     let _node = FakeNode::join(&scene.server, &scene.plane, "node-a", 0);
     scene.until("l7np/cart", "Programmed", "True/Programmed")?;
     scene.until("l7np/new", "Programmed", "True/Programmed")?;
+    Ok(())
+}
+
+/// Two control planes that both have the node: one writes, whatever happens, and the other once it is killed.
+fn leader() -> Result<()> {
+    let Scene { server, plane: first, namespace } = scene()?;
+    let kubeconfig = server.account(NAMESPACE, CONTROL_ACCOUNT)?;
+    let leads = |plane: &Plane| plane.status()["source"]["writes"]["leads"] == true;
+    eventually("the first one leads", DEADLINE, || Ok(leads(&first)))?;
+    let mut second = Plane::over(&server, &kubeconfig)?;
+    second.ready()?;
+    let nodes = [&first, &second].map(|plane| FakeNode::join(&server, plane, "node-a", 0));
+    let scene = Scene { plane: first, server, namespace };
+    scene.until("l7np/cart", "Programmed", "True/Programmed")?;
+    for round in 0..6 {
+        scene.server.apply(&l7(&scene.namespace, &format!("round-{round}"), "cart").to_string())?;
+        scene.until(&format!("l7np/round-{round}"), "Programmed", "True/Programmed")?;
+    }
+    ensure!(leads(&scene.plane) && !leads(&second), "one of them");
+    let silent = second.status()["source"]["writes"]["statuses"].clone();
+    ensure!(silent == 0, "the other one has written {silent} statuses");
+
+    let Scene { server, plane: first, namespace } = scene;
+    drop(first);
+    let begin = Instant::now();
+    let scene = Scene { plane: second, server, namespace };
+    scene.server.apply(&l7(&scene.namespace, "after", "cart").to_string())?;
+    scene.until("l7np/after", "Programmed", "True/Programmed")?;
+    eprintln!("status resumed {:?} after the leader was killed", begin.elapsed());
+    eventually("the other one leads", DEADLINE, || Ok(leads(&scene.plane)))?;
+    let lease =
+        ["get", "lease", "sluice-control", "-n", NAMESPACE, "-o", "jsonpath={.spec.leaseTransitions}"];
+    ensure!(scene.server.kubectl(&lease)? == "1", "it changed hands once");
+
+    // One that stops gives it back: the next one need not wait.
+    let Scene { server, mut plane, namespace } = scene;
+    plane.process.terminate(DEADLINE)?;
+    let holder = ["get", "lease", "sluice-control", "-n", NAMESPACE, "-o", "jsonpath={.spec.holderIdentity}"];
+    ensure!(server.kubectl(&holder)?.is_empty(), "it is given back");
+    drop((nodes, namespace));
     Ok(())
 }

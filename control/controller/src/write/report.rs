@@ -76,7 +76,10 @@ struct Written {
 
 /// What is said, and what was.
 pub struct Reporter {
+    /// When this one began to write: with the process, or when it took it over from another.
     begun: Instant,
+    /// Until when it may write; what is not written by then another one may write.
+    until: Option<Instant>,
     ledger: Ledger,
     marks: std::hash::RandomState,
     statuses: Queue<Key, (Value, PolicyStatus, Arc<str>)>,
@@ -94,6 +97,7 @@ impl Reporter {
     pub fn new(now: Instant) -> Self {
         Self {
             begun: now,
+            until: None,
             ledger: Ledger::default(),
             marks: std::hash::RandomState::new(),
             statuses: Queue::new(STATUSES),
@@ -104,6 +108,20 @@ impl Reporter {
             counts: Counts::default(),
             trouble: None,
         }
+    }
+
+    /// Until when this one may write, if it may.
+    pub fn lead(&mut self, until: Option<Instant>, now: Instant) {
+        if !self.leads(now) && until.is_some_and(|until| now < until) {
+            self.begun = now;
+        }
+        self.until = until;
+    }
+
+    /// Whether this one writes.
+    #[must_use]
+    pub fn leads(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until)
     }
 
     /// What makes the marks of facts.
@@ -128,6 +146,9 @@ impl Reporter {
         now: Instant,
         time: Timestamp,
     ) {
+        if !self.leads(now) {
+            return;
+        }
         let young = now.saturating_duration_since(self.begun) < STALE_AFTER;
         let there: HashMap<Key, PolicyMeta> =
             there.into_iter().map(|policy| (facts::key(&policy), policy)).collect();
@@ -195,6 +216,9 @@ impl Reporter {
 
     /// What to write now.
     pub fn next(&mut self, now: Instant) -> Option<Write> {
+        if !self.leads(now) {
+            return None;
+        }
         if let Some((key, (body, status, uid))) = self.statuses.next(now) {
             self.running.insert(key.clone(), (status, uid));
             return Some(Write::Status(key, body));
@@ -204,7 +228,10 @@ impl Reporter {
 
     /// When there is something to write.
     #[must_use]
-    pub fn due(&self) -> Option<Instant> {
+    pub fn due(&self, now: Instant) -> Option<Instant> {
+        if !self.leads(now) {
+            return None;
+        }
         [self.statuses.due(), self.events.due()].into_iter().flatten().min()
     }
 
@@ -243,7 +270,8 @@ impl Reporter {
         }
     }
 
-    fn say(&mut self, trouble: Option<String>) {
+    /// What keeps this one from writing, or from knowing whether it may.
+    pub fn say(&mut self, trouble: Option<String>) {
         if trouble.is_some() && trouble != self.trouble {
             let trouble = trouble.as_deref().unwrap_or_default();
             tracing::warn!("what is known of policies cannot be written to the API server: {trouble}");
@@ -253,9 +281,10 @@ impl Reporter {
 
     /// How writing goes, as JSON for the status.
     #[must_use]
-    pub fn status(&self) -> Value {
+    pub fn status(&self, now: Instant) -> Value {
         let Counts { statuses, events, failed } = self.counts;
         json!({
+            "leads": self.leads(now),
             "statuses": statuses,
             "events": events,
             "failed": failed,

@@ -46,7 +46,7 @@ impl Writer {
                 let task = self.running.spawn(perform(self.client.clone(), write));
                 self.targets.insert(task.id(), failed);
             }
-            let due = reporter.due().map(tokio::time::Instant::from_std);
+            let due = reporter.due(Instant::now()).map(tokio::time::Instant::from_std);
             tokio::select! {
                 Some(over) = self.running.join_next_with_id() => {
                     let (id, answer) = match over {

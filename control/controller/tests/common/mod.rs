@@ -87,7 +87,11 @@ impl Control {
         let shutdown = CancellationToken::new();
         let rollout = Rollout::AsLabelled { default_dataplane: false, max_enforcement: Enforcement::Enforce };
         let config = Config {
-            settings: Settings { source: Source::Directory(home.path().join("objects")), rollout },
+            settings: Settings {
+                source: Source::Directory(home.path().join("objects")),
+                rollout,
+                namespace: String::new(),
+            },
             listen: home.path().join("control.sock"),
             status_file: Some(home.path().join("status.json")),
             generation,
