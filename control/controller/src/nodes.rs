@@ -208,9 +208,9 @@ impl Nodes {
             records: 0,
             dropped: 0,
         });
+        node.standing.joined(last_generation, node.is_connected());
         node.streams.push(stream);
         node.ack = None;
-        node.standing.joined(last_generation);
         (node.offered, node.joined) = (now, now);
         // An absurd number (a broken node) must not use up the generations of all.
         if last_generation >= self.generation && last_generation < u64::MAX / 2 {

@@ -69,10 +69,12 @@ impl Standing {
         self.offered.back().map(|(_, reading)| *reading)
     }
 
-    /// A new stream of it began, with this generation in force by its own word: what was said of another is void.
-    pub fn joined(&mut self, generation: u64) {
+    /// A new stream of it began, with this generation in force by its own word. What was said stands only if it was
+    /// said of that, and if the stream that said it is open still: one agent takes over from another. Whoever comes
+    /// back from elsewhere (a crash, a reboot) says anew what is in force.
+    pub fn joined(&mut self, generation: u64, takes_over: bool) {
         self.refused = None;
-        if self.word.as_ref().is_some_and(|word| word.generation != generation) {
+        if !takes_over || self.word.as_ref().is_some_and(|word| word.generation != generation) {
             self.word = None;
         }
     }
@@ -201,13 +203,16 @@ mod tests {
     }
 
     #[test]
-    fn a_stream_that_begins_with_another_generation_makes_the_word_void() {
+    fn a_stream_that_does_not_go_on_where_another_is_makes_the_word_void() {
         let mut node = Standing::default();
         node.offered(&snapshot(7, &[]), 1);
         node.acked(&ack(7, &[]));
-        node.joined(7);
+        node.joined(7, true);
         assert_eq!(node.lacks(1, &[]), Lack::Nothing(7), "it has what it had");
-        node.joined(0);
+        node.joined(7, false);
+        assert_eq!(node.lacks(1, &[]), Lack::Word, "it was away, and what of it is attached nobody knows");
+        node.acked(&ack(7, &[]));
+        node.joined(0, true);
         assert_eq!(node.lacks(1, &[]), Lack::Word);
     }
 }

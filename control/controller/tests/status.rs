@@ -272,7 +272,14 @@ fn who_is_silent_is_not_known_about_and_comes_back() {
     world.join("b", 3, 90);
     assert!(world.programmed().starts_with("Unknown"), "an agent that begins again and again says nothing");
     world.beat("b", 3);
+    assert!(
+        world.programmed().starts_with("False/Pending"),
+        "it lives, and has not said what it has in force"
+    );
+    world.ack("b", 3, &["y"]);
     assert_eq!(world.programmed(), "True/Programmed: 2/2 nodes at generation 90");
+    world.join("b", 4, 90);
+    assert_eq!(world.programmed(), "True/Programmed: 2/2 nodes at generation 90", "one agent takes over");
     world.join("b", 4, 7);
     world.beat("b", 4);
     assert!(world.programmed().starts_with("False/Pending"), "it has another generation in force");
