@@ -201,3 +201,7 @@ async fn report(mut records: Reader, outbox: mpsc::Sender<Word>, drained: Cancel
         }
     }
 }
+
+#[cfg(test)]
+#[path = "worker_tests.rs"]
+mod tests;

@@ -7,13 +7,13 @@ use common::http2::{
     DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, block, first, frame, raw_http2,
     server,
 };
-use common::{CART, CLIENT, OK, Recorder, World, shop, soon};
+use common::{CART, CLIENT, OK, Recorder, Rules, World, shop, soon};
 use h2::SendStream;
 use http::Response;
 use sluice_proxy::judge::Leg;
 use sluice_proxy::limits::{
     CONNECTION_BYTES, CONNECTION_STREAMS, CONNECTIONS_PER_ENDPOINT, CONNECTIONS_PER_SOURCE, ENDPOINT_BYTES,
-    ENDPOINT_STREAMS, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, STREAMS_AT_ONCE,
+    ENDPOINT_STREAMS, H2_STREAM_WINDOW, H2_STREAMS, HEAD_BYTES, STREAMS_AT_ONCE, TUNNEL_IDLE_TIMEOUT,
 };
 use sluice_proxy::proxy::Http2;
 use sluice_proxy::share::{Full, Shares};
@@ -425,4 +425,41 @@ async fn a_body_that_stops_coming_ends_its_request() {
     assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{answer}");
     let record = world.records.recv().await.expect("a record");
     assert_eq!((record.status, record.error.as_str()), (408, "body_timeout"));
+}
+
+#[tokio::test]
+async fn a_tunnel_that_says_nothing_for_days_ends_and_one_that_says_something_does_not() {
+    let listener = TcpListener::bind("127.0.0.3:0").await.expect("a free port");
+    let at = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut piece = [0; 64];
+                while let Ok(length @ 1..) = stream.read(&mut piece).await {
+                    stream.write_all(&piece[..length]).await.expect("sent");
+                }
+            });
+        }
+    });
+    let mut world = World::start(&Rules { plain: true, ..shop() }, at).await;
+    let mut client = world.connect_from(CLIENT).await;
+    let mut said = [0; 2];
+    client.write_all(b"\0\x01").await.expect("the proxy reads");
+    soon("an echo", client.read_exact(&mut said)).await.expect("an echo");
+    pause();
+    let start = tokio::time::Instant::now();
+    for _ in 0..4 {
+        tokio::time::sleep(TUNNEL_IDLE_TIMEOUT * 3 / 4).await;
+        client.write_all(b"\0\x01").await.expect("the proxy reads");
+        client.read_exact(&mut said).await.expect("it is still there");
+    }
+    let end = tokio::time::timeout(TUNNEL_IDLE_TIMEOUT * 4, client.read(&mut said)).await;
+    assert!(end.expect("it ends").is_err(), "a reset");
+    let silent = start.elapsed() - TUNNEL_IDLE_TIMEOUT * 3;
+    assert!(
+        (TUNNEL_IDLE_TIMEOUT..=TUNNEL_IDLE_TIMEOUT * 2 + Duration::from_secs(1)).contains(&silent),
+        "{silent:?}"
+    );
+    let record = world.records.recv().await.expect("a record");
+    assert_eq!((record.protocol.as_str(), record.error.as_str(), record.bytes_up), ("tcp", "timed out", 10));
 }

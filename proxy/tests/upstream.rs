@@ -254,3 +254,121 @@ async fn a_stream_waits_so_long_for_its_answer_and_grpc_as_long_as_it_takes() {
     called.respond.send_response(answer, true).expect("sent");
     assert_eq!(soon("an answer", calling).await.expect("an answer").headers()["grpc-status"], "0");
 }
+
+/// A server that hands over its connections.
+async fn accepting() -> (TcpListener, SocketAddr) {
+    let listener = TcpListener::bind("127.0.0.3:0").await.expect("a free port");
+    let at = listener.local_addr().expect("bound");
+    (listener, at)
+}
+
+/// Makes the coming close a reset.
+fn cut(stream: tokio::net::TcpStream) {
+    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("an option");
+    drop(stream);
+}
+
+async fn head(stream: &mut tokio::net::TcpStream) -> String {
+    let mut said = Vec::new();
+    while !said.ends_with(b"\r\n\r\n") {
+        said.push(soon("a head", stream.read_u8()).await.expect("a head"));
+    }
+    String::from_utf8(said).expect("text")
+}
+
+#[tokio::test]
+async fn a_half_close_goes_across_http1_and_so_does_a_reset() {
+    let (listener, at) = accepting().await;
+    let world = World::start(&shop(), at).await;
+    // The client has said all: the server hears it, and its answer comes back.
+    let mut client = world.connect().await;
+    client.send(GET).await;
+    client.stream.shutdown().await.expect("half-close");
+    let (mut server, _) = soon("the proxy", listener.accept()).await.expect("the proxy");
+    head(&mut server).await;
+    assert_eq!(soon("the end", server.read(&mut [0])).await.expect("in order"), 0);
+    server.write_all(OK.as_bytes()).await.expect("sent");
+    assert_eq!(client.answer().await, OK);
+    assert_eq!(client.rest().await.expect("closed in order"), b"");
+    // The client breaks off in its body: the server must not take it for the end.
+    let mut client = world.connect().await;
+    client.send("POST /api/v1/checkout HTTP/1.1\r\nHost: cart\r\nTransfer-Encoding: chunked\r\n\r\n").await;
+    let (mut server, _) = soon("the proxy", listener.accept()).await.expect("the proxy");
+    head(&mut server).await;
+    cut(client.stream);
+    assert!(soon("the reset", server.read(&mut [0])).await.is_err());
+    // The server breaks off in its answer: the client must not take it for the end.
+    let mut client = world.connect().await;
+    client.send(GET).await;
+    let (mut server, _) = soon("the proxy", listener.accept()).await.expect("the proxy");
+    head(&mut server).await;
+    server.write_all(b"HTTP/1.1 200 OK\r\n\r\nto the e").await.expect("sent");
+    let mut said = vec![0; b"HTTP/1.1 200 OK\r\n\r\nto the e".len()];
+    soon("the beginning", client.stream.read_exact(&mut said)).await.expect("the beginning");
+    cut(server);
+    assert!(client.rest().await.is_err());
+}
+
+#[tokio::test]
+async fn a_half_close_goes_across_a_tunnel_and_so_does_a_reset() {
+    let (listener, at) = accepting().await;
+    let world = World::start(&Rules { plain: true, ..shop() }, at).await;
+    let next = async || {
+        let mut client = world.connect_from(CLIENT).await;
+        client.write_all(b"\0").await.expect("the proxy reads");
+        let (mut server, _) = soon("the proxy", listener.accept()).await.expect("the proxy");
+        assert_eq!(soon("a byte", server.read_u8()).await.expect("a byte"), 0);
+        (client, server)
+    };
+    for from_server in [false, true] {
+        let (client, server) = next().await;
+        let (mut first, mut second) = if from_server { (server, client) } else { (client, server) };
+        first.shutdown().await.expect("half-close");
+        assert_eq!(soon("the end", second.read(&mut [0])).await.expect("in order"), 0);
+        second.write_all(b"still here").await.expect("the other half is open");
+        second.shutdown().await.expect("half-close");
+        let mut said = String::new();
+        soon("the rest", first.read_to_string(&mut said)).await.expect("in order");
+        assert_eq!(said, "still here");
+        let (client, server) = next().await;
+        let (first, mut second) = if from_server { (server, client) } else { (client, server) };
+        cut(first);
+        assert!(soon("the reset", second.read(&mut [0])).await.is_err(), "{from_server}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_open_over_http2_ends_with_the_connection_of_either_end() {
+    let (at, mut served) = server().await;
+    let mut world = World::start(&shop(), at).await;
+    let stream = world.connect_from(CLIENT).await;
+    let (client, connection) = h2::client::handshake(stream).await.expect("a handshake");
+    let connection = tokio::spawn(async move { drop(connection.await) });
+    let get = Request::get("http://cart/api/watch").body(()).expect("a request");
+    let (answer, _) = client.clone().send_request(get, true).expect("sent");
+    let mut stream: Served = soon("the stream", served.recv()).await.expect("a stream");
+    let mut down = stream.respond.send_response(Response::new(()), false).expect("sent");
+    soon("an answer", answer).await.expect("an answer");
+    connection.abort();
+    drop(client);
+    let gone = std::future::poll_fn(|cx| down.poll_reset(cx));
+    // A reset of the stream, or the end of its connection.
+    let _ = soon("the end", gone).await;
+    assert_eq!(world.record().await.error, "client_closed");
+    // And the server's: half an answer is not a whole one.
+    let (listener, at) = accepting().await;
+    let world = World::start(&shop(), at).await;
+    let client = connect(&world).await;
+    let get = Request::get("http://cart/api/watch").body(()).expect("a request");
+    let (answer, _) = client.clone().send_request(get, true).expect("sent");
+    let (server, _) = soon("the proxy", listener.accept()).await.expect("the proxy");
+    let mut server = h2::server::handshake(server).await.expect("a handshake");
+    let (_, mut respond) = soon("the stream", server.accept()).await.expect("a stream").expect("a stream");
+    let mut down = respond.send_response(Response::new(()), false).expect("sent");
+    down.send_data("half".into(), false).expect("sent");
+    let serving = tokio::spawn(async move { while server.accept().await.is_some() {} });
+    let mut body = soon("an answer", answer).await.expect("an answer").into_body();
+    assert_eq!(soon("data", body.data()).await.expect("data").expect("data"), "half");
+    serving.abort();
+    assert!(soon("the end", body.data()).await.expect("no end in order").is_err());
+}

@@ -235,3 +235,7 @@ impl Io {
         moved
     }
 }
+
+#[cfg(test)]
+#[path = "io_tests.rs"]
+mod tests;
