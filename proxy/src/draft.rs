@@ -16,7 +16,7 @@ use sluice_policy::{DenyDetail, Verdict, Workload};
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use tokio::sync::Notify;
 use tokio::sync::mpsc::error::TryRecvError;
 
@@ -24,12 +24,9 @@ use tokio::sync::mpsc::error::TryRecvError;
 #[derive(Clone, Debug)]
 pub struct Draft {
     start_unix_ns: u64,
-    leg: Leg,
-    source: Option<Arc<Workload>>,
-    destination: Option<Arc<Workload>>,
+    ends: Arc<[u8]>,
     service: Option<Arc<Vip>>,
     protocol: &'static str,
-    at_ingress: bool,
     generation: u64,
     said: Option<Arc<judge::Said>>,
     server_name: Option<Arc<str>>,
@@ -51,14 +48,15 @@ impl Draft {
     /// A record that begins now.
     #[must_use]
     pub fn begin(view: &View, leg: &Leg, protocol: &'static str) -> Self {
+        Self::between(ends(view, leg), view, protocol)
+    }
+
+    fn between(ends: Arc<[u8]>, view: &View, protocol: &'static str) -> Self {
         Self {
             start_unix_ns: now_unix_ns(),
-            leg: *leg,
-            source: view.workload(leg.source.ip()).cloned(),
-            destination: view.workload(leg.destination.ip()).cloned(),
+            ends,
             service: None,
             protocol,
-            at_ingress: view.is_local(leg.destination.ip()),
             generation: view.snapshot.generation,
             said: None,
             server_name: None,
@@ -111,8 +109,7 @@ impl Draft {
             encode_key(tag, WireType::SixtyFourBit, out);
             out.extend_from_slice(&time.to_le_bytes());
         }
-        within(3, out, |out| end(self.leg.source, self.source.as_deref(), out));
-        within(4, out, |out| end(self.leg.destination, self.destination.as_deref(), out));
+        out.extend_from_slice(&self.ends);
         text(5, self.protocol, out);
         if let Some(said) = &self.said {
             text(6, bounded_str(&said.method), out);
@@ -144,7 +141,6 @@ impl Draft {
         number(25, self.bytes_up, out);
         number(26, self.bytes_down, out);
         text(27, &self.error, out);
-        number(28, self.at_ingress.into(), out);
         number(29, self.generation, out);
         if let Some(vip) = &self.service {
             within(30, out, |out| {
@@ -155,6 +151,39 @@ impl Draft {
             });
         }
     }
+}
+
+/// Who a connection is between, as a snapshot has it, as fields of a record: looked up and written once for all requests
+/// of a connection that are judged by the same snapshot.
+#[derive(Debug, Default)]
+pub struct Ends(Option<(Weak<View>, Leg, Arc<[u8]>)>);
+
+impl Ends {
+    /// A record that begins now.
+    #[must_use]
+    pub fn begin(&mut self, view: &Arc<View>, leg: &Leg, protocol: &'static str) -> Draft {
+        let ends = match &self.0 {
+            // It is not another's place: what refers to it keeps that, if not what was in it.
+            Some((known, between, ends)) if known.as_ptr() == Arc::as_ptr(view) && between == leg => {
+                ends.clone()
+            }
+            _ => {
+                let ends = ends(view, leg);
+                self.0 = Some((Arc::downgrade(view), *leg, ends.clone()));
+                ends
+            }
+        };
+        Draft::between(ends, view, protocol)
+    }
+}
+
+fn ends(view: &View, leg: &Leg) -> Arc<[u8]> {
+    let mut out = Vec::with_capacity(256);
+    for (tag, at) in [(3, leg.source), (4, leg.destination)] {
+        within(tag, &mut out, |out| end(at, view.workload(at.ip()).map(Arc::as_ref), out));
+    }
+    number(28, view.is_local(leg.destination.ip()).into(), &mut out);
+    out.into()
 }
 
 fn encode_verdict(verdict: &Verdict, out: &mut Vec<u8>) {

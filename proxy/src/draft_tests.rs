@@ -129,6 +129,30 @@ fn what_is_not_known_is_not_said() {
     assert_eq!(self::read(draft).host, "shop.example");
 }
 
+/// A connection may outlive many snapshots: what one said of it is not said of it under the next.
+#[test]
+fn who_it_is_between_is_looked_up_again_under_another_snapshot() {
+    let state = crate::state::State::default();
+    let mut snapshot = (*fuzzing::snapshot(true)).clone();
+    state.swap(Arc::new(snapshot.clone()));
+    let mut ends = Ends::default();
+    let mut begin = |leg: &Leg| read(ends.begin(&state.view(), leg, "tcp"));
+    let (leg, back) = (leg(), Leg { source: leg().destination, destination: leg().source });
+    for _ in 0..2 {
+        let record = begin(&leg);
+        assert_eq!((record.destination.pod.as_str(), record.at_ingress), ("cart", true));
+    }
+    let record = begin(&back);
+    assert_eq!((record.source.pod.as_str(), record.at_ingress), ("cart", false));
+    let mut endpoint = (*snapshot.endpoints[0]).clone();
+    let workload = Workload { pod: "another".into(), ..(*endpoint.workload).clone() };
+    endpoint.workload = Arc::new(workload);
+    snapshot.endpoints = vec![Arc::new(endpoint)].into();
+    state.swap(Arc::new(snapshot));
+    assert_eq!(begin(&back).source.pod, "another");
+    assert_eq!(begin(&leg).destination.pod, "another");
+}
+
 /// A client chooses what is quoted: each of it is cut.
 #[test]
 fn a_record_is_bounded() {

@@ -242,8 +242,9 @@ impl Proxy {
         let _ = accepted.stream.set_nodelay(true);
         let _ = socket2::SockRef::from(&accepted.stream).set_tcp_keepalive(&keepalive());
         match self.first_words(&mut accepted, detect::detect, Protocol::Other).await {
-            Some(Protocol::Http1) => http1::serve(self, accepted).await,
-            Some(Protocol::Http2) => http2::serve(self, accepted).await,
+            // Each boxed for its own size: most connections are of one kind, and wait.
+            Some(Protocol::Http1) => Box::pin(http1::serve(self, accepted)).await,
+            Some(Protocol::Http2) => Box::pin(http2::serve(self, accepted)).await,
             Some(Protocol::Tls) => {
                 let whole =
                     |bytes: &[u8]| Some(tls::client_hello(bytes)).filter(|hello| *hello != Hello::More);
@@ -252,9 +253,9 @@ impl Proxy {
                     Some(Hello::Unreadable | Hello::More) => Said::Raw,
                     None => return,
                 };
-                tunnel::serve(&self, accepted, said, Vec::new()).await;
+                Box::pin(tunnel::serve(&self, accepted, said, Vec::new())).await;
             }
-            Some(Protocol::Other) => tunnel::serve(&self, accepted, Said::Raw, Vec::new()).await,
+            Some(Protocol::Other) => Box::pin(tunnel::serve(&self, accepted, Said::Raw, Vec::new())).await,
             None => {}
         }
     }

@@ -9,6 +9,7 @@ use arc_swap::ArcSwap;
 use futures_util::task::AtomicWaker;
 use sluice_policy::{Decision, Protocol, Reason, Snapshot, Verdict, Workload};
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
@@ -182,12 +183,33 @@ impl Drop for OpenFlow {
 /// after the other, and holds it up no longer than one takes.
 const SHARDS: usize = 16;
 
+/// Hashes the numbers of flows, which are ours and follow one another: nobody else chooses them.
+#[derive(Clone, Copy, Debug, Default)]
+struct Numbers(u64);
+
+impl Hasher for Numbers {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(self.0 ^ u64::from(*byte)));
+    }
+
+    /// Fibonacci hashing: both ends of the hash differ for numbers that follow one another.
+    fn write_u64(&mut self, number: u64) {
+        self.0 = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+type Flows = HashMap<u64, Arc<Flow>, BuildHasherDefault<Numbers>>;
+
 /// The snapshot in force and the open flows.
 #[derive(Debug, Default)]
 pub struct State {
     view: ArcSwap<View>,
     next: AtomicU64,
-    flows: [Mutex<HashMap<u64, Arc<Flow>>>; SHARDS],
+    flows: [Mutex<Flows>; SHARDS],
 }
 
 impl State {
@@ -197,7 +219,7 @@ impl State {
         self.view.load_full()
     }
 
-    fn shard(&self, id: u64) -> MutexGuard<'_, HashMap<u64, Arc<Flow>>> {
+    fn shard(&self, id: u64) -> MutexGuard<'_, Flows> {
         let index = usize::try_from(id).unwrap_or(0) % SHARDS;
         // A panic elsewhere leaves the map whole: each change is one call.
         self.flows[index].lock().unwrap_or_else(PoisonError::into_inner)

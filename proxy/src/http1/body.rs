@@ -129,7 +129,8 @@ impl<'a, R: AsyncRead + Unpin, W: AsyncWrite + Unpin> Pump<'a, R, W> {
         match framing {
             Framing::Empty => {}
             Framing::Length(length) => self.exactly(length).await?,
-            Framing::Chunked => self.chunks().await?,
+            // Boxed for its size: every message has room for what it might be, and few are this.
+            Framing::Chunked => Box::pin(self.chunks()).await?,
             Framing::UntilClose => loop {
                 self.write_some(u64::MAX).await?;
                 self.flush().await?;

@@ -145,7 +145,7 @@ impl Exchange<'_> {
         };
         let after = match after {
             Some(after) => after,
-            None => self.switched(client, upstream, &progress, record).await,
+            None => Box::pin(self.switched(client, upstream, &progress, record)).await,
         };
         record.status = u32::from(progress.status.load(Ordering::Relaxed));
         record.bytes_up = progress.up.load(Ordering::Relaxed);

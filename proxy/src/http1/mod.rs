@@ -11,7 +11,7 @@ mod patience;
 mod upstreams;
 
 use crate::answer::{Denial, Refusal};
-use crate::draft::Draft;
+use crate::draft::{Draft, Ends};
 use crate::judge::{self, Judged, Leg};
 use crate::limits::{DISCARD_BYTES, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER};
 use crate::proxy::{Accepted, Proxy, reset};
@@ -21,7 +21,7 @@ use crate::state::{OpenFlow, Said, View, Wake};
 use crate::telemetry::context::Context;
 use crate::tunnel;
 use body::{poll_read, read_more};
-use bytes::Buf as _;
+use bytes::{Buf as _, BytesMut};
 use exchange::{After, Exchange};
 use head::{Bad, Changes, Framing, RequestHead, Upgrade};
 use patience::Patience;
@@ -30,7 +30,7 @@ use std::future::poll_fn;
 use std::io;
 use std::sync::Arc;
 use std::task::Poll;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 pub(crate) use upstreams::Upstream;
@@ -44,6 +44,7 @@ struct Connection {
     wake: Arc<Wake>,
     deadline: Deadline,
     patience: Patience,
+    ends: Ends,
 }
 
 /// What came of waiting for a request.
@@ -81,10 +82,12 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
         wake: Arc::default(),
         deadline: Deadline::default(),
         patience: Patience::default(),
+        ends: Ends::default(),
     };
     loop {
         let step = match connection.next_request().await {
-            Next::Request(head) => connection.request(&head).await,
+            // Boxed: nothing of it is held while the connection is idle.
+            Next::Request(head) => Box::pin(connection.request(&head)).await,
             Next::Bad(bad) => connection.unreadable(bad).await,
             Next::Slow => connection.refuse_unread(Refusal::HeadTimeout).await,
             Next::Crowded => connection.refuse_unread(Refusal::Crowded).await,
@@ -96,7 +99,8 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             Step::Abort => return reset(&connection.client.stream),
             Step::Tunnel => {
                 let Connection { proxy, client, upstreams, .. } = connection;
-                return tunnel::serve(&proxy, client, Said::Raw, upstreams.into_servers()).await;
+                let servers = upstreams.into_servers();
+                return Box::pin(tunnel::serve(&proxy, client, Said::Raw, servers)).await;
             }
         }
     }
@@ -198,7 +202,8 @@ impl Connection {
         let wake = Some(&self.wake);
         let route = self.proxy.route_of(&self.client.client, &asked, Wish::Keep(&open), wake, judge);
         let Route { target, judged, flow, view, load } = route;
-        let mut record = target.record(&view, if head.minor == 0 { "http/1.0" } else { "http/1.1" });
+        let mut record =
+            target.record_of(&mut self.ends, &view, if head.minor == 0 { "http/1.0" } else { "http/1.1" });
         drop(view);
         record.describe(&said);
         let span = self.span(head, &mut record);
@@ -230,7 +235,7 @@ impl Connection {
             Err(refusal) => {
                 let close = self.must_close(head);
                 self.answer(refusal, close, head.method() == "HEAD", record).await;
-                return if close { Step::Close } else { self.discard(head).await };
+                return if close { Step::Close } else { Box::pin(self.discard(head)).await };
             }
         };
         let changes = Changes { path: judged.path, traceparent: span };
@@ -254,7 +259,7 @@ impl Connection {
         let close = self.must_close(head);
         let refusal = Refusal::Denied(Denial::of(verdict));
         self.answer(refusal, close, head.method() == "HEAD", record).await;
-        if close { Step::Close } else { self.discard(head).await }
+        if close { Step::Close } else { Box::pin(self.discard(head)).await }
     }
 
     /// Whether the connection ends after our own answer: a body that may not come, or too much of it.
@@ -297,7 +302,7 @@ impl Connection {
             return Ok(upstream);
         }
         let place = self.upstreams.make_room(&self.proxy, target);
-        let dialled = self.proxy.dial(target).await;
+        let dialled = Box::pin(self.proxy.dial(target)).await;
         self.upstreams.dialled(at, dialled.is_ok());
         Ok(Upstream::new(at, dialled?, place))
     }
@@ -386,8 +391,9 @@ pub(crate) async fn linger(mut stream: TcpStream) {
             return;
         }
         let mut thrown = 0;
-        let mut buf = [0; 4096];
-        while let Ok(length @ 1..) = stream.read(&mut buf).await {
+        let mut buf = BytesMut::new();
+        while let Ok(length @ 1..) = read_more(&mut stream, &mut buf).await {
+            buf.clear();
             thrown += length as u64;
             if thrown > DISCARD_BYTES {
                 return;

@@ -47,7 +47,7 @@ pub(crate) struct Connection {
 pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
     // A Service's streams are balanced one by one: they have no one connection to a server.
     if proxy.http2 == Http2::Relayed && !client.client.service {
-        return relay::io::serve(proxy, client).await;
+        return Box::pin(relay::io::serve(proxy, client)).await;
     }
     let (from, crowd, streams) = (client.client, client.charge.crowd(), client.charge.streams());
     let io = Rewound::new(client.buf.freeze(), client.stream);

@@ -7,7 +7,7 @@
 
 use super::balance::{Allowed, Balance, Load};
 use super::vip::Vip;
-use crate::draft::Draft;
+use crate::draft::{Draft, Ends};
 use crate::judge::{self, Judged, Leg};
 use crate::limits::CHOICES;
 use crate::proxy::Proxy;
@@ -77,7 +77,16 @@ impl Target {
     /// A record of this target that begins now.
     #[must_use]
     pub fn record(&self, view: &View, protocol: &'static str) -> Draft {
-        let mut record = Draft::begin(view, &self.leg, protocol);
+        self.through(Draft::begin(view, &self.leg, protocol))
+    }
+
+    /// The same, of one connection's requests.
+    #[must_use]
+    pub fn record_of(&self, ends: &mut Ends, view: &Arc<View>, protocol: &'static str) -> Draft {
+        self.through(ends.begin(view, &self.leg, protocol))
+    }
+
+    fn through(&self, mut record: Draft) -> Draft {
         if let Some(vip) = &self.service {
             record.through(vip);
         }

@@ -11,7 +11,6 @@ use crate::http2::{no_stream, stream as rewriting, unreadable};
 use crate::judge::{self, Judged};
 use crate::limits::{H2_STREAM_WINDOW, H2_STREAMS};
 use crate::proxy::Proxy;
-use crate::service::route::Target;
 use crate::state::Said;
 use crate::telemetry::context::Context;
 use http::uri::PathAndQuery;
@@ -112,7 +111,7 @@ impl Relay {
         let flow = self.proxy.state.open_beside(leg, Said::Request(said.clone()), &self.wake);
         let view = self.proxy.state.view();
         let judged = rewriting::judged(&said, odd.as_ref(), &view, &leg);
-        let mut record = Target::direct(leg).record(&view, "http/2");
+        let mut record = self.ends.begin(&view, &leg, "http/2");
         record.describe(&said);
         rewrite.traceparent = self.proxy.span_of(&said, &mut record);
         record.judged(&judged.verdict);

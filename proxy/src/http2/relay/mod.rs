@@ -17,6 +17,7 @@ mod side;
 mod stream;
 
 use crate::answer::Refusal;
+use crate::draft::Ends;
 use crate::http2::frame::{self, Head, MAX_WINDOW, code, flag, setting};
 use crate::http2::hpack::{Block, Encoder};
 use crate::limits::{
@@ -128,6 +129,7 @@ const LAST_CALL: [u8; 8] = *b"lastcall";
 struct Relay {
     proxy: Arc<Proxy>,
     who: Client,
+    ends: Ends,
     /// The client was told that it may extend CONNECT.
     offers: bool,
     client: Side,
@@ -183,6 +185,7 @@ impl Relay {
         Self {
             proxy,
             who,
+            ends: Ends::default(),
             offers,
             client,
             server: Side::new(now),
