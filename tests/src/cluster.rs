@@ -33,6 +33,8 @@ pub struct Cluster {
     control: Option<Process>,
     environment: Vec<(String, String)>,
     markers: u64,
+    /// Whether the proxies write flow records.
+    records: bool,
     /// The cluster that control is over, in the directory's place.
     kubeconfig: Option<PathBuf>,
     /// The world.
@@ -45,7 +47,15 @@ impl Cluster {
     /// # Errors
     /// When a binary is missing or does not come up.
     pub fn start(world: World, environment: &[(&str, &str)]) -> Result<Self> {
-        Self::start_from(world, environment, None)
+        Self::start_from(world, environment, None, true)
+    }
+
+    /// The same without flow records: for more requests than anybody would read of.
+    ///
+    /// # Errors
+    /// When a binary is missing or does not come up.
+    pub fn start_unrecorded(world: World) -> Result<Self> {
+        Self::start_from(world, &[], None, false)
     }
 
     /// The same over an API server, by a kubeconfig: what is applied there is the cluster.
@@ -53,16 +63,22 @@ impl Cluster {
     /// # Errors
     /// When a binary is missing or does not come up.
     pub fn over(world: World, environment: &[(&str, &str)], kubeconfig: &Path) -> Result<Self> {
-        Self::start_from(world, environment, Some(kubeconfig.to_owned()))
+        Self::start_from(world, environment, Some(kubeconfig.to_owned()), true)
     }
 
-    fn start_from(world: World, environment: &[(&str, &str)], kubeconfig: Option<PathBuf>) -> Result<Self> {
+    fn start_from(
+        world: World,
+        environment: &[(&str, &str)],
+        kubeconfig: Option<PathBuf>,
+        records: bool,
+    ) -> Result<Self> {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut cluster = Self {
             proxies: BTreeMap::new(),
             control: None,
             environment: environment.iter().map(own).collect(),
             markers: 0,
+            records,
             kubeconfig,
             world,
         };
@@ -131,7 +147,10 @@ impl Cluster {
         command.arg(format!("unix:{}", self.socket().display()));
         command.arg("--bpffs").arg(&node.bpffs);
         command.arg("--state").arg(self.world.dir().join(format!("state-{}", node.name)));
-        command.args(["--records", "-"]).args(more);
+        if self.records {
+            command.args(["--records", "-"]);
+        }
+        command.args(more);
         command.envs(self.environment.iter().map(|(name, value)| (name, value)));
         let process = Process::start(format!("proxy-{}", node.name), self.world.dir(), &mut command)?;
         self.proxies.insert(node.name.clone(), process);

@@ -15,6 +15,7 @@ pub mod peer;
 pub mod proto;
 pub mod rig;
 pub mod scene;
+pub mod soak;
 pub mod world;
 
 pub use world::{Attach, Node, NodeSpec, Overlay, Pod, PodSpec, Process, World, WorldBuilder};

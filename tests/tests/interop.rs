@@ -13,6 +13,8 @@ mod grpc;
 mod http;
 #[path = "interop/parts.rs"]
 mod parts;
+#[path = "interop/soak.rs"]
+mod soak;
 #[path = "interop/stage.rs"]
 mod stage;
 #[path = "interop/websocket.rs"]
@@ -28,6 +30,7 @@ fn main() -> ExitCode {
     tests.extend(websocket::tests());
     tests.extend(frames::tests());
     tests.extend(browser::tests());
+    tests.extend(soak::tests());
     let code = harness::main(2, tests);
     // The world is never dropped: it is shared until the end.
     take_down_all();

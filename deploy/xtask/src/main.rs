@@ -17,6 +17,7 @@ mod parts;
 mod peers;
 mod place;
 mod setup;
+mod soak;
 mod step;
 mod suite;
 
@@ -73,6 +74,14 @@ enum Verb {
         #[arg(long, default_value_t = 1)]
         minutes: u64,
     },
+    /// Put the product under everything at once for as long as it is told (needs root; not part of the tests, which have a
+    /// short form)
+    Soak {
+        /// What
+        what: soak::What,
+        #[command(flatten)]
+        form: soak::Form,
+    },
     /// Boot an older kernel under qemu and run some of the datapath's tests there (takes minutes; not part of the tests)
     Kernel {
         /// The tests, by parts of their names; some of each kind unless told
@@ -122,6 +131,7 @@ fn run(verb: Verb) -> anyhow::Result<bool> {
         Verb::Bench { what, write, json, only } => {
             bench::run(&place, what, write, &bench::Form { json, only }).map(|()| true)
         }
+        Verb::Soak { what, form } => soak::run(&place, what, &form),
         Verb::Kernel { tests, package } => kernel::run(&place, &package, &tests),
         Verb::BuildBpf { check } => {
             if let Some(reason) = bpf::run(&place, check)? {

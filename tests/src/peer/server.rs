@@ -4,7 +4,7 @@
 //! over loopback answers with the ledger. Knows nothing of policies. Called by `sluice-peer` and by tests.
 
 use crate::peer::cart::{Caller, CartService};
-use crate::peer::ledger::{Counted, Ledger, canonical, is_loopback, say};
+use crate::peer::ledger::{Counted, Ledger, canonical, is_loopback};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -51,12 +51,13 @@ pub async fn serve(listener: TcpListener, name: String, ledger: Arc<Ledger>) -> 
             ledger: Arc::clone(&ledger),
             routes: routes.clone(),
         };
-        let io = TokioIo::new(Counted::new(stream, Arc::clone(&ledger), port, peer));
+        let (io, ledger) =
+            (TokioIo::new(Counted::new(stream, Arc::clone(&ledger), port, peer)), Arc::clone(&ledger));
         tokio::spawn(async move {
             let service = service_fn(|request| answer(seen.clone(), request));
             let ended = auto::Builder::new(TokioExecutor::new()).serve_connection(io, service).await;
             if let (Err(error), false) = (ended, is_loopback(peer)) {
-                say(&json!({"event": "broken", "connection": connection, "error": error.to_string()}));
+                ledger.say(&json!({"event": "broken", "connection": connection, "error": error.to_string()}));
             }
         });
     }
