@@ -220,6 +220,11 @@ pub const RECORDS_WORTH: usize = 128;
 /// 500,000 requests a second.
 pub const RECORD_LULL: Duration = Duration::from_millis(20);
 
+/// How long a client over HTTP/2 that was told to go may take to say that it has heard it (RFC 9113 §6.8: a round trip).
+/// What it sent by then is served; of what comes later it is told that nobody looked at it, and may send it elsewhere. A
+/// client that lives answers at once, however busy it is within this.
+pub const H2_LAST_CALL: Duration = Duration::from_secs(5);
+
 /// The longest frame between agent and worker: a snapshot.
 pub const FRAME_BYTES: usize = 64 * 1024 * 1024;
 

@@ -323,3 +323,24 @@ async fn a_client_that_ignores_its_window_is_reset() {
         "no byte of it beyond the server's window"
     );
 }
+
+#[tokio::test]
+async fn a_client_that_is_silent_at_the_last_call_is_told_how_far_we_came() {
+    let (at, mut served) = server().await;
+    let world = World::start(&shop(), at).await;
+    let mut client = raw_http2(&world).await;
+    send(&mut client, &frame(HEADERS, END_HEADERS | END_STREAM, 1, &head("/api"))).await;
+    let mut stream = soon("the stream", served.recv()).await.expect("a stream");
+    stream.respond.send_response(Response::new(()), true).expect("sent");
+    assert_eq!(first(&mut client, &[HEADERS]).await, Some(HEADERS));
+    let proxy = world.proxy.clone();
+    tokio::spawn(async move { proxy.drain(common::DEADLINE).await });
+    let mut said = Vec::new();
+    while let Some((head, payload)) = soon("a frame", next(&mut client)).await {
+        if head.kind == kind::GOAWAY {
+            said.push(u32::from_be_bytes(payload[..4].try_into().expect("four bytes")));
+        }
+    }
+    // What comes after the first one is still served; what comes after the second may be sent again.
+    assert_eq!(said, [0x7fff_ffff, 1]);
+}

@@ -21,8 +21,8 @@ use crate::draft::Ends;
 use crate::http2::frame::{self, Head, MAX_WINDOW, code, flag, setting};
 use crate::http2::hpack::{Block, Encoder};
 use crate::limits::{
-    H2_HANDSHAKE_TIMEOUT, H2_HEADER_LIST_BYTES, H2_RESET_STREAMS, H2_STALL_TIMEOUT, H2_STREAM_WINDOW,
-    H2_STREAMS, H2_WINDOW_TIMEOUT, HEAD_TIMEOUT, IDLE_TIMEOUT, LINGER, REQUEST_TIMEOUT,
+    H2_HANDSHAKE_TIMEOUT, H2_HEADER_LIST_BYTES, H2_LAST_CALL, H2_RESET_STREAMS, H2_STALL_TIMEOUT,
+    H2_STREAM_WINDOW, H2_STREAMS, H2_WINDOW_TIMEOUT, HEAD_TIMEOUT, IDLE_TIMEOUT, REQUEST_TIMEOUT,
 };
 use crate::proxy::Proxy;
 use crate::service::route::Client;
@@ -421,7 +421,7 @@ impl Relay {
             _ => None,
         };
         let silent = match &self.leaving {
-            Some(leaving) => Some(leaving.since.max(self.idle) + LINGER),
+            Some(leaving) => Some(leaving.since.max(self.idle) + H2_LAST_CALL),
             None => Some(self.idle + IDLE_TIMEOUT),
         };
         let stalled = |side: &Side| side.stalled.map(|since| since + H2_STALL_TIMEOUT);
@@ -468,7 +468,11 @@ impl Relay {
         }
         if self.streams.is_empty() {
             match &self.leaving {
-                Some(leaving) if late(leaving.since.max(self.idle), LINGER) => self.over = true,
+                Some(leaving) if late(leaving.since.max(self.idle), H2_LAST_CALL) && !self.over => {
+                    // Without this word a stream that crosses the closing is lost: nobody could send it again.
+                    frame::write_go_away(&mut self.client.out, self.last, code::NO_ERROR);
+                    self.over = true;
+                }
                 None if late(self.idle, IDLE_TIMEOUT) => self.leave(),
                 _ => {}
             }
