@@ -233,6 +233,11 @@ pub const FRAME_BYTES: usize = 64 * 1024 * 1024;
 /// this hits the closing as rarely as that of any idle timeout.
 pub const DRAIN_LULL: Duration = Duration::from_secs(2);
 
+/// The same where another agent has the node and nobody waits for this one's end: longer than most
+/// clients keep a connection that they do not use (90 s in Go's net/http), so that they close it themselves, or send the
+/// request that is answered with `Connection: close`, and none crosses a closing of ours.
+pub const HANDED_OVER_LULL: Duration = Duration::from_secs(95);
+
 /// How long connections may drain once told to stop. Kubernetes gives 30 s by default; the agent needs a few.
 pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(20);
 

@@ -8,7 +8,9 @@ use crate::detect::{self, Protocol};
 use crate::dial::{Dialer, keepalive};
 use crate::draft::Sink;
 use crate::judge::{self, Judged, Leg};
-use crate::limits::{ACCEPT_BACKOFF, DETECT_WINDOW, DRAIN_LULL, HEAD_TIMEOUT, IDLE_TIMEOUT};
+use crate::limits::{
+    ACCEPT_BACKOFF, DETECT_WINDOW, DRAIN_LULL, DRAIN_TIMEOUT, HANDED_OVER_LULL, HEAD_TIMEOUT, IDLE_TIMEOUT,
+};
 use crate::service::balance::Balance;
 use crate::service::route::{Client, Target};
 use crate::share::{Charge, Full, Place, Shares};
@@ -20,8 +22,8 @@ use bytes::BytesMut;
 use sluice_policy::{Reason, Verdict};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -47,6 +49,8 @@ pub struct Proxy {
     /// How HTTP/2 is served.
     pub http2: Http2,
     drain: CancellationToken,
+    /// How long connections without a request stay, once it drains.
+    lull: OnceLock<Duration>,
     /// That it was cancelled: asked for each request, and the token takes a lock.
     drains: AtomicBool,
     tasks: TaskTracker,
@@ -95,6 +99,7 @@ impl Proxy {
             ids: Ids::default(),
             http2,
             drain: CancellationToken::new(),
+            lull: OnceLock::new(),
             drains: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),
@@ -114,6 +119,7 @@ impl Proxy {
             ids: Ids::default(),
             http2: self.http2,
             drain: CancellationToken::new(),
+            lull: OnceLock::new(),
             drains: AtomicBool::new(false),
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),
@@ -129,7 +135,7 @@ impl Proxy {
     /// Ends when the proxy drains and a client that was about to speak has had the time to.
     pub(crate) async fn drained_idle(&self) {
         self.drain.cancelled().await;
-        tokio::time::sleep(DRAIN_LULL).await;
+        tokio::time::sleep(self.lull.get().copied().unwrap_or(DRAIN_LULL)).await;
     }
 
     /// Whether the proxy drains: answers then close their connection.
@@ -161,6 +167,9 @@ impl Proxy {
     /// how many were cut.
     pub async fn drain(&self, limit: Duration) -> usize {
         self.drains.store(true, Ordering::Release);
+        // Who may take longer than a process that is stopped has another one beside it.
+        let lull = if limit > DRAIN_TIMEOUT { HANDED_OVER_LULL } else { DRAIN_LULL };
+        let _ = self.lull.set(lull);
         self.drain.cancel();
         self.tasks.close();
         self.streams.close();

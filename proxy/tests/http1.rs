@@ -4,6 +4,7 @@ mod common;
 
 use common::{CART, CLIENT, Client, INTRUDER, OK, Recorder, World, shop, snapshot, soon};
 use sluice_policy::{DenyDetail, Endpoint, Mode, OnDeny, Snapshot, Workload};
+use sluice_proxy::limits::{DRAIN_LULL, HANDED_OVER_TIMEOUT};
 use sluice_proxy::telemetry::sampler::Sampler;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -397,6 +398,25 @@ async fn draining_ends_connections_after_their_answer() {
     let answer = busy.ask(" c\r\n\r\n").await;
     assert!(answer.contains("\r\nconnection: close\r\n") && answer.ends_with("ok"), "{answer}");
     assert_eq!(busy.rest().await.expect("closed in order"), b"");
+    assert_eq!(soon("draining", drained).await.expect("no panic"), 0, "nothing was cut");
+}
+
+#[tokio::test]
+async fn a_proxy_that_handed_over_lets_its_idle_clients_speak() {
+    let server = Recorder::start(OK).await;
+    let world = World::start(&shop(), server.at).await;
+    let mut idle = world.connect().await;
+    assert_eq!(idle.ask(get("/api")).await, OK);
+    let mut silent = world.connect().await;
+    let proxy = world.proxy.clone();
+    let drained = tokio::spawn(async move { proxy.drain(HANDED_OVER_TIMEOUT).await });
+    // One that is stopped would have closed them by then.
+    tokio::time::sleep(DRAIN_LULL + DRAIN_LULL / 2).await;
+    for client in [&mut idle, &mut silent] {
+        let answer = client.ask(get("/api")).await;
+        assert!(answer.contains("\r\nconnection: close\r\n") && answer.ends_with("ok"), "{answer}");
+        assert_eq!(client.rest().await.expect("closed in order"), b"");
+    }
     assert_eq!(soon("draining", drained).await.expect("no panic"), 0, "nothing was cut");
 }
 
