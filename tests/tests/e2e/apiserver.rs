@@ -4,6 +4,8 @@
 use crate::NEEDS;
 use anyhow::{Result, ensure};
 use libtest_mimic::Trial;
+use rustix::process::Signal;
+use serde_json::Value;
 use sluice_tests::apiserver::{ApiServer, CONTROL_ACCOUNT, NAMESPACE};
 use sluice_tests::cluster::{Cluster, IN_FORCE};
 use sluice_tests::harness::{Need, test};
@@ -110,10 +112,18 @@ fn wait(server: &ApiServer, policy: &str) -> Result<()> {
     server.kubectl(&wait).map(|_| ())
 }
 
-/// Status and reason of a condition of a policy, as `True/Programmed`.
-fn condition(server: &ApiServer, policy: &str) -> Result<String> {
-    let path = r#"jsonpath={.status.conditions[?(@.type=="Programmed")]['status','reason']}"#;
-    Ok(server.kubectl(&["get", policy, "-n", "shop", "-o", path])?.trim().replace(' ', "/"))
+/// Status and reason of the condition of the policy of every pod, if it was said of the policy as it is now.
+fn said(server: &ApiServer) -> Result<Option<String>> {
+    let policy = server.kubectl(&["get", "l7np/everyone", "-n", "shop", "-o", "json"])?;
+    let policy: Value = serde_json::from_str(&policy)?;
+    let conditions = policy["status"]["conditions"].as_array();
+    let is = |condition: &&Value| {
+        condition["type"] == "Programmed"
+            && condition["observedGeneration"] == policy["metadata"]["generation"]
+    };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let found = conditions.into_iter().flatten().find(is);
+    Ok(found.map(|condition| format!("{}/{}", text(&condition["status"]), text(&condition["reason"]))))
 }
 
 /// A policy of every pod of the shop, so that both nodes are concerned.
@@ -155,6 +165,19 @@ fn programmed() -> Result<()> {
     say(&server, &["get", "l7np,cl7np", "-A"])?;
     say(&server, &["get", "l7np", "everyone", "-n", "shop", "-o", "jsonpath-as-json={.status}"])?;
 
+    // An agent that stands still has not said it: nobody says it for that agent, however long it takes.
+    let slow = scene.world().nodes[0].name.clone();
+    scene.cluster.proxy(&slow)?.signal(Signal::STOP)?;
+    server.apply(&everyone("/late"))?;
+    eventually("the change is observed, and not in force", IN_FORCE, || {
+        let said = said(&server)?;
+        ensure!(said.as_deref() != Some("True/Programmed"), "nobody has said that it is in force on {slow}");
+        Ok(said.is_some())
+    })?;
+    scene.cluster.proxy(&slow)?.signal(Signal::CONT)?;
+    wait(&server, "l7np/everyone")?;
+    ensure!(asks(&scene, "/late")? == Some(200), "programmed, and refused");
+
     // A new control says nothing of what it does not know, and nothing else.
     scene.cluster.stop_control()?;
     server.apply(&everyone("/while-nobody-looks"))?;
@@ -166,7 +189,7 @@ fn programmed() -> Result<()> {
     let dead = scene.world().nodes[1].name.clone();
     scene.cluster.proxy(&dead)?.kill()?;
     eventually("the dead node is not known about", IN_FORCE, || {
-        Ok(condition(&server, "l7np/everyone")? == "Unknown/NotHeardOf")
+        Ok(said(&server)?.as_deref() == Some("Unknown/NotHeardOf"))
     })?;
     say(&server, &["get", "l7np,cl7np", "-A"])?;
     let message = r#"jsonpath={.status.conditions[?(@.type=="Programmed")].message}"#;
