@@ -164,6 +164,11 @@ fn pause() {
     tokio::time::pause();
 }
 
+/// Waits for what is bounded, by the test's time.
+async fn in_time<T>(bounded: impl Future<Output = T>) -> T {
+    tokio::time::timeout(REQUEST_TIMEOUT * 2, bounded).await.expect("it ends in time")
+}
+
 #[tokio::test]
 async fn a_request_waits_so_long_for_its_answer_and_no_longer() {
     let server = Recorder::start("").await;
@@ -179,7 +184,7 @@ async fn a_request_waits_so_long_for_its_answer_and_no_longer() {
     let start = tokio::time::Instant::now();
     pause();
     let mut answer = String::new();
-    client.stream.read_to_string(&mut answer).await.expect("an answer, then the end");
+    in_time(client.stream.read_to_string(&mut answer)).await.expect("an answer, then the end");
     assert!(answer.starts_with("HTTP/1.1 504 Gateway Timeout\r\n"), "{answer}");
     assert!(start.elapsed() >= REQUEST_TIMEOUT);
     let record = world.records.recv().await.expect("a record");
@@ -207,7 +212,7 @@ async fn a_body_that_drips_has_so_long_and_no_longer() {
         }
     });
     let mut answer = String::new();
-    read.read_to_string(&mut answer).await.expect("an answer, then the end");
+    in_time(read.read_to_string(&mut answer)).await.expect("an answer, then the end");
     assert!(answer.starts_with("HTTP/1.1 408 Request Timeout\r\n"), "{answer}");
     assert!(start.elapsed() >= REQUEST_TIMEOUT);
     let record = world.records.recv().await.expect("a record");
@@ -236,8 +241,8 @@ async fn a_stream_waits_so_long_for_its_answer_and_grpc_as_long_as_it_takes() {
     let _unended: Served = next().await;
     pause();
     let start = tokio::time::Instant::now();
-    assert_eq!(unanswered.await.expect("an answer").status(), StatusCode::GATEWAY_TIMEOUT);
-    assert_eq!(unended.await.expect("an answer").status(), StatusCode::REQUEST_TIMEOUT);
+    assert_eq!(in_time(unanswered).await.expect("an answer").status(), StatusCode::GATEWAY_TIMEOUT);
+    assert_eq!(in_time(unended).await.expect("an answer").status(), StatusCode::REQUEST_TIMEOUT);
     assert!(start.elapsed() + Duration::from_secs(1) >= REQUEST_TIMEOUT);
     let mut errors = Vec::new();
     for _ in 0..2 {
