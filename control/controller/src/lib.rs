@@ -4,6 +4,7 @@
 //! Follows the objects, compiles per node, publishes what changed, and says what became of it. Its only server is the
 //! tonic feed. It never sees the proxy's code, eBPF or a pod's socket; no verdict is made here.
 
+mod acks;
 pub mod cluster;
 pub mod config;
 pub mod feed;

@@ -3,10 +3,11 @@
 //! Straight through: a change is read, compiled for every node and offered; acks come back. Compiling runs on the
 //! blocking pool. Called by `main`.
 
+use crate::acks;
 use crate::cluster::{Client, Shared, watch as watches};
 use crate::feed::{Event, FeedService};
 use crate::follow::{Timing, follow};
-use crate::nodes::Nodes;
+use crate::nodes::{Node, Nodes};
 use crate::plan::{Objects, Plan, Settings, Source};
 use crate::socket::Socket;
 use crate::status::{StatusFile, status};
@@ -331,7 +332,8 @@ impl Controller {
                 self.nodes.leave(&node, stream);
             }
             Event::Acked { node, stream, ack, turn: _ } => {
-                say_ack(&node, &ack);
+                let before = self.nodes.get(&node).and_then(Node::ack);
+                acks::say(&node, before, &ack);
                 self.nodes.acked(&node, stream, ack, Instant::now());
             }
             Event::Reported { node, stream, records, dropped, kernel, turn: _ } => {
@@ -376,23 +378,6 @@ impl Controller {
         }
         self.said = now;
     }
-}
-
-fn say_ack(node: &str, ack: &pb::Ack) {
-    let generation = ack.generation;
-    if !ack.rejected.is_empty() {
-        tracing::error!(
-            "node {node} refused generation {generation} and keeps what it had: {}",
-            ack.rejected
-        );
-    }
-    for missing in &ack.missing {
-        tracing::warn!("node {node}: {} is not enforced: {}", missing.endpoint, missing.reason);
-    }
-    for drift in &ack.drift {
-        tracing::warn!("node {node} is not as it must be: {}: {}", drift.what, drift.stays);
-    }
-    tracing::debug!("node {node}: generation {generation}, {} endpoints attached", ack.attached.len());
 }
 
 /// The writer's turn, or whether there is one is another; without a writer, nothing.

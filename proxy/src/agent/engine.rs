@@ -26,7 +26,7 @@ use sluice_policy::Snapshot;
 use sluice_redirect::{Applied, Node};
 use sluice_wire::{REPORT_PERIOD, pb};
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -96,8 +96,9 @@ pub(super) struct Engine {
     sequence: u64,
     draining: bool,
     drained: bool,
-    /// Another agent is taking the node over: the rows are its own to change.
-    frozen: bool,
+    /// Another agent is taking the node over: the rows are its own to change. Looked at by whoever holds the node, so
+    /// that what was asked for before and begins after changes none.
+    frozen: Arc<AtomicBool>,
     /// Told when the first snapshot is in force and the worker serves.
     serving: Option<oneshot::Sender<()>>,
 }
@@ -125,7 +126,7 @@ impl Engine {
             sequence: 0,
             draining: false,
             drained: false,
-            frozen: false,
+            frozen: Arc::default(),
             serving: None,
         })
     }
@@ -161,7 +162,7 @@ impl Engine {
 
     /// Leaves the rows alone from now on. What is being written is written to its end.
     pub(super) async fn freeze(&mut self) {
-        self.frozen = true;
+        self.frozen.store(true, Ordering::SeqCst);
         let node = self.node.clone();
         let waited =
             tokio::task::spawn_blocking(move || drop(node.lock().unwrap_or_else(PoisonError::into_inner)));
@@ -170,7 +171,7 @@ impl Engine {
 
     /// Nobody took over: what the other may have written is written again.
     pub(super) fn thaw(&mut self) {
-        self.frozen = false;
+        self.frozen.store(false, Ordering::SeqCst);
         if let Some(target) = &mut self.target {
             target.due = Some(Instant::now());
         }
@@ -319,14 +320,15 @@ impl Engine {
     async fn apply_rows(&mut self) {
         let Some(target) = &mut self.target else { return };
         target.due = None;
-        if self.frozen {
+        if self.frozen.load(Ordering::SeqCst) {
             return;
         }
-        let (node, snapshot) = (self.node.clone(), target.snapshot.clone());
+        let (node, snapshot, frozen) = (self.node.clone(), target.snapshot.clone(), self.frozen.clone());
         let what = format!("the rows of generation {} are written", snapshot.generation);
         let work = tokio::task::spawn_blocking(move || {
             let mut node = node.lock().unwrap_or_else(PoisonError::into_inner);
-            node.as_mut().map(|node| node.apply(&snapshot).map_err(|error| error.to_string()))
+            let node = node.as_mut().filter(|_| !frozen.load(Ordering::SeqCst));
+            node.map(|node| node.apply(&snapshot).map_err(|error| error.to_string()))
         });
         let result = match self.busy(&what, work).await {
             Ok(Some(result)) => result,
