@@ -32,4 +32,5 @@ pub mod telemetry;
 pub mod threads;
 pub mod tls;
 pub mod tunnel;
+pub mod turns;
 pub mod worker;

@@ -114,6 +114,16 @@ pub const QUEUES: u8 = sluice_redirect::MAX_QUEUES;
 /// Threads that serve: no more than there are queues.
 pub const THREADS: u8 = QUEUES;
 
+/// Turns that an endpoint's tasks have in one pass while nobody else has any: whoever comes waits for no more of them.
+/// Fewer would make a busy thread look for what is ready as often as it serves.
+pub const TURNS: u32 = 8;
+
+/// The same while others have turns as well: what they wait for each busy endpoint, tens of microseconds each.
+pub const TURNS_SHARED: u32 = 2;
+
+/// Passes that others are remembered for after their last turn: tens of milliseconds of a thread that is busy.
+pub const TURNS_MEMORY: u64 = 1024;
+
 /// Open connections in all: twice as many descriptors, and some memory each.
 pub const CONNECTIONS: usize = 100_000;
 

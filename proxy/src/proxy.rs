@@ -17,6 +17,7 @@ use crate::share::{Charge, Full, Place, Shares};
 use crate::state::{Said, State, View};
 use crate::telemetry::sampler::{Ids, Sampler};
 use crate::tls::{self, Hello};
+use crate::turns::{Seat, Turns};
 use crate::{http1, http2, tunnel};
 use bytes::BytesMut;
 use sluice_policy::{Reason, Verdict};
@@ -56,6 +57,7 @@ pub struct Proxy {
     tasks: TaskTracker,
     streams: TaskTracker,
     shares: Arc<Shares>,
+    turns: Arc<Turns>,
 }
 
 /// How HTTP/2 connections are served.
@@ -78,6 +80,8 @@ pub struct Accepted {
     pub buf: BytesMut,
     /// What it holds of its endpoint's bytes.
     pub charge: Charge,
+    /// Where its tasks sit.
+    pub seat: Seat,
 }
 
 impl Proxy {
@@ -104,6 +108,7 @@ impl Proxy {
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),
             shares: Arc::default(),
+            turns: Arc::default(),
         })
     }
 
@@ -124,6 +129,7 @@ impl Proxy {
             tasks: TaskTracker::new(),
             streams: TaskTracker::new(),
             shares: self.shares.clone(),
+            turns: Arc::default(),
         })
     }
 
@@ -182,9 +188,15 @@ impl Proxy {
         self.tasks.len()
     }
 
-    /// Runs one stream of a connection beside it.
-    pub(crate) fn spawn_stream(&self, stream: impl Future<Output = ()> + Send + 'static) {
-        self.streams.spawn(stream);
+    /// Runs one stream of a connection beside it, on the same seat.
+    pub(crate) fn spawn_stream(&self, seat: &Seat, stream: impl Future<Output = ()> + Send + 'static) {
+        self.streams.spawn(seat.task(stream));
+    }
+
+    /// Whose turn it is on this proxy's thread.
+    #[must_use]
+    pub const fn turns(&self) -> &Arc<Turns> {
+        &self.turns
     }
 
     fn admit(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, own: Option<SocketAddr>) {
@@ -200,14 +212,15 @@ impl Proxy {
             Err(full) => return self.refuse_crowd(&stream, &client, full),
         };
         drop(view);
-        let proxy = self.clone();
-        // Spawned even while draining: the connection was taken from the queue.
-        self.tasks.spawn(async move {
-            let accepted = Accepted { client, stream, buf: BytesMut::new(), charge: place.charge() };
-            // Boxed: the future of a whole connection is large, most of it for the rarer protocols.
-            Box::pin(proxy.serve(accepted)).await;
+        let (proxy, seat) = (self.clone(), self.turns.seat(place.endpoint()));
+        let charge = place.charge();
+        let accepted = Accepted { client, stream, buf: BytesMut::new(), charge, seat: seat.clone() };
+        // Spawned even while draining: the connection was taken from the queue. Boxed by its seat: the future of a whole
+        // connection is large, most of it for the rarer protocols.
+        self.tasks.spawn(seat.task(async move {
+            proxy.serve(accepted).await;
             drop(place);
-        });
+        }));
     }
 
     /// A place for one more connection.

@@ -126,6 +126,12 @@ pub struct Place {
 }
 
 impl Place {
+    /// Whose it is, by its first address.
+    #[must_use]
+    pub const fn endpoint(&self) -> IpAddr {
+        self.endpoint
+    }
+
     /// What the connection holds, to be kept up to date by whoever serves it.
     #[must_use]
     pub fn charge(&self) -> Charge {

@@ -101,9 +101,17 @@ fn spawn(
 
 /// Accepts, and serves what it accepted; for ever, since connections live on when no more are accepted.
 fn serve(proxy: &Arc<Proxy>, listeners: Vec<TcpListener>, begin: &Begin) -> anyhow::Result<Infallible> {
-    let runtime = Builder::new_current_thread().enable_all().build().context("start the runtime")?;
+    let turns = proxy.turns().clone();
+    // Nothing is ready any more: all that was has had its turn.
+    let rest = move || turns.rest();
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .on_thread_park(rest)
+        .build()
+        .context("start the runtime")?;
     runtime.block_on(async {
         let mut accepting = JoinSet::new();
+        accepting.spawn(proxy.turns().clone().pace());
         for listener in listeners {
             let listener = tokio::net::TcpListener::from_std(listener).context("take a listener")?;
             let (proxy, begin) = (proxy.clone(), begin.clone());

@@ -50,6 +50,7 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
         return Box::pin(relay::io::serve(proxy, client)).await;
     }
     let (from, crowd, streams) = (client.client, client.charge.crowd(), client.charge.streams());
+    let seat = client.seat;
     let io = Rewound::new(client.buf.freeze(), client.stream);
     let handshake = server(proxy.offers_upgrades(&from)).handshake::<_, Bytes>(io);
     let mut client = match tokio::time::timeout(H2_HANDSHAKE_TIMEOUT, handshake).await {
@@ -89,11 +90,11 @@ pub async fn serve(proxy: Arc<Proxy>, client: Accepted) {
             }
             Some(Ok((request, respond))) => {
                 let begun = Begun(connection.clone());
-                // Boxed for its size. Ends with its connection: then every handle it waits on fails.
-                connection.proxy.spawn_stream(Box::pin(async move {
+                // Ends with its connection: then every handle it waits on fails.
+                connection.proxy.spawn_stream(&seat, async move {
                     stream::serve(begun.0.clone(), request, respond).await;
                     drop(begun);
-                }));
+                });
             }
             Some(Err(error)) => {
                 if !error.is_io() && !error.is_remote() {

@@ -44,7 +44,7 @@ struct Io {
 
 /// Serves a connection to its end.
 pub(in crate::http2) async fn serve(proxy: Arc<Proxy>, accepted: Accepted) {
-    let Accepted { client: who, stream, buf, charge } = accepted;
+    let Accepted { client: who, stream, buf, charge, .. } = accepted;
     let mut relay = Relay::new(proxy.clone(), who, charge.streams(), Instant::now());
     relay.feed(End::Client, &buf, Instant::now());
     drop(buf);
