@@ -126,9 +126,18 @@ impl Snapshot {
         &self,
         before: impl IntoIterator<Item = (&'a IpAddr, &'a Arc<Workload>)>,
     ) -> HashSet<IpAddr> {
-        let stays = |address: IpAddr, was: &Workload| self.owner(address).is_some_and(|is| is.is_pod(was));
-        let gone = before.into_iter().filter(|(address, was)| !stays(**address, was));
+        let gone = before.into_iter().filter(|(address, was)| !self.has(**address, was));
         gone.map(|(address, _)| *address).collect()
+    }
+
+    /// Whether this address is one of those.
+    #[must_use]
+    pub fn has_left(&self, address: IpAddr, before: &Self) -> bool {
+        before.owner(address).is_some_and(|was| !self.has(address, was))
+    }
+
+    fn has(&self, address: IpAddr, pod: &Workload) -> bool {
+        self.owner(address).is_some_and(|is| is.is_pod(pod))
     }
 
     /// A profile by its id.
@@ -294,6 +303,9 @@ mod tests {
         let left = |now: &Snapshot| {
             let mut left: Vec<IpAddr> = now.left(&before.owners()).into_iter().collect();
             left.sort_unstable();
+            // Asked of one address, the answer is the same.
+            let asked: Vec<IpAddr> = (0..10).map(address).filter(|at| now.has_left(*at, &before)).collect();
+            assert_eq!(left, asked);
             left
         };
         assert!(left(&before.clone()).is_empty());
